@@ -179,7 +179,7 @@ mod tests {
             assert!(now.since(read(ClockId::Monotonic)) > Duration::from_secs(SUSPENDED - 60));
             return;
         }
-        // Once more where both clocks differ, as on a host that has been suspended.
+        // Again where both clocks differ, as on a host that was suspended.
         let offset = SUSPENDED.to_string();
         let mut command = std::process::Command::new("unshare");
         command.args(["--time", "--fork", "--boottime", &offset]).arg(std::env::current_exe().unwrap());
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_passed_is_known_whatever_the_wall_clock_says() {
+    fn elapsed_time_does_not_depend_on_the_wall_clock() {
         const YEARS: i64 = 10 * 365 * 86_400_000;
         let at = |boot: &str, boot_millis, wall_millis| Stamp { boot: boot.into(), boot_millis, wall_millis };
         let (then, seconds) = (at("a", 5_000, 100 * YEARS), Duration::from_secs);
@@ -202,7 +202,7 @@ mod tests {
             let same = at("a", 12_000, 100 * YEARS + jump);
             assert_eq!(then.passed(&same), seconds(7), "{jump}");
         }
-        // Over a boot the wall clock tells, unless it cannot be right.
+        // Across a boot the wall clock applies, unless it is implausible.
         assert_eq!(then.passed(&at("b", 3_000, 100 * YEARS + 60_000)), seconds(60));
         assert_eq!(then.passed(&at("b", 30_000, 100 * YEARS + YEARS)), seconds(30));
         assert_eq!(then.passed(&at("b", 30_000, 90 * YEARS)), seconds(30));
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_in_utc_with_milliseconds() {
+    fn times_are_displayed_in_utc_with_milliseconds() {
         let text = "2026-01-31T13:00:00.25+01:00";
         assert_eq!(rfc3339(parse_rfc3339(text).unwrap()), "2026-01-31T12:00:00.250Z");
         for wrong in ["", "yesterday", "2026-01-31", "2026-02-30T00:00:00Z", "12:00"] {

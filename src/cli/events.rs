@@ -313,7 +313,7 @@ mod tests {
             (8, "a", true, Some(9)),
             (8, "a", false, Some(9)),
             (6, "a", true, Some(9)),
-            // A start that goes on behind the one before, and one with numbers of its own.
+            // A start that continues after the one before, and one with event numbers of its own.
             (10, "b", true, Some(10)),
             (9, "a", false, Some(10)),
             (1, "c", true, Some(1)),
@@ -321,7 +321,7 @@ mod tests {
         ] {
             assert_eq!((printed.note(id, start), printed.last().map(|(id, _)| id)), (is_new, last), "{id} of {start}");
         }
-        // One that never comes is not waited for.
+        // A number that never arrives is not waited for.
         assert!((3..2000).all(|id| printed.note(id, "c")));
         assert_eq!(printed.last(), Some((1999, "c")));
     }

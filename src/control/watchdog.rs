@@ -70,7 +70,7 @@ mod tests {
     use crate::worker::{WorkerSetSettings, worker_set};
 
     #[test]
-    fn all_must_answer_every_time() {
+    fn every_worker_must_reply_each_time() {
         let pool = Pool::new(64).unwrap();
         let settings = WorkerSetSettings {
             workers: 2,

@@ -303,7 +303,7 @@ mod tests {
 
     use super::*;
 
-    /// A pipe of one page.
+    /// A pipe with a capacity of one page.
     fn small_pipe() -> (File, OwnedFd) {
         let (read, write) = pipe().unwrap();
         fcntl_setpipe_size(&write, 4096).unwrap();
@@ -314,7 +314,7 @@ mod tests {
         format!("{number:06} {}", "x".repeat(93))
     }
 
-    /// Reads what there is until a line `end` comes.
+    /// Reads up to a line `end`.
     fn read_until(from: &mut File, end: &str) -> Vec<String> {
         let (mut text, mut some) = (String::new(), [0; 4096]);
         while !text.ends_with(&format!("{end}\n")) {
@@ -325,15 +325,15 @@ mod tests {
     }
 
     #[test]
-    fn lines_keep_their_order_and_lost_ones_are_counted_in_their_place() {
+    fn lines_are_in_order_and_lost_ones_counted_in_place() {
         let (mut read, write) = small_pipe();
         let log = Log::default();
         log.start_at(write);
         let total = 3 * QUEUE / 100;
         (0..total).for_each(|number| log.say(&line(number)));
         log.finish_within(Duration::from_millis(10));
-        assert!(log.lock().is_pending(), "the reader does not read, and nobody waits for it");
-        // The next lines come when there is room again, and stand behind the gap.
+        assert!(log.lock().is_pending(), "writers do not wait for the reader");
+        // Later lines are written once there is room, after the gap.
         let reader = thread::spawn(move || read_until(&mut read, "the end"));
         log.finish_within(Duration::from_secs(60));
         log.say("the end");
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_standard_error_refuses_is_counted_and_ends_nothing() {
+    fn write_errors_are_counted_and_not_fatal() {
         let log = Log::default();
         log.start_at(File::options().write(true).open("/dev/full").unwrap());
         (0..10).for_each(|number| log.say(&line(number)));
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_very_long_line_is_cut() {
+    fn a_very_long_line_is_truncated() {
         let (mut read, write) = pipe().map(|(read, write)| (File::from(read), write)).unwrap();
         let log = Log::default();
         log.start_at(write);

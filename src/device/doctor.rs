@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rung_follows_from_what_the_driver_can() {
+    fn the_mode_follows_from_driver_features() {
         for (features, prefer, piece) in [
             (Some(0), "packet", "generic copy"),
             (Some(1), "packet", "mode = generic"),
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn long_frames_need_pieces() {
+    fn long_frames_need_multi_buffer_support() {
         let mut facts = nic(Some(3));
         facts.link.mtu = 9000;
         assert!(!xdp(&facts).0);
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_of_others_is_in_the_way_and_can_be_taken_off() {
+    fn a_foreign_program_is_reported_with_its_remedy() {
         let mut facts = nic(Some(11));
         facts.link.xdp = Some(Attached { mode: XdpMode::Generic, program: 7 });
         let report = reported(&facts);
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_of_our_own_is_left_where_it_is() {
+    fn a_program_of_a_running_switch_is_recognised() {
         let mut facts = nic(Some(11));
         facts.link.xdp = Some(Attached { mode: XdpMode::Native, program: 7 });
         facts.own_program = true;
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_stack_of_the_host_does_is_told_with_the_remedy() {
+    fn the_host_stack_is_warned_of_with_the_remedy() {
         let mut facts = nic(Some(11));
         assert!(!reported(&facts).to_string().contains("network stack"));
         facts.stack = HostStack { ipv6: true, autoconfigures: true, ..HostStack::default() };
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tap_of_a_guest_with_offloads_is_a_trap() {
+    fn a_tap_with_virtio_net_hdr_is_warned_of() {
         for vnet_header in [false, true] {
             let mut facts = nic(Some(3));
             facts.link.tap = Some(TapInfo { vnet_header, multi_queue: true, queues: 2, ..TapInfo::default() });
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn where_tags_may_be_lost_the_kind_that_sees_them_is_preferred() {
+    fn where_tags_may_be_lost_packet_is_preferred() {
         let mut facts = nic(Some(3));
         facts.tags = TagCapabilities { strips: vec!["rx-vlan-hw-parse"], driver: facts.driver.clone(), ..facts.tags };
         let report = reported(&facts);
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_frames_is_of_no_use() {
+    fn a_netdev_without_ethernet_is_unusable() {
         assert!(!reported(&Facts::default()).is_usable());
         let mut facts = nic(Some(3));
         facts.link.up = false;

@@ -78,16 +78,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_longer_than_any_that_passed_is_refused() {
+    fn a_frame_longer_than_any_sent_is_refused() {
         let mut limit = Limit::new();
         assert!(limit.refuses(1514));
         limit.passed(1414);
         assert!(limit.refuses(1415) && limit.refuses(1514));
-        assert!(!limit.refuses(1414) && !limit.refuses(60), "there was no room");
+        assert!(!limit.refuses(1414) && !limit.refuses(60), "the device was full");
     }
 
     #[test]
-    fn a_device_that_is_full_is_never_taken_for_one_that_refuses() {
+    fn a_full_device_is_distinguished_from_a_refusing_one() {
         let mut limit = Limit::new();
         limit.passed(1514);
         for round in 0..10_000 {
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_comes_down_is_found() {
+    fn a_lowered_limit_is_detected() {
         let mut limit = Limit::new();
         limit.passed(1514);
         let mut believed = 0;
@@ -114,6 +114,6 @@ mod tests {
             limit.passed(1414);
         }
         limit.passed(1514);
-        assert!(!limit.refuses(1514), "and one that comes up");
+        assert!(!limit.refuses(1514), "and a limit that rises");
     }
 }

@@ -329,7 +329,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cable_is_transparent(lens in proptest::collection::vec(0usize..9300, 1..40), lent: bool) {
+        fn frames_pass_unmodified(lens in proptest::collection::vec(0usize..9300, 1..40), lent: bool) {
             let pool = Pool::new(512).unwrap();
             let mut magazine = Magazine::new(pool);
             let mut batch = Batch::new();
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_cable_says_so() {
+    fn a_full_device_is_reported() {
         let (mut end, mut far) = loopback(LoopbackCapacity { blocks: 1, block_bytes: 200 });
         assert!(!end.send(&[0; 200], Offload::NONE), "a frame that no block can hold");
         assert!(end.stage(&[1; 100], Offload::NONE));

@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_observed_is_news_once() {
+    fn an_observation_is_reported_once() {
         let observed = Observed::default();
         assert!(!observed.take_changed() && !observed.take_sample_request());
         observed.request_samples();
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_is_over_after_a_few_frames() {
+    fn observation_is_bounded_per_receive() {
         let mut samples = Samples::default();
         assert!(!samples.is_due());
         samples.begin();

@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn each_property_of_a_tap_that_differs_is_named_with_both_values_and_the_remedy() {
+    fn each_changed_property_of_a_tap_is_named_with_values_and_remedy() {
         let tap = tap(Netns::Named("blue".into()));
         let right = of(&tap);
         assert_eq!(warnings(&tap, &right), [""; 0]);
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_tags_need_is_told_of_packet_sockets() {
+    fn too_small_an_mtu_for_tags_is_reported_for_packet_sockets() {
         let mut now = of(&packet());
         assert!(refusals(&packet(), &now).unwrap().contains("mtu 1508`"));
         now.link.mtu = 1508;
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_netdev_of_ours_in_the_hosts_namespace_is_put_right() {
+    fn only_taps_of_the_switch_in_the_host_namespace_are_corrected() {
         assert!(is_restored(&tap(Netns::Host), true));
         for (settings, made) in [(tap(Netns::Host), false), (tap(Netns::Named("blue".into())), true), (packet(), true)]
         {
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_of_others_is_opened_again_only_for_a_reason() {
+    fn a_foreign_device_is_reopened_only_if_necessary() {
         for settings in [packet(), xdp()] {
             let up = Properties { queues: Some(1), features: vec!["a".into(), "b".into()], ..of(&settings) };
             let why = |change: fn(&mut Properties)| {
@@ -433,7 +433,7 @@ mod tests {
                 outdated(&settings, Some(&up), Some(&now))
             };
             assert_eq!(why(|_| ()), None);
-            assert_eq!(why(|now| now.link.carrier = false), None, "it may come back any time");
+            assert_eq!(why(|now| now.link.carrier = false), None, "the netdev may reappear at any time");
             assert_eq!(why(|now| now.link.mac = mac(9)), None);
             assert_eq!(why(|now| now.queues = None), None, "not known");
             let said = |change: fn(&mut Properties), piece: &str| {
@@ -445,17 +445,17 @@ mod tests {
             said(|now| now.link.mtu = 9000, "was 1500 and is 9000");
             said(|now| now.queues = Some(4), "had 1 receive queues and has 4");
             let is_packet = matches!(settings, Settings::Packet(_));
-            assert_eq!(why(|now| now.features.push("c".into())).is_none(), is_packet, "for xdp tags are lost then");
+            assert_eq!(why(|now| now.features.push("c".into())).is_none(), is_packet, "xdp would lose tags then");
             assert_eq!(why(|now| drop(now.features.pop())), None);
-            assert_eq!(why(|now| now.link.gso_max_size = 9000), None, "that is followed");
+            assert_eq!(why(|now| now.link.gso_max_size = 9000), None, "such changes are followed");
             let mut now = Properties { features: vec!["b".into(), "c".into()], ..up.clone() };
             now.link.gso_max_size = 9000;
             let said = changes(&settings, &up, &now).concat();
             let iovecs = ["a off, c on", "gso_max_size was 0 and is 9000"];
             assert!(iovecs.iter().all(|piece| said.contains(piece) == is_packet), "{said}");
             assert!(outdated(&settings, Some(&up), None).unwrap().contains("gone"));
-            assert_eq!(outdated(&settings, None, Some(&up)), None, "nothing is known of before");
+            assert_eq!(outdated(&settings, None, Some(&up)), None, "no earlier value is known");
         }
-        assert_eq!(outdated(&tap(Netns::Host), None, None), None, "ours is not opened again");
+        assert_eq!(outdated(&tap(Netns::Host), None, None), None, "a tap of the switch is not reopened");
     }
 }

@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_never_be_is_refused_before_anything_is_asked() {
+    fn invalid_settings_are_refused_before_any_system_call() {
         let cases = [
             Settings { name: "sixteen-bytes-16".into(), ..settings() },
             Settings { queues: 0, ..settings() },

@@ -97,7 +97,7 @@ mod tests {
     use crate::sys::netns::Netns;
 
     #[test]
-    fn no_advice_leads_into_fragments() {
+    fn no_recommended_mtu_causes_fragments() {
         let location = DeviceLocation { device: "vx1".into(), netns: Netns::Host };
         let said = |own, wanted, mtu, overhead| {
             decide(&location, own, wanted, &Underlay { what: "the route to 10.0.0.2".into(), mtu, overhead })

@@ -452,10 +452,10 @@ mod tests {
     }
 
     #[test]
-    fn a_landed_frame_has_its_header_in_front() {
+    fn a_received_frame_has_its_header_in_front() {
         let mut batch = Batch::new();
         let mut bytes = vec![0; 12 + 60];
-        bytes[0] = 2; // a checksum that is known to be good
+        bytes[0] = 2; // a checksum known to be valid
         bytes[12..].fill(7);
         land(&mut batch, true, &bytes);
         assert_eq!(batch.head(0), &[7; 60]);
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn adopting_copies_long_frames_whole() {
+    fn long_frames_are_copied_completely() {
         let pool = Pool::new(64).unwrap();
         let mut magazine = Magazine::new(pool);
         let mut batch = Batch::new();
@@ -503,9 +503,9 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_ends_by_the_frames_that_super_frames_stand_for() {
+    fn a_burst_ends_by_the_segments_of_gso_packets() {
         let (mut batch, mut magazine) = (Batch::new(), Magazine::new(Pool::new(64).unwrap()));
-        // TCP over IPv4 in pieces of 10, 128 of them.
+        // TCP over IPv4 in 128 segments of 10.
         let header = [1, 1, 54, 0, 10, 0, 34, 0, 16, 0, 0, 0];
         let mut frame = vec![0x50; 54 + 1280];
         for owned in [false, true] {
@@ -519,7 +519,7 @@ mod tests {
             assert_eq!((batch.frame(1).count(), batch.is_full()), (128, true));
             batch.clear(&mut magazine);
         }
-        // Of the size that frames have, it is their bytes that count.
+        // With ordinary segments the number of bytes counts.
         let header = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
         frame.resize(54 + 44 * 1448, 0);
         for _ in 0..4 {
@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_header_is_an_empty_frame() {
+    fn a_truncated_header_is_an_empty_frame() {
         let mut batch = Batch::new();
         land(&mut batch, true, &[0; 5]);
         assert_eq!(batch.frame(0).len(), 0);

@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_lengths_are_copied_whole_and_no_more() {
+    fn every_length_is_copied_exactly() {
         for len in 0..200u8 {
             let from: Vec<u8> = (1..=len).collect();
             let mut to = vec![0; usize::from(len) + 2];
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "length")]
-    fn a_place_of_another_length_is_refused() {
+    fn a_buffer_of_another_length_is_refused() {
         copy(&[1; 40], &mut [0; 41]);
     }
 }

@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn small_frames_get_all_and_large_ones_a_part() {
+    fn small_frames_get_all_slots_and_large_ones_a_part() {
         assert_eq!((after(2048, 60), after(2048, 384), after(2048, 512)), (2048, 2048, 1536));
         assert_eq!((after(2048, 1514), after(2048, 2048)), (519, 512));
         assert_eq!((after(64, 1514), after(64, 0)), (64, 64), "a small ring has no more");
@@ -76,7 +76,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn there_are_never_too_few_and_never_too_many(
+        fn the_target_is_within_bounds(
             most in 1u32..4096, bursts in vec((1u32..64, 0u64..4096), 0..400)
         ) {
             let mut fill_target = FillTarget::new(most);

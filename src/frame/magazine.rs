@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_asked_for_what_there_is_no_slot_for() {
+    fn without_a_slot_no_frame_is_requested() {
         let pool = Pool::new(70).unwrap();
         let (mut magazine, mut batches) = (Magazine::new(pool), [Batch::new(), Batch::new()]);
         let mut requests = [0; 3];
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_gives_no_slot_to_two() {
+    fn a_panic_does_not_duplicate_a_slot() {
         let pool = Pool::new(8).unwrap();
         let (mut magazine, mut batch) = (Magazine::new(pool), Batch::new());
         let mut requests = 0;

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_runs_dry_and_recovers() {
+    fn an_exhausted_pool_recovers() {
         let pool = Pool::new(100).unwrap();
         let mut magazine = Magazine::new(pool);
         let mut held = Vec::new();
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_cross_threads_and_all_come_home() {
+    fn slots_cross_threads_and_are_all_freed() {
         let pool = Pool::new(2048).unwrap();
         std::thread::scope(|scope| {
             let (give, take) = crossbeam::channel::bounded::<Frame>(64);
@@ -338,7 +338,7 @@ mod tests {
                 let mut magazine = Magazine::new(pool);
                 for frame in take {
                     let all = bytes(&frame);
-                    assert!(all.iter().all(|&b| b == all[0]), "nobody else wrote it");
+                    assert!(all.iter().all(|&b| b == all[0]), "no other thread wrote it");
                     if all[0] == 0 { drop(frame) } else { magazine.recycle(frame) }
                 }
             });

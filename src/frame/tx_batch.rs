@@ -377,7 +377,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_lane_may_end_in_another() {
+    fn a_tx_batch_can_be_appended_to_another() {
         let pool = Pool::new(16).unwrap();
         let mut magazine = Magazine::new(pool);
         let mut batch = Batch::new();
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_counted_and_goes_home() {
+    fn frames_that_do_not_fit_are_counted_and_freed() {
         let pool = Pool::new(16).unwrap();
         let mut magazine = Magazine::new(pool);
         let mut batch = Batch::new();
@@ -444,10 +444,10 @@ mod tests {
     }
 
     proptest! {
-        /// A device that sends `most` frames in a call: the same as one after the other, but that a
-        /// link which is down is asked once only.
+        /// A device that sends `most` frames per call behaves like single calls, except that a link that is down is
+        /// detected once.
         #[test]
-        fn bursts_fare_as_single_frames_do(numbers in vec(any::<u8>(), 0..40), most in 1usize..9, lent in any::<bool>()) {
+        fn bursts_behave_like_single_frames(numbers in vec(any::<u8>(), 0..40), most in 1usize..9, lent in any::<bool>()) {
             let pool = Pool::new(128).unwrap();
             let mut magazine = Magazine::new(pool);
             let mut batch = Batch::new();
@@ -493,9 +493,9 @@ mod tests {
     }
 
     proptest! {
-        /// A device that takes plain frames as they are, while it has room: the same as one that is shown all.
+        /// A device that takes ordinary frames unseen, while it has room, behaves like one that is shown all.
         #[test]
-        fn plain_frames_fare_as_all_do(kinds in vec(0u8..4, 0..40), room in 0usize..50) {
+        fn ordinary_frames_behave_like_all_others(kinds in vec(0u8..4, 0..40), room in 0usize..50) {
             let (pool, other) = (Pool::new(256).unwrap(), Pool::new(64).unwrap());
             let (mut magazine, mut others) = (Magazine::new(pool), Magazine::new(other));
             let mut results = Vec::new();
@@ -545,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_gets_nowhere_is_asked_once() {
+    fn a_device_without_progress_is_called_once() {
         let pool = Pool::new(16).unwrap();
         let mut magazine = Magazine::new(pool);
         let mut tx = TxBatch::with_capacity(8);

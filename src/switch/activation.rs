@@ -86,7 +86,7 @@ mod tests {
     use crate::wire::Mac;
 
     #[test]
-    fn a_report_is_made_once_in_a_while_and_another_one_at_once() {
+    fn a_repeated_report_is_limited_and_another_is_made_at_once() {
         let mut reports = PinReports::new();
         let station = Station::new(NetworkId::new(0), Mac::from_bits(0x0200_0000_0001));
         let (port, uplink) = (PortId::new(1, 0), PortId::new(2, 0));
@@ -100,11 +100,11 @@ mod tests {
         assert_eq!(add(received, start), 1);
         assert_eq!(add(received, start + REPEAT - Duration::from_nanos(1)), 0);
         assert_eq!(add(elsewhere, start), 1);
-        assert_eq!(add(received, start), 1, "the other way round it is news again");
+        assert_eq!(add(received, start), 1, "the reverse is reported again");
         assert_eq!(add(received, start + REPEAT), 1);
     }
 
-    /// A report that did not fit is made later, and not taken for one that was made.
+    /// A report that finds no room is made later.
     #[test]
     fn no_report_is_lost_for_lack_of_room() {
         let mut reports = PinReports::new();

@@ -97,7 +97,7 @@ mod tests {
 
     static POOL: LazyLock<&Pool> = LazyLock::new(|| Pool::new(512).unwrap());
 
-    /// Ports 0 to 3, of which 2 and 3 have one owner, and stations that are frozen at some of them.
+    /// Ports 0 to 3, of which 2 and 3 have one owner, and stations dampened at some of them.
     fn config(picky: bool, ports: u16, dampened: &[(u64, u16)]) -> Arc<ForwardingConfig> {
         let network = NetworkConfig {
             id: NetworkId::new(0),
@@ -129,7 +129,7 @@ mod tests {
         Mac::from_bits(0x0200_0000_0000 | number)
     }
 
-    /// Stations that are learned or not, those that are pinned, and addresses that are none.
+    /// Learned, unknown, pinned and invalid addresses.
     fn address() -> impl Strategy<Value = Mac> {
         prop_oneof![
             8 => (0u64..14).prop_map(mac),
@@ -140,7 +140,7 @@ mod tests {
         ]
     }
 
-    /// What becomes of a burst from port 0.
+    /// Verdicts of a burst from port 0.
     fn decider(switch: &mut Switch, batch: &Batch, now_secs: u32, is_short: bool) -> Vec<Verdict> {
         let Switch { config, fdb, updates, flap_detector: flaps, pin_reports: reports, keys, .. } = switch;
         let port = config.compiled_port(PortId::new(0, 0)).unwrap();
@@ -172,9 +172,9 @@ mod tests {
     }
 
     proptest! {
-        /// The short way, and the long one for each frame.
+        /// Compares the fast path with the slow path for each frame.
         #[test]
-        fn the_short_way_leads_where_the_long_one_does(
+        fn the_fast_path_agrees_with_the_slow_path(
             entry in vec((0u64..14, 0u16..4, 600u32..1002), 0..14),
             bursts in vec(vec((address(), address(), 10usize..70), 0..BURST), 1..4),
             picky: bool,
@@ -189,7 +189,7 @@ mod tests {
                     let station = Station::new(NetworkId::new(0), mac(number));
                     switch.restore(FdbEntry { station, port: PortId::new(port, 0), last_seen });
                 }
-                // What was learned behind the last one leads nowhere any more.
+                // Stations of the last port are no longer valid.
                 switch.replace_config(config(picky, 3, &dampened), MonoTime::from_secs(1));
                 for (now, frames) in (1000..).zip(&bursts) {
                     let mut batch = Batch::new();

@@ -288,7 +288,7 @@ mod tests {
         Station::new(NetworkId::new(0), Mac::from_bits(0x0200_0000_0000 + number))
     }
 
-    /// All moves there ever were, and when control was told.
+    /// All moves, and the times at which control was told.
     #[derive(Default)]
     struct Model {
         moves: HashMap<u64, Vec<MonoTime>>,
@@ -315,9 +315,9 @@ mod tests {
     }
 
     proptest! {
-        /// In whatever window of the time: four moves at most. And no refusal that is not due, and one piece of news.
+        /// At most four moves in any window, no refusal that is not due, and one event.
         #[test]
-        fn the_fifth_within_the_time_is_refused(
+        fn the_fifth_move_within_the_window_is_refused(
             siblings: bool,
             start in 0..1_000_000_000u64,
             flaps in vec((0..WAYS as u64, prop_oneof![0..3u64, 0..100u64, Just(45), Just(180)], prop::bool::weighted(0.9)), 0..200),
@@ -335,9 +335,9 @@ mod tests {
         }
     }
 
-    /// Stations that move once push out each other, and none that has moved more often.
+    /// Stations that move once evict each other, and none that has moved more often.
     #[test]
-    fn what_moves_most_is_remembered_longest() {
+    fn stations_with_most_moves_are_evicted_last() {
         let (mut movers, now) = (FlapTable::<MAX_MOVES>::new(SETS, VM_WINDOW), MonoTime::from_secs(1000));
         for _ in 0..4 {
             assert_eq!(movers.decide(station(0), 5, HOME, now, true), Decision::Allow);

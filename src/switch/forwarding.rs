@@ -470,7 +470,7 @@ mod tests {
         }
     }
 
-    /// An uplink's port, carried by port 20 under its own number.
+    /// An uplink's port at the trunk port 20, with its own number.
     fn uplink(index: u16, network: u16) -> PortConfig {
         let (id, network) = (PortId::new(index, 0), NetworkId::new(network));
         PortConfig { worker: Some(0), ..PortConfig::uplink(id, network, VmId(0), PortId::new(20, 0), Vid::new(index)) }
@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_leaves_out_only_its_source() {
+    fn a_flood_excludes_only_its_source() {
         let ports = vec![port(0, 0, 1, &[]), port(1, 0, 2, &[]), port(2, 0, 1, &[]), port(3, 1, 1, &[])];
         let config = ForwardingConfig::compile(hash_key(), vec![network(0), network(1)], ports, Vec::new());
         let mut reached: Vec<usize> = config.flood(PortId::new(2, 0)).concat().iter().map(|id| id.index()).collect();
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_address_is_pinned_to_nobody() {
+    fn a_shared_address_is_not_pinned() {
         let vrrp = 0x0000_5e00_0101;
         let own = 0x0200_0000_9999;
         let ports = vec![port(0, 0, 1, &[vrrp, own]), port(1, 0, 2, &[vrrp]), port(2, 1, 3, &[vrrp])];
@@ -530,7 +530,7 @@ mod tests {
         assert_eq!(config.pinned().count(), 5);
     }
 
-    /// Whom a flood reaches, by number, in order.
+    /// Ports that a flood reaches, by number, in order.
     fn reached(config: &ForwardingConfig, from: u16, inside: bool) -> Vec<usize> {
         let to = if inside { FloodScope::NoUplinks } else { FloodScope::All };
         let reached = config.flood_ports(Flood::new(PortId::new(from, 0), to));
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn floods_leave_by_all_uplinks_and_come_in_past_them() {
+    fn floods_leave_by_all_uplinks_and_never_cross_them() {
         let other =
             PortConfig { attachment: Attachment::Tagged { trunk: PortId::new(21, 0), vlan: None }, ..uplink(6, 0) };
         let ports = vec![uplink(5, 0), port(0, 0, 1, &[]), other.clone(), uplink(7, 1), port(1, 0, 0, &[])];
@@ -556,7 +556,7 @@ mod tests {
         assert_eq!(config.pinned().count(), 2, "an uplink has no address");
         assert_eq!(config.counting_port(PortId::new(6, 0)), PortId::new(21, 0));
         assert_eq!(config.counting_port(PortId::new(0, 0)), PortId::new(0, 0));
-        // One that is not to send gets nothing, and its last frames are not sent to other uplinks.
+        // An uplink that must not send receives no flood, and its last frames are not sent to other uplinks.
         for change in [|trunk: &mut TrunkConfig| trunk.backup = true, |trunk: &mut TrunkConfig| trunk.admin_up = false]
         {
             let mut trunks = trunks.clone();
@@ -568,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guard_is_not_for_uplinks() {
+    fn anti_spoofing_does_not_apply_to_uplinks() {
         let ports = vec![port(0, 0, 1, &[]), uplink(5, 0)];
         let trunks = vec![trunk(20, &ports[1..])];
         let config = ForwardingConfig::compile(hash_key(), vec![network(0)], ports, trunks);

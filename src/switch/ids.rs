@@ -175,7 +175,7 @@ mod tests {
         assert_eq!((station.network(), station.mac()), (NetworkId::new(4095), mac));
     }
 
-    /// Addresses that count up, as clouds hand them out, spread over a table as random ones would.
+    /// Sequential addresses, as clouds assign them, spread over a table like random ones.
     #[test]
     fn counted_addresses_spread() {
         for seed in 0..200u8 {

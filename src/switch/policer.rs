@@ -205,14 +205,14 @@ mod tests {
     use proptest::prelude::*;
     use std::time::Duration;
 
-    /// A time of its own, far from the beginning.
+    /// An arbitrary time, far from zero.
     const START: MonoTime = MonoTime::from_secs(1_000_000);
 
     fn after(nanos: u64) -> MonoTime {
         START + Duration::from_nanos(nanos)
     }
 
-    /// Tokens that come in a time, rounded down.
+    /// Tokens earned in a time, rounded down.
     fn come(rate: &Rate, nanos: u64) -> u64 {
         u64::try_from(u128::from(rate.per_second()) * u128::from(nanos) / 1_000_000_000).unwrap()
     }
@@ -222,7 +222,7 @@ mod tests {
         (per_second, prop_oneof![1u64..10, 1u64..100_000, any::<u64>()]).prop_map(|(r, burst)| Rate::new(r, burst))
     }
 
-    /// Takes all that there is. How much that was.
+    /// Takes all tokens. Returns their number.
     fn drain(bucket: &Policer, rate: &Rate, now: MonoTime, shared: bool) -> u64 {
         let (mut taken, mut cost) = (0, rate.burst());
         while cost > 0 {
@@ -236,7 +236,7 @@ mod tests {
     }
 
     proptest! {
-        /// In any window, from any admitted charge to any other.
+        /// In any window between two admitted charges.
         #[test]
         fn no_window_has_more_than_its_rate_and_a_burst(
             rate in rate(),
@@ -244,7 +244,7 @@ mod tests {
             shared: bool,
         ) {
             let bucket = Policer::default();
-            // In steps that are of the size of the burst and of the interval.
+            // In steps of the size of burst and interval.
             let unit = 1_000_000_000 / rate.per_second() / 7 + rate.burst_units / 1000 / 64 + 1;
             let mut now = 0;
             let mut admitted: Vec<(u64, u64)> = Vec::new();
@@ -267,10 +267,10 @@ mod tests {
             }
         }
 
-        /// Whoever always takes all there is gets it to the token, however long it goes on.
+        /// Taking all tokens whenever there are some yields the rate exactly, for any time.
         #[test]
-        fn whoever_wants_more_gets_all_of_it(rate in rate(), waits in vec(1u64..1_000_000_000, 1..100), shared: bool) {
-            // As long as it is sure that the bucket is not full in between, and so loses what comes then.
+        fn constant_demand_gets_the_whole_rate(rate in rate(), waits in vec(1u64..1_000_000_000, 1..100), shared: bool) {
+            // While the bucket cannot have filled up in between and lost tokens.
             let room = (rate.burst_units - rate.token.0) / 64;
             if room == 0 {
                 return Ok(());
@@ -287,7 +287,7 @@ mod tests {
         }
 
         #[test]
-        fn it_is_ready_when_it_says(rate in rate(), waits in vec(0u64..2_000_000_000, 1..20)) {
+        fn tokens_are_available_at_the_reported_time(rate in rate(), waits in vec(0u64..2_000_000_000, 1..20)) {
             let bucket = Policer::default();
             let mut now = START;
             for wait in waits {
@@ -301,7 +301,7 @@ mod tests {
             }
         }
 
-        /// It is full again after the time of a burst, and stays so for years.
+        /// Full again after the time of one burst, and full for years.
         #[test]
         fn an_idle_bucket_is_full(rate in rate(), start in 0u64..1 << 40, idle in 0u64..(1 << 58) - (1 << 44)) {
             let bucket = Policer::default();
@@ -311,7 +311,7 @@ mod tests {
             prop_assert!(bucket.take(&rate, rate.burst(), start + idle, false));
         }
 
-        /// Another rate holds from the next charge on, and what was taken under one before keeps nobody mute.
+        /// A new rate applies from the next charge on; a debt under the old one does not block it.
         #[test]
         fn a_rate_can_change(before in rate(), rate in rate(), wait in 0u64..3_000_000_000, shared: bool) {
             let bucket = Policer::default();
@@ -327,9 +327,9 @@ mod tests {
             prop_assert!(bucket.ready(&rate, after(wait + 3_000_000_000)) <= after(wait + 4_000_000_000 + token));
         }
 
-        /// What costs more than a burst costs a burst, and passes when the bucket is full.
+        /// A charge larger than the burst costs one burst and passes when the bucket is full.
         #[test]
-        fn what_is_larger_than_the_bucket_is_not_mute_for_ever(rate in rate(), more in 0u64..1000) {
+        fn a_charge_larger_than_the_burst_passes_eventually(rate in rate(), more in 0u64..1000) {
             let bucket = Policer::default();
             let cost = rate.burst().saturating_add(more);
             prop_assert!(bucket.take(&rate, cost, START, false));
@@ -340,16 +340,16 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_of_nothing_is_one_of_little() {
+    fn a_rate_of_zero_is_the_smallest_rate() {
         assert_eq!(Rate::new(0, 0), Rate::new(1, 1));
         assert_eq!(Rate::new(1, u64::MAX), Rate::new(1, 3600));
         assert_eq!(Rate::new(u64::MAX, 1).per_second(), Rate::MAX);
     }
 
-    /// Several threads whose clocks differ have one rate together.
+    /// Threads with different clocks share one rate.
     #[test]
     fn several_threads_share_one_rate() {
-        // Within a second: so far clocks may differ.
+        // Within a second, by which clocks may differ.
         const STEPS: u64 = 900;
         for rate in [Rate::new(100_000, 2000), Rate::new(999_983, 7001), Rate::new(7, 3)] {
             let bucket = Policer::default();
@@ -372,7 +372,7 @@ mod tests {
             });
             let due = rate.burst() + come(&rate, STEPS * 1_000_000);
             assert!(taken <= due + 1, "{taken} of {due}");
-            // The first one to take may have begun later than the others.
+            // The first thread may have started later than the others.
             let late = come(&rate, 3 * 37_000) + 1;
             assert!(taken + late >= due, "{taken} of {due}");
         }

@@ -115,7 +115,7 @@ mod tests {
         Probe { sent, sequence, port: port.bits(), network: 1, vm: 2, mac: Mac::ZERO }.write(&KEY)
     }
 
-    /// What has been told of, with its time, and never forgotten.
+    /// All reported probes with their times.
     #[derive(Default)]
     struct Model(Vec<(u64, u64)>);
 
@@ -135,16 +135,16 @@ mod tests {
     }
 
     proptest! {
-        /// However they come, fresh or not, once or again: what is told of is what the model tells of.
+        /// For any probes, fresh, old or repeated: the reports agree with the model.
         #[test]
-        fn what_is_told_is_fresh_and_new(
+        fn reported_probes_are_fresh_and_new(
             start in 0..20_000_000_000u64,
             probes in vec((0..40u64, 0..5_000_000_000u64, prop::bool::weighted(0.05), 0..300_000_000u64), 1..200),
         ) {
             let (mut probe_receiver, mut model, mut now) = (ProbeReceiver::new(KEY), Model::default(), start);
             for (number, (sequence, age, is_own, pause)) in probes.into_iter().enumerate() {
                 now += pause;
-                // From a second and a half in the future to three and a half in the past.
+                // From 1.5 s in the future to 3.5 s in the past.
                 let sent = (now + 1_500_000_000).saturating_sub(age);
                 let port = if is_own { AT } else { PortId::new(8, 2) };
                 let frame = frame(sequence, MonoTime::from_nanos(sent), port);
@@ -155,9 +155,9 @@ mod tests {
             }
         }
 
-        /// No port is told of more than 100 a second, and none less for the bound being there.
+        /// At most 100 reports per second and port, and no fewer below that.
         #[test]
-        fn a_port_is_told_of_a_hundred_a_second(pauses in vec(0..20_000_000u64, 2000)) {
+        fn reports_per_port_are_limited_to_100_per_second(pauses in vec(0..20_000_000u64, 2000)) {
             let (mut probe_receiver, mut model, mut now) = (ProbeReceiver::new(KEY), Model::default(), 1_000_000_000);
             for (sequence, pause) in (0..).zip(pauses) {
                 now += pause;
@@ -169,9 +169,9 @@ mod tests {
         }
     }
 
-    /// Whatever else comes, and however often: a true one is told of.
+    /// Whatever else is received: a valid probe is reported.
     #[test]
-    fn nothing_masks_a_true_one() {
+    fn a_valid_probe_is_always_reported() {
         let (mut probe_receiver, now) = (ProbeReceiver::new(KEY), MonoTime::from_secs(100));
         let other = PortId::new(8, 2);
         for sequence in 0..50 {
@@ -191,7 +191,7 @@ mod tests {
                 assert_eq!(
                     probe_receiver.receive(AT, &frame(sequence, now, AT), now),
                     DropReason::ProbeStale,
-                    "its own"
+                    "the port's own probe"
                 );
                 let old = frame(1_000_000, now - MAX_AGE - Duration::from_nanos(1), other);
                 assert_eq!(probe_receiver.receive(AT, &old, now), DropReason::ProbeStale, "too old");

@@ -104,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mask_is_about_sixteen_addresses(mask: u16, near in 0x0180_c1ff_fff0..0x0180_c200_0020u64, far in 0..1u64 << 48) {
+        fn a_mask_covers_sixteen_addresses(mask: u16, near in 0x0180_c1ff_fff0..0x0180_c200_0020u64, far in 0..1u64 << 48) {
             for bits in [near, far] {
                 let mac = Mac::from_bits(bits);
                 let text = mac.to_string();
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn each_has_its_place_and_its_own_name() {
+    fn each_address_has_its_index_and_name() {
         let mut names = std::collections::HashSet::new();
         for (place, group) in ReservedGroup::all().enumerate() {
             assert_eq!(group.index(), place);

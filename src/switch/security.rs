@@ -257,7 +257,7 @@ mod tests {
     }
 
     proptest! {
-        /// However the bindings overlap: what one of them has is allowed, and nothing else.
+        /// With overlapping bindings, exactly the addresses of each are allowed.
         #[test]
         fn a_sender_is_one_binding(bindings in vec(binding(), 0..40)) {
             let compiled_port = Bindings::new(mac(0), &bindings);
@@ -272,7 +272,7 @@ mod tests {
                     prop_assert_eq!(compiled_port.allow(mac(number), &sender), is_bound, "{} {}", number, at);
                     if let IpAddr::V4(ip) = ip {
                         let arp = SenderInfo::Arp { mac: mac(number), ip };
-                        prop_assert_eq!(compiled_port.allow(mac(1), &arp), is_bound, "whoever the frame is from");
+                        prop_assert_eq!(compiled_port.allow(mac(1), &arp), is_bound, "for any source of the frame");
                     }
                 }
                 let link = link_local(mac(number));
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbors_say_what_is_bound() {
+    fn neighbour_discovery_names_bound_addresses() {
         let bind = |number, ip: &str| Binding { mac: mac(number), ip: ip.parse().ok() };
         let bindings = Bindings::new(mac(1), &[bind(1, "fd::1"), bind(2, "fd::2"), bind(2, "fd::3")]);
         let says = |ip: &str, target: Option<&str>, link: Option<u64>| {
@@ -319,7 +319,7 @@ mod tests {
             ("fd::1", None, Some(3), false),
             ("::", None, Some(2), true),
             ("::", None, Some(3), false),
-            // Of its own making (RFC 7217).
+            // Opaque interface identifier (RFC 7217).
             ("fe80::a1b2:c3d4:e5f6:789", None, None, true),
             ("fe80::a1b2:c3d4:e5f6:789", None, Some(1), true),
             ("fe80::a1b2:c3d4:e5f6:789", None, Some(3), false),
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn of_an_address_of_its_own_making_only_configuration_passes() {
+    fn from_an_opaque_address_only_address_configuration_passes() {
         let bind = |number, ip: &str| Binding { mac: mac(number), ip: ip.parse().ok() };
         let bindings = Bindings::new(mac(1), &[bind(2, "10.0.0.1")]);
         let ip: Ipv6Addr = "fe80::a1b2:c3d4:e5f6:789".parse().unwrap();
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sender_that_is_refused_is_named() {
+    fn the_refused_sender_is_named() {
         let bind = |number, ip: &str| Binding { mac: mac(number), ip: ip.parse().ok() };
         let bindings = Bindings::new(mac(1), &[bind(1, "fd::1"), bind(2, "fd::2")]);
         let v6 = |ip: &str, target: Option<&str>, link: Option<u64>| {
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused_and_nothing_passes() {
+    fn unparsable_frames_are_refused() {
         let bindings = Bindings::new(mac(1), &[Binding { mac: mac(1), ip: None }]);
         assert!(!bindings.allow(mac(1), &SenderInfo::Unreadable));
         assert!(bindings.allow(mac(1), &SenderInfo::Nothing));

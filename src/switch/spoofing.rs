@@ -118,11 +118,11 @@ mod tests {
         }
         assert_eq!(reports(&mut spoofing), [sender(1), sender(2)]);
         spoofing.record(PORT, sender(1), at(10_000));
-        assert_eq!(reports(&mut spoofing), [sender(1)], "after a while again");
+        assert_eq!(reports(&mut spoofing), [sender(1)], "again after the interval");
     }
 
     #[test]
-    fn a_port_that_names_everybody_is_reported_four_times_a_second() {
+    fn a_port_with_many_senders_is_reported_four_times_a_second() {
         let mut spoofing = SpoofReporter::new();
         let mut all = 0;
         for millis in 0..10_000u64 {
@@ -131,6 +131,6 @@ mod tests {
         }
         assert_eq!(all, 40);
         spoofing.record(PortId::new(4, 0), sender(1), at(10_000));
-        assert_eq!(reports(&mut spoofing).len(), 1, "another port has places of its own");
+        assert_eq!(reports(&mut spoofing).len(), 1, "another port has its own entries");
     }
 }

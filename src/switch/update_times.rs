@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_makes_room() {
+    fn the_oldest_entry_is_evicted() {
         let (mut times, at) = (UpdateTimes::new(), MonoTime::from_secs);
         for number in 1..=4 {
             times.put(station(number), 7, at(number));
@@ -70,12 +70,12 @@ mod tests {
     }
 
     #[test]
-    fn an_announcement_is_later_than_what_is_known() {
+    fn an_announcement_is_newer_than_known_entries() {
         let mut times = UpdateTimes::new();
         let now = MonoTime::from_secs(1);
         assert_eq!(times.advance(station(1), 7, now), now);
         assert_eq!(times.advance(station(1), 7, now), MonoTime::from_nanos(now.nanos() + 1));
         times.put(station(1), 7, now);
-        assert_eq!(times.get(station(1), 7), MonoTime::from_nanos(now.nanos() + 1), "time does not go back");
+        assert_eq!(times.get(station(1), 7), MonoTime::from_nanos(now.nanos() + 1), "times never decrease");
     }
 }

@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_reason_has_its_place_and_its_own_name() {
+    fn each_reason_has_its_index_and_name() {
         let mut names = std::collections::HashSet::new();
         for (place, reason) in DropReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, place);

@@ -35,13 +35,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_goes_where_it_is_pinned() {
+    fn a_pinned_thread_runs_on_its_core() {
         std::thread::spawn(|| {
-            let core = *allowed().last().expect("this thread runs somewhere");
+            let core = *allowed().last().expect("this thread runs on a core");
             assert!(pin(core));
             assert_eq!(allowed(), [core]);
             avoid(&[core]);
-            assert_eq!(allowed(), [core], "there is no other");
+            assert_eq!(allowed(), [core], "there is only one core");
             assert!(!pin(MAX_CORES) && !pin(usize::MAX));
         })
         .join()

@@ -260,7 +260,7 @@ mod tests {
     use crate::sys::netns::{Netns, within};
 
     #[test]
-    fn what_is_not_there_is_an_error() {
+    fn a_missing_netdev_is_an_error() {
         assert!(receive_queues("vift-nothing").is_err());
         assert!(receive_queues("a name that no device can have").is_err());
         assert_eq!(driver("vift-nothing"), None);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn features_are_known_by_the_names_of_ethtool() {
+    fn features_have_the_names_of_ethtool() {
         let features = features("lo").unwrap();
         assert!(features.is_active("loopback") && !features.can_change("loopback"));
         assert!(features.is_active("tx-generic-segmentation") && features.can_change("tx-generic-segmentation"));
@@ -298,7 +298,7 @@ mod tests {
         assert!(ip("del").success());
         let (seen, fixed, unknown) = tried.unwrap();
         assert_eq!(seen, [(Some(true), Some(false)), (Some(true), Some(true))]);
-        assert_eq!((fixed, unknown), (Some(false), Some(true)), "what cannot be changed stays");
+        assert_eq!((fixed, unknown), (Some(false), Some(true)), "a fixed feature is unchanged");
     }
 
     #[test]

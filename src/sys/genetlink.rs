@@ -137,13 +137,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_answer_is_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..64), wanted in 0u16..8) {
+        fn any_reply_is_parsed_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..64), wanted in 0u16..8) {
             let _ = attributes(&bytes).map(|attributes| attribute(attributes, wanted).map(<[u8]>::len));
             let _ = attribute(&bytes, wanted);
         }
 
         #[test]
-        fn what_is_put_in_is_found(value in proptest::collection::vec(any::<u8>(), 0..40), kind in 1u16..99) {
+        fn written_attributes_are_found(value in proptest::collection::vec(any::<u8>(), 0..40), kind in 1u16..99) {
             let bytes = request(7, 1, kind, &value);
             prop_assert_eq!(bytes.len() % 4, 0);
             prop_assert_eq!(u32::from_ne_bytes(bytes[..4].try_into().unwrap()) as usize, bytes.len());

@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn the_program_that_is_in_the_way_is_told() {
+    fn the_attached_program_is_reported() {
         use LinkXdp::{Attached as How, DrvProgId, HwProgId, ProgId, SkbProgId};
         use rtnetlink::packet_route::link::XdpAttached;
         let (native, generic, offloaded) = (XdpMode::Native, XdpMode::Generic, XdpMode::Offloaded);
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_asked_of_the_kernel_when_nothing_differs() {
+    fn without_differences_there_is_no_request() {
         // No netdev has this index, so any request fails.
         let link = Link { index: u32::MAX, mtu: 1500, up: true, ..Link::default() };
         let wanted = Wanted { mtu: Some(1500), mac: Some(Mac::ZERO), up: true, ..Wanted::default() };

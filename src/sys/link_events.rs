@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_otherwise_is_told() {
+    fn only_changes_are_reported() {
         use RouteNetlinkMessage::{DelLink, NewLink};
         let mut events = missed_events();
         assert_eq!(
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_have_been_told_of_the_others_are_gone() {
+    fn netdevs_missing_from_a_dump_are_gone() {
         use RouteNetlinkMessage::NewLink;
         let mut events = missed_events();
         to_io_error(&mut events, vec![NewLink(link(7, "a", true, 1500)), NewLink(link(8, "b", true, 1500))]);
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loopback_is_told_of_at_once() {
+    fn the_loopback_is_reported_at_once() {
         let mut events = within(&Netns::Host, LinkEvents::open).unwrap().unwrap();
         // The kernel answers the dump request synchronously.
         assert!(events.read().unwrap().contains("lo"));
@@ -345,7 +345,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_upset_it(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_parsed(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = missed_events().take(&bytes, &mut HashSet::new());
         }
     }

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn advice_leaves_contents_alone() {
+    fn advice_does_not_change_contents() {
         let mut table = vec![7u64; 1 << 20];
         prefer_huge_pages(&mut table);
         assert!(table.iter().all(|&x| x == 7));

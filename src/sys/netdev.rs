@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_there_is_no_answer() {
+    fn a_missing_netdev_has_no_properties() {
         assert!(!matches!(xdp_features(u32::MAX >> 1), Ok(Some(_))));
         assert!(!matches!(tells_vlan_tags(u32::MAX >> 1), Ok(true)));
     }

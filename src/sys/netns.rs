@@ -164,13 +164,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_in_the_host_is_done_in_another_thread() {
+    fn work_in_the_host_namespace_runs_on_another_thread() {
         let here = thread::current().id();
         assert!(within(&Netns::Host, || thread::current().id()).unwrap() != here);
     }
 
     #[test]
-    fn a_namespace_that_is_not_there_is_told_apart() {
+    fn a_missing_namespace_has_its_own_error() {
         for netns in
             [Netns::written("vift-nowhere"), Netns::written("/proc/self/ns/nothing"), Netns::written("/proc/version")]
         {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_namespace_is_not_opened() {
+    fn a_file_that_is_no_namespace_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
@@ -197,7 +197,11 @@ mod tests {
         }
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
-        assert_eq!(within(&Netns::At(file), || ()).unwrap_err().kind(), io::ErrorKind::NotFound, "it may come");
+        assert_eq!(
+            within(&Netns::At(file), || ()).unwrap_err().kind(),
+            io::ErrorKind::NotFound,
+            "the namespace may be created later"
+        );
     }
 
     #[test]
@@ -211,7 +215,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "a word")]
-    fn a_panic_inside_comes_out() {
+    fn a_panic_is_propagated() {
         let _ = within(&Netns::Host, || panic!("a word"));
     }
 }

@@ -101,18 +101,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_given_up_is_gone_for_this_thread_and_its_children() {
+    fn dropped_capabilities_are_gone_for_the_thread_and_its_children() {
         let before = NET_ADMIN.is_held();
         std::thread::spawn(move || {
             let had = SYS_ADMIN.is_held();
             keep_only(&[SYS_ADMIN]).unwrap();
             assert_eq!((SYS_ADMIN.is_held(), NET_ADMIN.is_held()), (had, false));
             keep_only(&[SYS_ADMIN, NET_ADMIN]).unwrap();
-            assert!(!NET_ADMIN.is_held(), "for good");
+            assert!(!NET_ADMIN.is_held(), "permanently");
             std::thread::spawn(|| assert!(!NET_ADMIN.is_held())).join().unwrap();
         })
         .join()
         .unwrap();
-        assert_eq!(NET_ADMIN.is_held(), before, "other threads keep what they have");
+        assert_eq!(NET_ADMIN.is_held(), before, "other threads keep their capabilities");
     }
 }

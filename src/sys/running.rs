@@ -84,7 +84,7 @@ mod tests {
     use crate::sys::netns::{Netns, within};
 
     #[test]
-    fn a_netdev_runs_while_it_is_up_and_somebody_is_at_its_other_end() {
+    fn a_netdev_is_running_while_it_and_its_peer_are_up() {
         if !rustix::process::geteuid().is_root() {
             return eprintln!("skipped: needs root, to make a namespace");
         }

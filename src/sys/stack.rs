@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_it_does_is_said_in_words() {
+    fn the_activity_of_the_host_stack_is_described() {
         assert!(HostStack::default().is_silent());
         let address = |n| Ipv4Addr::new(10, 0, 0, n);
         let stack = HostStack { answers: vec![address(1), address(2)], ipv6: true, ..HostStack::default() };

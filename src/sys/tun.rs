@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_of_one_frame_is_told_from_one_of_the_device() {
+    fn errors_of_a_frame_and_of_the_device_are_distinguished() {
         assert!(matches!(no_frame(Errno::INVAL), NoFrame::Lost));
         for error in [Errno::AGAIN, Errno::IO, Errno::NXIO, Errno::NETDOWN, Errno::PERM] {
             assert!(matches!(no_frame(error), NoFrame::Empty), "{error}");
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_those_of_the_header_file() {
+    fn constants_are_those_of_the_kernel() {
         assert_eq!(TUNSETIFF, 0x4004_54ca);
         assert_eq!(TUNSETPERSIST, 0x4004_54cb);
         assert_eq!(TUNSETOFFLOAD, 0x4004_54d0);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_refused_and_never_cut() {
+    fn long_names_are_refused_and_not_truncated() {
         for name in ["tap0", "a", "123456789012345", "tap-1.2_x", "tapä"] {
             assert!(is_name(name), "{name}");
         }

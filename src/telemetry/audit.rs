@@ -278,7 +278,7 @@ mod tests {
     proptest! {
         /// However ports are removed and added again, each frame stays counted, and once.
         #[test]
-        fn what_has_been_counted_stays_counted(
+        fn counters_of_removed_ports_are_retained(
             counts in prop::collection::vec((0..1000u64, 0..1000u64), 8),
             changes in prop::collection::vec(prop::collection::vec(any::<bool>(), 8), 1..10),
         ) {
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_its_way_is_bounded_and_must_arrive() {
+    fn frames_in_flight_are_bounded_and_must_arrive() {
         let own = WorkerCounters::default();
         let port_counters = [Some(counters(5, 0))];
         own.peer_tx_frames.add(5);
@@ -317,14 +317,14 @@ mod tests {
             second: vec![sender.clone(), hearer(second)],
         };
         assert_eq!(audit(2, 4).frames_between(), (1, 3));
-        assert!(audit(2, 4).is_balanced(), "the others are on their way");
+        assert!(audit(2, 4).is_balanced(), "the others are in flight");
         assert!(audit(5, 5).is_balanced());
-        assert!(!audit(4, 4).is_balanced(), "nothing moves, and one is missing");
-        assert!(!audit(6, 6).is_balanced(), "one more was heard than was sent");
+        assert!(!audit(4, 4).is_balanced(), "idle, and one frame is missing");
+        assert!(!audit(6, 6).is_balanced(), "one more received than sent");
     }
 
     #[test]
-    fn a_reading_keeps_to_its_room() {
+    fn a_reading_does_not_reallocate() {
         let mut reading = Snapshot::default();
         reading.take(&[Some(counters(5, 0))], &WorkerCounters::default());
         assert_eq!((reading.shares.capacity(), reading.forwarded), (0, 5));

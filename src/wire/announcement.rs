@@ -200,8 +200,8 @@ mod tests {
         assert_eq!(text, expected);
         let read = |key: u8, frame: &[u8]| Announcement::read(frame, &self::key(key));
         assert_eq!(read(1, &sent), Some(Announcement { station: STATION, is_own: true }));
-        assert_eq!(read(2, &sent), Some(Announcement { station: STATION, is_own: false }), "of another process");
-        assert_eq!(read(1, &sent[..59]), Some(Announcement { station: STATION, is_own: false }), "cut off");
+        assert_eq!(read(2, &sent), Some(Announcement { station: STATION, is_own: false }), "of another switch");
+        assert_eq!(read(1, &sent[..59]), Some(Announcement { station: STATION, is_own: false }), "truncated");
         let tagged = [&sent[..12], &[0x81, 0, 0, 7, 0x88, 0xa8, 0, 5], &sent[12..]].concat();
         assert_eq!(read(1, &tagged), Some(Announcement { station: STATION, is_own: true }));
         let mut other = sent;
@@ -212,29 +212,29 @@ mod tests {
     }
 
     #[test]
-    fn each_form_is_recognised_and_what_only_resembles_it_is_not() {
+    fn each_form_is_recognised_and_similar_frames_are_not() {
         let other = Mac::new([2, 0, 0, 0, 0x0f, 2]);
         let all_nodes = Mac::new([0x33, 0x33, 0, 0, 0, 1]);
         let broadcast = |kind, packet: &[u8]| announces(&frame(Mac::BROADCAST, STATION, kind, packet));
         let (ip, probe) = ([10, 0, 0, 1], [0; 4]);
         assert!(broadcast(0x8035, &arp(3, STATION, probe, probe)));
         assert!(!broadcast(0x8035, &arp(4, STATION, probe, probe)), "a reply is for one station");
-        assert!(!broadcast(0x8035, &arp(3, other, probe, probe)), "on behalf of another one");
+        assert!(!broadcast(0x8035, &arp(3, other, probe, probe)), "on behalf of another station");
         assert!(!announces(&frame(other, STATION, 0x8035, &arp(3, STATION, probe, probe))), "to one station");
-        assert!(!broadcast(0x8035, &arp(3, STATION, probe, probe)[..27]), "cut off");
+        assert!(!broadcast(0x8035, &arp(3, STATION, probe, probe)[..27]), "truncated");
         for operation in [1, 2] {
             assert!(broadcast(0x0806, &arp(operation, STATION, ip, ip)));
-            assert!(!broadcast(0x0806, &arp(operation, other, ip, ip)), "on behalf of another one");
-            assert!(!broadcast(0x0806, &arp(operation, STATION, ip, [10, 0, 0, 2])), "an ordinary question");
+            assert!(!broadcast(0x0806, &arp(operation, other, ip, ip)), "on behalf of another station");
+            assert!(!broadcast(0x0806, &arp(operation, STATION, ip, [10, 0, 0, 2])), "an ordinary request");
             assert!(!broadcast(0x0806, &arp(operation, STATION, probe, probe)), "no address");
         }
         let neighbors = |packet: &[u8]| announces(&frame(all_nodes, STATION, 0x86dd, packet));
         assert!(neighbors(&advertisement(0x20, 0xff, Some(STATION))));
         assert!(neighbors(&advertisement(0x00, 0xff, None)));
         assert!(!neighbors(&advertisement(0x60, 0xff, Some(STATION))), "solicited");
-        assert!(!neighbors(&advertisement(0x20, 0xff, Some(other))), "on behalf of another one");
+        assert!(!neighbors(&advertisement(0x20, 0xff, Some(other))), "on behalf of another station");
         assert!(!neighbors(&advertisement(0x20, 0xfd, Some(STATION))), "to one station");
-        assert!(!neighbors(&advertisement(0x20, 0xff, Some(STATION))[..63]), "cut off");
+        assert!(!neighbors(&advertisement(0x20, 0xff, Some(STATION))[..63]), "truncated");
         assert!(!broadcast(0x88b5, &arp(3, STATION, probe, probe)));
     }
 
@@ -264,7 +264,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(mut bytes in vec(any::<u8>(), 0..120), kind in 0usize..5) {
+        fn any_bytes_are_parsed_or_refused(mut bytes in vec(any::<u8>(), 0..120), kind in 0usize..5) {
             if let (Some(kind), Some(place)) = ([0x8035u16, 0x0806, 0x0800, 0x86dd].get(kind), bytes.get_mut(12..14)) {
                 place.copy_from_slice(&kind.to_be_bytes());
             }

@@ -92,7 +92,7 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    /// Word by word, as RFC 1071 begins.
+    /// Word by word, as in RFC 1071.
     fn plain(bytes: &[u8]) -> [u8; 2] {
         let words = bytes.chunks(2).map(|word| u64::from(word[0]) << 8 | word.get(1).map_or(0, |&b| u64::from(b)));
         let mut sum: u64 = words.sum();
@@ -104,14 +104,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_of_any_length_add_up(chunks in vec(vec(prop_oneof![any::<u8>(), Just(0xff), Just(0)], 0..150), 0..6)) {
+        fn sums_of_parts_add_up(chunks in vec(vec(prop_oneof![any::<u8>(), Just(0xff), Just(0)], 0..150), 0..6)) {
             let mut sum = Checksum::default();
             chunks.iter().for_each(|piece| sum.add(piece));
             prop_assert_eq!(sum.finish(), plain(&chunks.concat()));
         }
 
         #[test]
-        fn what_is_taken_off_is_gone(bytes in vec(any::<u8>(), 1..60), old: u16, new: u16) {
+        fn a_subtracted_part_is_removed(bytes in vec(any::<u8>(), 1..60), old: u16, new: u16) {
             let mut sum = Checksum::default();
             sum.add(&old.to_be_bytes());
             sum.add(&bytes);
@@ -121,7 +121,7 @@ mod tests {
             sum.subtract(old);
             sum.add_number(new);
             let other = plain(&[&new.to_be_bytes(), &bytes[..]].concat());
-            // The two zeros of ones' complement are one number.
+            // Ones' complement has two zeros, which are equal.
             let one = |b: [u8; 2]| if b == [0xff; 2] { [0; 2] } else { b };
             prop_assert_eq!(one(sum.finish()), one(other));
         }

@@ -73,7 +73,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..80)) {
+        fn any_bytes_are_parsed_or_refused(bytes in vec(any::<u8>(), 0..80)) {
             let header = Header::read(&bytes);
             prop_assert_eq!(header.is_some(), bytes.len() >= HEADER_LEN);
             if let Some(h) = header {
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_tag_is_no_tag() {
+    fn a_truncated_tag_is_no_tag() {
         let mut frame = vec![0u8; 12];
         frame.extend([0x81, 0x00, 0x00, 0x05]);
         assert_eq!(tags(&frame), 0);

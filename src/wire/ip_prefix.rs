@@ -137,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_contains_what_begins_alike(base in address(), len in 0..140u8, flip in 0..140usize, other in address()) {
+        fn a_prefix_contains_addresses_with_its_bits(base in address(), len in 0..140u8, flip in 0..140usize, other in address()) {
             let all = digits(base);
             let prefix = Prefix::new(base, len);
             prop_assert_eq!(prefix.is_some(), usize::from(len) <= all.len());
@@ -158,7 +158,7 @@ mod tests {
         }
 
         #[test]
-        fn text_comes_back(base in address(), len in 0..=128u8) {
+        fn text_is_parsed_back(base in address(), len in 0..=128u8) {
             if let Some(prefix) = Prefix::new(base, len) {
                 prop_assert_eq!(prefix.to_string().parse(), Ok(prefix));
                 prop_assert_eq!(format!("{base}/{len}").parse(), Ok(prefix));
@@ -168,7 +168,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text in "[0-9a-f:./]{0,24}") {
+        fn any_text_is_parsed_or_refused(text in "[0-9a-f:./]{0,24}") {
             if let Ok(prefix) = text.parse::<Prefix>() {
                 prop_assert_eq!(prefix.to_string().parse(), Ok(prefix));
             }

@@ -371,7 +371,7 @@ mod tests {
         [&frame[..12], &tags, &frame[12..]].concat()
     }
 
-    /// A packet of IPv6 around a message of ICMPv6 or what else has this number.
+    /// An IPv6 packet with this next header.
     fn v6(source: [u8; 16], next: u8, payload: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0x60, 0, 0, 0];
         bytes.extend((payload.len() as u16).to_be_bytes());
@@ -382,7 +382,7 @@ mod tests {
         frame(0x86dd, &bytes)
     }
 
-    /// A message of neighbor discovery with these options.
+    /// A neighbor discovery message with these options.
     fn message(kind: u8, fixed: &[u8], options: &[u8]) -> Vec<u8> {
         [&[kind, 0, 0, 0, 0, 0, 0, 0], fixed, options].concat()
     }
@@ -397,16 +397,16 @@ mod tests {
 
     const NOBODY: Neighbor = Neighbor { target: None, lladdr: None };
 
-    /// What can stand between the addresses of a frame and its ethertype.
+    /// Encapsulation between MAC addresses and EtherType.
     #[derive(Debug, Clone)]
     enum Layer {
         Tag(u16, u16),
-        /// The length that it says, the control field, the last byte of the organisation, the access points.
+        /// Length field, control field, last byte of the OUI, access points.
         Snap(u16, u8, u8, [u8; 2]),
     }
 
     impl Layer {
-        /// In front of an ethertype and what is behind that.
+        /// Prepends the encapsulation to EtherType and payload.
         fn wrap(&self, after: &[u8]) -> Vec<u8> {
             match *self {
                 Layer::Tag(kind, tci) => [&kind.to_be_bytes()[..], &tci.to_be_bytes(), after].concat(),
@@ -429,7 +429,7 @@ mod tests {
         ]
     }
 
-    /// An ethertype, what is behind it, and what it says.
+    /// EtherType, payload, and the sender that they name.
     fn sample() -> impl Strategy<Value = (u16, Vec<u8>, SenderInfo)> {
         let v4 = [&[0x45, 0, 0, 20, 0, 1, 0, 0, 64, 1, 0, 0, 192, 0, 2, 7][..], &[10, 5, 0, 2]].concat();
         let arp = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &FROM, &[192, 0, 2, 7], &TO, &[10, 5, 0, 2]].concat();
@@ -450,9 +450,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
-        /// All lengths, all types, anything behind them.
+        /// Any length, any EtherType, any payload.
         #[test]
-        fn any_bytes_say_something(
+        fn any_bytes_are_parsed(
             kind in prop::sample::select(vec![0x0800u16, 0x86dd, 0x0806, 0x8100, 0x88b5, 46]),
             tags in tags(),
             bytes in vec(any::<u8>(), 0..200),
@@ -464,7 +464,7 @@ mod tests {
             if sender == SenderInfo::Nothing {
                 prop_assert!(![0x0800, 0x86dd, 0x0806].contains(&kind));
             }
-            // What is read of a part is read of the whole, but for IP whose end decides.
+            // A prefix of a frame parses like the whole, except for IP, whose length field decides.
             let part = SenderInfo::read(&whole[..cut.min(whole.len())]);
             if let (SenderInfo::Arp { .. } | SenderInfo::Nothing, true) = (part, cut >= 14) {
                 prop_assert_eq!(part, sender);
@@ -473,7 +473,7 @@ mod tests {
         }
 
         #[test]
-        fn ipv4_as_it_was_built(
+        fn ipv4_is_parsed_as_built(
             from: [u8; 4], to: [u8; 4], ports: (u16, u16), payload in vec(any::<u8>(), 0..64), tags in tags(), udp: bool,
         ) {
             let builder = PacketBuilder::ethernet2(FROM, TO).ipv4(from, to, 64);
@@ -486,9 +486,9 @@ mod tests {
             prop_assert_eq!(SenderInfo::read(&tagged(bytes, &tags)), SenderInfo::V4 { ip: from.into(), address_acquisition: false });
         }
 
-        /// IGMP needs no address, whatever its type, and no other protocol does.
+        /// IGMP needs no source address, whatever its type, and no other protocol does.
         #[test]
-        fn of_protocols_of_ipv4_only_igmp_needs_no_address(protocol in 0..=255u8, from in 0..2u8, payload in vec(any::<u8>(), 0..40), options: bool, fragment: bool) {
+        fn of_ipv4_protocols_only_igmp_needs_no_address(protocol in 0..=255u8, from in 0..2u8, payload in vec(any::<u8>(), 0..40), options: bool, fragment: bool) {
             prop_assume!(protocol != 17);
             let mut bytes = vec![if options { 0x46 } else { 0x45 }, 0, 0, 60, 0, 1, u8::from(fragment) << 5, 0, 1, protocol, 0, 0, 0, 0, 0, from];
             bytes.extend([224, 0, 0, 22]);
@@ -498,9 +498,9 @@ mod tests {
             prop_assert_eq!(SenderInfo::read(&frame(0x0800, &bytes)), SenderInfo::V4 { ip: [0, 0, 0, from].into(), address_acquisition });
         }
 
-        /// Whatever LLC, SNAP and tags stand in front: it is read as if they did not, whatever lengths they say.
+        /// LLC, SNAP and VLAN tags are skipped, whatever lengths they have.
         #[test]
-        fn encapsulation_hides_nothing(
+        fn encapsulation_hides_no_sender(
             layers in vec(layer(), 0..6), inner in sample(), padding in 0..20usize,
         ) {
             let mut bytes = frame(inner.0, &inner.1);
@@ -513,7 +513,7 @@ mod tests {
         }
 
         #[test]
-        fn dhcp_asks_and_nothing_else_of_ipv4(ports in (60..72u16, 60..72u16), from in 0..2u8, tags in tags(), fragment: bool) {
+        fn of_ipv4_only_dhcp_acquires_addresses(ports in (60..72u16, 60..72u16), from in 0..2u8, tags in tags(), fragment: bool) {
             let mut bytes = [0; 82];
             let builder = PacketBuilder::ethernet2(FROM, TO).ipv4([0, 0, 0, from], [255; 4], 64);
             builder.udp(ports.0, ports.1).write_to_slice(&mut bytes, &[1; 40]).unwrap();
@@ -523,7 +523,7 @@ mod tests {
         }
 
         #[test]
-        fn arp_as_it_was_built(mac: [u8; 6], ip: [u8; 4], target: [u8; 4], operation: u16, tags in tags(), padding in 0..30usize) {
+        fn arp_is_parsed_as_built(mac: [u8; 6], ip: [u8; 4], target: [u8; 4], operation: u16, tags in tags(), padding in 0..30usize) {
             let arp = ArpEthIpv4Packet {
                 operation: ArpOperation(operation),
                 sender_mac: mac,
@@ -539,7 +539,7 @@ mod tests {
         }
 
         #[test]
-        fn ipv6_as_it_was_built(
+        fn ipv6_is_parsed_as_built(
             from: [u8; 16], to: [u8; 16], echo: bool, payload in vec(any::<u8>(), 0..64), tags in tags(),
         ) {
             let builder = PacketBuilder::ethernet2(FROM, TO).ipv6(from, to, 64);
@@ -552,9 +552,9 @@ mod tests {
             prop_assert_eq!(SenderInfo::read(&tagged(bytes, &tags)), of_v6(from, false, NOBODY));
         }
 
-        /// Behind extensions, in front of padding, with other options around.
+        /// After extension headers, before padding, between other options.
         #[test]
-        fn neighbor_discovery_says_who(
+        fn neighbor_discovery_names_its_sender(
             source: [u8; 16], target: [u8; 16], mac: [u8; 6], other: [u8; 6],
             kind in 133..=136u8,
             extensions in vec(prop::sample::select(vec![0u8, 43, 60]), 0..3),
@@ -569,7 +569,7 @@ mod tests {
             };
             let (its, others) = if of_target { (2, 1) } else { (1, 2) };
             let mut options = more.clone();
-            // The link-layer address of somebody else is not his.
+            // The link-layer address option of another type does not count.
             options.extend(option(others, other));
             if text {
                 options.extend(option(its, mac));
@@ -590,7 +590,7 @@ mod tests {
             let is_local = Ipv6Addr::from(source).is_unicast_link_local();
             let address_acquisition = kind != 134 && (is_local || source == [0; 16] && kind != 136);
             prop_assert_eq!(SenderInfo::read(&tagged(&bytes, &tags)), of_v6(source, address_acquisition, neighbor));
-            // Cut off anywhere, it is not read for less than it says.
+            // Truncated anywhere, it never parses to a weaker sender.
             let whole = bytes.len() - padding;
             for cut in 14..whole {
                 prop_assert_eq!(SenderInfo::read(&bytes[..cut]), SenderInfo::Unreadable, "cut to {} of {}", cut, whole);
@@ -599,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_not_nothing() {
+    fn unparsable_frames_are_invalid() {
         let target = [0xfe; 16];
         let own = option(1, FROM);
         let fragment = |offset: u8, next: u8, rest: &[u8]| [&[next, 0, 0, offset << 3, 0, 0, 0, 1][..], rest].concat();
@@ -702,7 +702,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_address_says_little() {
+    fn unspecified_sources_only_acquire_addresses() {
         let none = [0; 16];
         for kind in 0..=255u8 {
             let fixed: &[u8] = match kind {
@@ -715,7 +715,7 @@ mod tests {
             let SenderInfo::V6 { address_acquisition: read, .. } = sender else { panic!("{kind}: {sender:?}") };
             assert_eq!(read, address_acquisition, "{kind}");
         }
-        // From a link-local address hosts advertise themselves as well.
+        // Hosts send advertisements from link-local addresses too.
         let local = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
         for kind in 0..=255u8 {
             let fixed: &[u8] = match kind {
@@ -739,7 +739,7 @@ mod tests {
             assert_eq!(SenderInfo::read(&v6([0xfd; 16], 17, &udp)), of_v6([0xfd; 16], false, NOBODY), "to port {port}");
             assert_eq!(SenderInfo::read(&v6(none, 17, &udp)), of_v6(none, false, NOBODY), "to port {port}");
         }
-        // A report of MLD has a router alert in front of it.
+        // An MLD report follows a router alert option.
         let alert = [&[58, 0, 5, 2, 0, 0, 1, 0][..], &message(143, &[], &[])].concat();
         assert_eq!(SenderInfo::read(&v6(none, 0, &alert)), of_v6(none, true, NOBODY));
     }

@@ -233,7 +233,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_have_layers_or_none(
+        fn any_bytes_are_parsed_or_refused(
             mut head in vec(any::<u8>(), 0..120), transport in 0usize..140, start: bool, v6: bool, next in 0u8..64,
         ) {
             if start && head.len() > 40 {

@@ -101,7 +101,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_and_octets_come_back(bits in 0u64..1 << 48) {
+        fn text_and_octets_are_parsed_back(bits in 0u64..1 << 48) {
             let mac = Mac::from_bits(bits);
             prop_assert_eq!(mac.to_string().parse(), Ok(mac));
             prop_assert_eq!(mac.to_string().replace(':', "-").to_uppercase().parse(), Ok(mac));
@@ -109,7 +109,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text in ".{0,24}") {
+        fn any_text_is_parsed_or_refused(text in ".{0,24}") {
             if let Ok(mac) = text.parse::<Mac>() {
                 prop_assert_eq!(mac.to_string(), text.to_lowercase().replace('-', ":"));
             }

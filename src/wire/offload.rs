@@ -262,7 +262,7 @@ mod tests {
         Offload::read(&[flags, gso_type, 66, 0, g, h, s, t, 16, 0, 0, 0])
     }
 
-    /// A TCP super-frame over IPv4 as a Linux guest sends it.
+    /// A TCP over IPv4 GSO packet, as a Linux guest sends it.
     fn tcp(size: u16) -> Offload {
         offload(NEEDS_CSUM, GSO_TCPV4, size, 34)
     }
@@ -275,7 +275,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn wire_form_comes_back(b in any::<[u8; 12]>()) {
+        fn the_wire_format_is_parsed_back(b in any::<[u8; 12]>()) {
             let mut expected = b;
             expected[10..].fill(0);
             prop_assert_eq!(Offload::read(&b).write(), expected);
@@ -291,7 +291,7 @@ mod tests {
         }
 
         #[test]
-        fn a_tag_that_comes_and_goes_changes_nothing(b in any::<[u8; 12]>(), shift: bool) {
+        fn adding_and_removing_a_tag_changes_nothing(b in any::<[u8; 12]>(), shift: bool) {
             let mut offload = Offload::read(&b);
             if shift {
                 offload = offload.with_places(66, 34 + u16::from(b[0]));
@@ -301,12 +301,12 @@ mod tests {
                 prop_assert_eq!(tagged.segment_size(), offload.segment_size());
                 prop_assert_eq!(tagged.needs_offload(), offload.needs_offload());
             } else if shift {
-                prop_assert!(false, "34 and a little can always be moved");
+                prop_assert!(false, "small offsets can always be shifted");
             }
         }
 
         #[test]
-        fn a_tagged_frame_falls_into_as_many_frames(size in 536u16..9000, len in 66u32..64_000) {
+        fn a_tagged_frame_has_as_many_segments(size in 536u16..9000, len in 66u32..64_000) {
             let (frame, mut tagged) = (tcp_frame(66), tcp_frame(66));
             tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
             let one = tcp(size).segmentation(&frame, len);
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_begins_in_a_tag_is_a_lie() {
+    fn an_offset_within_a_tag_is_invalid() {
         for (start, is_right) in [(0, false), (13, false), (17, false), (18, true), (38, true)] {
             assert_eq!(offload(NEEDS_CSUM, GSO_NONE, 0, start).without_tag().is_some(), is_right, "from {start} on");
         }
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn lies_are_found() {
+    fn invalid_headers_are_detected() {
         let frame = tcp_frame(1514);
         assert_eq!(tcp(0).segmentation(&frame, 1514), Err(BadOffload::EmptySegments));
         assert_eq!(tcp(1).segmentation(&frame, 1514), Ok(Segmentation { frames: 1448, headers: 66 }));
@@ -343,6 +343,6 @@ mod tests {
         assert_eq!(offload(NEEDS_CSUM, 0x7f, 1448, 34).segmentation(&frame, 1514), Err(BadOffload::UnknownType));
         assert_eq!(offload(0, GSO_TCPV4, 1448, 34).segmentation(&frame, 1514), Err(BadOffload::OutOfFrame));
         assert_eq!(offload(NEEDS_CSUM, GSO_TCPV4, 1448, 2000).segmentation(&frame, 1514), Err(BadOffload::OutOfFrame));
-        assert!(!offload(2, GSO_NONE, 0, 0).needs_offload(), "a valid checksum is a remark");
+        assert!(!offload(2, GSO_NONE, 0, 0).needs_offload(), "DATA_VALID needs no work");
     }
 }

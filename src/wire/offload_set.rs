@@ -113,7 +113,7 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    /// All kinds but those for who does not look at the headers.
+    /// All kinds except for devices that do not parse headers.
     const STRICT: u8 = OffloadSet::CSUM | OffloadSet::TSO4 | OffloadSet::TSO6 | OffloadSet::ECN | OffloadSet::USO;
 
     /// A header: flags, GSO type, segment size 1448, checksum at `start` + `offset`.
@@ -121,7 +121,7 @@ mod tests {
         Offload::read(&[flags, gso_type, 54, 0, 0xa8, 5, start, 0, offset, 0, 0, 0])
     }
 
-    /// An IPv4 packet of this protocol behind so many tags.
+    /// An IPv4 packet of this protocol after this many tags.
     fn v4(protocol: u8, tags: usize) -> Vec<u8> {
         let mut frame = vec![0; 80];
         (12..12 + 4 * tags).step_by(4).for_each(|at| frame[at..at + 2].copy_from_slice(&[0x81, 0]));
@@ -131,7 +131,7 @@ mod tests {
         frame
     }
 
-    /// An IPv6 packet of TCP.
+    /// A TCP over IPv6 packet.
     fn v6() -> Vec<u8> {
         let mut frame = vec![0; 80];
         frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
@@ -141,20 +141,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_word_has_all_of_the_set(kinds: u8, max_len in 0u32..1 << 24, max_segments in 0u32..65_536) {
+        fn the_set_fits_into_one_word(kinds: u8, max_len in 0u32..1 << 24, max_segments in 0u32..65_536) {
             let set = OffloadSet::new(kinds, max_len, max_segments);
             prop_assert_eq!(OffloadSet::from_word(set.to_word()), set);
         }
 
         #[test]
-        fn nothing_but_finished_frames_passes_an_empty_set(b in any::<[u8; 12]>(), head in vec(any::<u8>(), 0..200), len: u32) {
+        fn an_empty_set_takes_only_frames_without_work(b in any::<[u8; 12]>(), head in vec(any::<u8>(), 0..200), len: u32) {
             let offload = Offload::read(&b);
             prop_assert_eq!(OffloadSet::NONE.takes(offload, &head, len, 3), !offload.needs_offload());
         }
 
-        /// Any bytes may come, and any header.
+        /// Any bytes, any header.
         #[test]
-        fn no_header_is_too_odd_to_be_compared(b in any::<[u8; 12]>(), head in vec(any::<u8>(), 0..200), kinds: u8) {
+        fn any_header_is_compared(b in any::<[u8; 12]>(), head in vec(any::<u8>(), 0..200), kinds: u8) {
             OffloadSet::new(kinds, 65_535, 65_535).takes(Offload::read(&b), &head, 1000, 3);
         }
     }
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_next_hop_can_do_is_in_no_set() {
+    fn unsupported_work_is_in_no_set() {
         assert!(!OffloadSet::ALL.takes(header(1, 0, 34, 8), &v4(132, 0), 60, 1), "CRC32c");
         assert!(!OffloadSet::ALL.takes(header(1, 3, 34, 6), &v4(17, 0), 3000, 1), "UDP fragmentation");
     }

@@ -78,7 +78,7 @@ mod tests {
         ]
     }
 
-    /// The sum of the pseudo-header, by another way: what is complete less what it has been completed with.
+    /// The pseudo-header sum, computed from the complete checksum.
     fn opened(frame: &[u8]) -> Vec<u8> {
         let (at, field) = match (frame[12], frame[23], frame[20]) {
             (0x08, UDP, _) => (34, 6),
@@ -98,14 +98,14 @@ mod tests {
             }
             sum
         };
-        // In ones' complement, all that was summed less the segment.
+        // In ones' complement: the whole sum minus the segment's.
         let pseudo = fold(u64::from(!complete) + (0xffff - fold(rest)));
         open[at + field..at + field + 2].copy_from_slice(&(pseudo as u16).to_be_bytes());
         open
     }
 
     #[test]
-    fn a_partial_checksum_is_told_from_a_complete_one() {
+    fn partial_and_complete_checksums_are_distinguished() {
         for frame in frames() {
             assert_eq!(is_partial_checksum(&frame), Some(false), "{frame:02x?}");
             assert_eq!(is_partial_checksum(&opened(&frame)), Some(true), "{frame:02x?}");
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_such_checksum_is_not_judged() {
+    fn frames_without_a_checksum_are_ignored() {
         let udp = &frames()[0];
         let with = |change: fn(&mut Vec<u8>)| {
             let mut frame = udp.clone();
@@ -131,7 +131,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_without_harm(bytes in prop::collection::vec(any::<u8>(), 0..90), cut in 0usize..70) {
+        fn any_bytes_are_parsed(bytes in prop::collection::vec(any::<u8>(), 0..90), cut in 0usize..70) {
             let _ = is_partial_checksum(&bytes);
             for frame in frames() {
                 let _ = is_partial_checksum(&frame[..cut.min(frame.len())]);

@@ -171,16 +171,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(probe in probe(), kinds in vec(0..3usize, 0..4), source in any::<[u8; 6]>()) {
+        fn a_probe_is_parsed_back(probe in probe(), kinds in vec(0..3usize, 0..4), source in any::<[u8; 6]>()) {
             let mut frame = tagged(&probe.write(&KEY), &kinds);
             frame[6..12].copy_from_slice(&source);
             let expected = if kinds.len() <= 2 { Ok(probe) } else { Err(Forged) };
             prop_assert_eq!(Probe::read(&frame, &KEY), expected);
         }
 
-        /// Whatever is changed but the source, in whatever it says, and however it is cut or grown.
+        /// Any change except of the source, any truncation or extension.
         #[test]
-        fn what_is_bent_is_forged(probe in probe(), kinds in vec(0..3usize, 0..3), bit in 0..8 * Probe::LEN, extra in vec(any::<u8>(), 1..100), cut in 0..Probe::LEN) {
+        fn a_modified_probe_is_forged(probe in probe(), kinds in vec(0..3usize, 0..3), bit in 0..8 * Probe::LEN, extra in vec(any::<u8>(), 1..100), cut in 0..Probe::LEN) {
             let frame = probe.write(&KEY);
             if !(48..96).contains(&bit) {
                 let mut bent = frame;
@@ -194,7 +194,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_forged(bytes in vec(any::<u8>(), 0..120), to_us: bool, kind: bool) {
+        fn random_bytes_are_forged(bytes in vec(any::<u8>(), 0..120), to_us: bool, kind: bool) {
             let mut bytes = bytes;
             if to_us && bytes.len() >= 14 {
                 bytes[..6].copy_from_slice(&Probe::DESTINATION.octets());
@@ -206,16 +206,16 @@ mod tests {
         }
 
         #[test]
-        fn another_key_is_another_switch(probe in probe(), random: [u8; 16]) {
+        fn a_probe_with_another_key_is_forged(probe in probe(), random: [u8; 16]) {
             let key = ProbeKey::new(random);
             prop_assert_eq!(Probe::read(&probe.write(&key), &KEY).is_ok(), random == [9; 16]);
         }
     }
 
-    /// What stands on the wire is a promise to whoever reads captures. The tag is that of the reference
-    /// implementation, whose first vectors the crate is tested with.
+    /// The wire format is documented for packet captures. The authentication tag is that of the reference
+    /// implementation, whose first vectors the next test uses.
     #[test]
-    fn it_looks_as_it_is_described() {
+    fn the_wire_format_is_as_documented() {
         let probe = Probe {
             sent: MonoTime::from_nanos(0x0102_0304_0506_0708),
             sequence: 0x1112_1314_1516_1718,
@@ -236,8 +236,7 @@ mod tests {
         assert!(Probe::SOURCE.is_station());
     }
 
-    /// The first of the vectors of the reference implementation (`vectors_sip128`): no bytes at all, under the key
-    /// 00 to 0f.
+    /// First vector of the reference implementation (`vectors_sip128`): no input, key 00 to 0f.
     #[test]
     fn the_tag_is_siphash_2_4_of_128_bits() {
         let key = ProbeKey::new(std::array::from_fn(|at| u8::try_from(at).unwrap()));

@@ -148,7 +148,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_number_and_tag_come_back(id: u16) {
+        fn text_number_and_tag_are_parsed_back(id: u16) {
             let vid = Vid::new(id);
             prop_assert_eq!(vid.is_some(), (1..=4094).contains(&id));
             prop_assert_eq!(Vid::try_from(id).ok(), vid);
@@ -164,7 +164,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_say_something(mut bytes in vec(any::<u8>(), 14..40), tagged: bool) {
+        fn any_bytes_are_parsed(mut bytes in vec(any::<u8>(), 14..40), tagged: bool) {
             if tagged {
                 bytes[12..14].copy_from_slice(&[0x81, 0x00]);
             }
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_priority_of_a_tag_is_kept_in_another() {
+    fn a_priority_is_kept_in_another_tag() {
         let frame = |tag: &[u8]| [&[0; 12], tag, &[0x88, 0xb5]].concat();
         for (tag, of_tag, of_priority_tag) in [
             (&[0x81, 0x00, 0xd0, 0x00][..], Some(0xd), Some(0xd)),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_of_others_are_none() {
+    fn other_tpids_are_no_tags() {
         for kind in [0x88a8u16, 0x9100, 0x0800, 0x0026] {
             let mut frame = vec![0; 12];
             frame.extend(kind.to_be_bytes());
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_priority_is_no_vlan() {
+    fn a_priority_tag_is_no_vlan() {
         let frame = |after: &[u8]| [&[0; 12], after].concat();
         for (after, expected) in [
             (&[][..], true),

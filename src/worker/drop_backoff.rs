@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_more_is_in_vain_the_less_it_is_read_and_never_less_than_once_in_sixteen_breaths() {
+    fn dropped_bursts_lengthen_the_interval_up_to_sixteen_polls() {
         let all: Vec<_> = (0..=u8::MAX).map(skipped_polls).collect();
         assert_eq!(all[..9], [None, None, None, None, Some(1), Some(3), Some(7), Some(15), Some(15)]);
         assert!(all[8..].iter().all(|&left| left == Some(MAX_BACKOFF - 1)));

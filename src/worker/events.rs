@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_is_woken_and_gets_all_of_them() {
+    fn a_waiting_receiver_is_woken_and_gets_every_event() {
         let (event_sender, mut events) = event_channel();
         let stream = thread::spawn(move || {
             for number in 0..10_000 {
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_the_last_place_there_is_none() {
+    fn events_beyond_the_capacity_are_lost_and_counted() {
         let (event_sender, mut events) = event_channel();
         let message = (0..5000).filter(|&number| event_sender.send(event(number))).count();
         assert_eq!(message, EVENTS);

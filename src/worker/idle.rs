@@ -286,7 +286,7 @@ impl IdlePolicy {
 mod tests {
     use super::*;
 
-    /// Whether a worker whose frames come `gap` apart still sleeps, once it has got used to them.
+    /// Whether a worker with this gap between frames still sleeps, once adapted.
     fn sleeps(gap: Duration) -> bool {
         let mut idle = IdlePolicy::new(&Notifier::new().unwrap()).unwrap();
         let mut now = MonoTime::from_secs(1);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn long_pauses_are_not_polled_through_in_vain() {
+    fn long_pauses_are_slept_through_at_once() {
         let mut idle = IdlePolicy::new(&Notifier::new().unwrap()).unwrap();
         let mut now = MonoTime::from_secs(1);
         for _ in 0..10 {

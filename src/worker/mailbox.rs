@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_that_reads_nothing_blocks_nobody_and_gets_every_command_in_order() {
+    fn a_hung_worker_blocks_no_sender_and_gets_every_command_in_order() {
         let (mailbox, read) = Mailbox::new(Notifier::new().unwrap());
         let ping = || {
             let (reply, answer) = oneshot::channel();
@@ -216,7 +216,7 @@ mod tests {
         })
         .collect();
         assert_eq!(answers.len(), MAILBOX + WAITING);
-        assert!(!mailbox.offer(ping().0), "what has no use later is not kept for later");
+        assert!(!mailbox.offer(ping().0), "commands without later use are dropped");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let reader = tokio::spawn(async move {
@@ -235,7 +235,7 @@ mod tests {
             let read = reader.await.unwrap();
             assert!(mailbox.offer(ping().0));
             drop(read);
-            assert!(!mailbox.send(ping().0), "it is gone");
+            assert!(!mailbox.send(ping().0), "the worker is gone");
         });
     }
 }

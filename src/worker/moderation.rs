@@ -78,7 +78,7 @@ mod tests {
         MonoTime::from_secs(1) + Duration::from_nanos(nanos)
     }
 
-    /// A device to which frames of this length come at these moments, asked every 100 ns. When each was taken.
+    /// Times at which frames of this length are received that arrive at these times, with a receive every 100 ns.
     fn taken(time: Duration, len: usize, arrivals: &[u64]) -> Vec<u64> {
         let (mut moderation, mut taken) = (RxModeration::new(time), Vec::new());
         for now in (0..).step_by(100) {
@@ -94,32 +94,32 @@ mod tests {
         unreachable!()
     }
 
-    /// Frames at equal distances.
+    /// Frames at equal intervals.
     fn each(nanos: u64) -> Vec<u64> {
         (0..2000).map(|number| number * nanos).collect()
     }
 
     #[test]
-    fn what_comes_after_a_pause_is_taken_at_once_and_so_are_the_next() {
+    fn frames_after_a_pause_are_received_at_once() {
         let trains: Vec<u64> = (0..100).flat_map(|train| (0..60).map(move |n| train * 200_000 + n * 1_000)).collect();
         assert_eq!(taken(TIME, 60, &trains), trains);
     }
 
     #[test]
-    fn of_what_comes_fast_for_a_while_several_are_taken_at_once() {
+    fn at_a_sustained_rate_frames_are_batched() {
         let mut reads = taken(TIME, 60, &each(1_500));
         reads.dedup();
         assert!(reads.len() < 650, "{reads:?}");
     }
 
     #[test]
-    fn where_waiting_brings_hardly_anybody_nobody_waits() {
+    fn at_a_low_rate_frames_are_not_delayed() {
         assert_eq!(taken(TIME, 60, &each(2_300)), each(2_300));
     }
 
-    /// At a distance at which small ones do not wait.
+    /// At an interval at which small frames do not wait.
     #[test]
-    fn of_large_frames_fewer_are_enough() {
+    fn large_frames_need_a_lower_rate() {
         let mut reads = taken(TIME, 1_514, &each(2_900));
         reads.dedup();
         assert!(reads.len() < 1_300, "{reads:?}");
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_has_more_than_enough_is_asked_at_once() {
+    fn a_full_burst_is_not_delayed() {
         let mut moderation = RxModeration::new(TIME);
         for now in 0..10 {
             assert!(moderation.is_due(at(now)));
@@ -137,10 +137,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_waits_longer_than_that_and_without_it_nobody_waits(
+        fn frames_wait_for_at_most_the_interval(
             pauses in prop::collection::vec(prop_oneof![9 => 0u64..3_000, 1 => 0u64..60_000], 1..200),
         ) {
-            // It begins where frames gather.
+            // Starts with a rate that enables moderation.
             let pauses = [1_000; 200].into_iter().chain(pauses);
             let arrivals: Vec<u64> = pauses.scan(0, |at, pause| { *at += pause; Some(*at) }).collect();
             for time in [Duration::ZERO, TIME] {

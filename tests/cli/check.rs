@@ -114,7 +114,7 @@ fn a_used_netdev_name_is_a_warning_with_its_owner() {
     namespace.ip("tuntap add tap1 mode tap");
     requests.warning(&["created by others"]);
     namespace.ip("link set tap1 alias vifswitch:port-9");
-    requests.warning(&["made for port \"port-9\""]);
+    requests.warning(&["created for port \"port-9\""]);
     namespace.ip("link set tap1 alias vifswitch:port-1");
     assert_eq!(requests.results(), (0, vec![]), "the tap is the port's own");
 
@@ -177,7 +177,7 @@ fn a_running_switch_is_no_error() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["findings"].as_array().unwrap().len(), 1, "{report}");
-    assert!(report["findings"][0]["message"].as_str().unwrap().contains("a switch is running at"), "{report}");
+    assert!(report["findings"][0]["message"].as_str().unwrap().contains("a switch is already running at"), "{report}");
     daemon.await_active(&vifs[0]);
 }
 

@@ -287,18 +287,18 @@ mod tests {
         let (waits, immediate) = (of("first-frame"), of("immediate"));
         let mut all = Activations::default();
         assert!(all.pins(port(&immediate)) && !all.pins(port(&waits)));
-        assert_eq!(all.announce_elsewhere(port(&waits), OWN, at(0)), None, "nothing is pinned that could yield");
+        assert_eq!(all.announce_elsewhere(port(&waits), OWN, at(0)), None, "no pin could yield");
         assert_eq!(
             all.receive(port(&waits), VRRP, at(0)),
             Some(ActivationEffect::First),
-            "whichever address it has used"
+            "whichever address the guest has used"
         );
         assert_eq!(all.receive(port(&waits), OWN, at(0)), None);
         assert!(all.pins(port(&waits)));
     }
 
     #[test]
-    fn a_pin_yields_to_an_announcement_from_outside_until_the_next_frame() {
+    fn a_pin_yields_to_an_external_announcement_until_the_next_frame() {
         for config in [of("immediate"), of("first-frame")] {
             let (port, mut all) = (port(&config), Activations::default());
             all.receive(port, OWN, at(0));
@@ -306,7 +306,7 @@ mod tests {
             all.announce(port, OWN, at(600));
             assert_eq!(all.announce_elsewhere(port, OWN, at(1099)), None);
             assert_eq!(all.announce_elsewhere(port, OWN, at(1100)), Some(RemoteEffect::Port));
-            assert_eq!(all.announce_elsewhere(port, OWN, at(1100)), None, "it has yielded already");
+            assert_eq!(all.announce_elsewhere(port, OWN, at(1100)), None, "the pin has yielded already");
             assert!(!all.pins(port));
             assert_eq!(all.receive(port, VRRP, at(1200)), Some(ActivationEffect::Again));
             assert!(all.pins(port));
@@ -320,11 +320,11 @@ mod tests {
         let (port, mut all) = (port(&config), Activations::default());
         for mac in [OWN, VRRP] {
             assert!(all.announce_elsewhere(port, mac, at(1001)).is_some());
-            assert!(all.announce(port, mac, at(1000)).is_some(), "that was the echo");
+            assert!(all.announce(port, mac, at(1000)).is_some(), "an echo of the guest's own frame");
             assert!(all.pins(port) && all.yielded(port).is_empty());
             assert!(all.announce_elsewhere(port, mac, at(2000)).is_some());
-            assert_eq!(all.receive(port, mac, at(1999)), None, "it came before");
-            assert_eq!(all.announce(port, mac, at(1500)), None, "and that is no echo any more");
+            assert_eq!(all.receive(port, mac, at(1999)), None, "an earlier report");
+            assert_eq!(all.announce(port, mac, at(1500)), None, "too late for an echo");
             assert!(!all.pins(port) || all.yielded(port) == [mac]);
             assert!(all.receive(port, mac, at(2000)).is_some());
         }
@@ -336,12 +336,12 @@ mod tests {
         let (port, mut all) = (port(&config), Activations::default());
         assert_eq!(all.announce_elsewhere(port, VRRP, at(0)), Some(RemoteEffect::Address));
         assert_eq!((all.pins(port), all.yielded(port)), (true, vec![VRRP]));
-        assert_eq!(all.receive(port, OWN, at(1)), None, "the VM is here, and is not the master");
+        assert_eq!(all.receive(port, OWN, at(1)), None, "the VM is here and is not the VRRP master");
         assert_eq!(all.receive(port, VRRP, at(2)), Some(ActivationEffect::Address));
         assert_eq!(all.yielded(port), []);
         assert_eq!(all.announce_elsewhere(port, VRRP, at(600)), Some(RemoteEffect::Address));
         assert_eq!(all.announce_elsewhere(port, OWN, at(600)), Some(RemoteEffect::Port));
-        assert_eq!(all.receive(port, VRRP, at(700)), Some(ActivationEffect::Again), "both at once");
+        assert_eq!(all.receive(port, VRRP, at(700)), Some(ActivationEffect::Again), "both pins at once");
         assert_eq!((all.pins(port), all.yielded(port)), (true, vec![]));
     }
 
@@ -359,7 +359,7 @@ mod tests {
         assert_eq!(
             all.announce_elsewhere(port, OWN, at(180_000)),
             Some(RemoteEffect::Port),
-            "the first is three minutes ago"
+            "the first move is three minutes old"
         );
     }
 
@@ -423,12 +423,16 @@ mod tests {
         down.vms[0].ports[0].admin_state_up = false;
         back.follow(&waits, &down, |_| false);
         back.follow(&down, &waits, |_| false);
-        assert!(!back.pins(port(&waits)), "it has yielded, also after it has been down");
+        assert!(!back.pins(port(&waits)), "a yielded pin stays yielded after the port was down");
         let mut moved = waits.clone();
         moved.vms[0].ports[0].network_id = "m".into();
         moved.vms[0].ports[0].allowed_address_pairs.clear();
         back.follow(&waits, &moved, |_| false);
-        assert_eq!((back.pins(port(&moved)), back.yielded(port(&moved))), (true, vec![]), "nobody is elsewhere there");
+        assert_eq!(
+            (back.pins(port(&moved)), back.yielded(port(&moved))),
+            (true, vec![]),
+            "no station is elsewhere on that network"
+        );
         back.follow(&moved, &Config::default(), |_| false);
         back.follow(&Config::default(), &waits, |_| false);
         assert!(!back.pins(port(&waits)), "a new port of the same id");
@@ -442,7 +446,7 @@ mod tests {
             all.follow(&immediate, &waits, |_| has_forwarded);
             assert_eq!(all.pins(port(&waits)), has_forwarded);
             all.follow(&waits, &waits, |_| true);
-            assert_eq!(all.pins(port(&waits)), has_forwarded, "only the change asks");
+            assert_eq!(all.pins(port(&waits)), has_forwarded, "only a change resets the state");
         }
     }
 

@@ -311,7 +311,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_address_of_an_uplink_is_one_of_our_administration(id: String) {
+        fn the_address_of_an_uplink_is_locally_administered(id: String) {
             let mac = uplink_mac(&id);
             prop_assert!(mac.is_station());
             prop_assert_eq!(mac.octets()[0] & 3, 2);
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_is_shared_among_those_who_lend_it_out() {
+    fn the_pool_is_divided_among_af_xdp_queues() {
         let with = |xdp: usize, frames: u32| {
             let uplink = |number: usize| Uplink {
                 id: format!("up{number}"),
@@ -339,7 +339,7 @@ mod tests {
             config.switch.frames = frames;
             fill(&config)
         };
-        assert_eq!(with(0, 65536), 2048, "nobody asks, and nothing is divided by nobody");
+        assert_eq!(with(0, 65536), 2048, "no device needs slots, and nothing is divided by zero");
         assert_eq!([1, 8, 9, 64, 4000].map(|xdp| with(xdp, 65536)), [2048, 2048, 1024, 256, 64]);
         assert_eq!([1, 3].map(|xdp| with(xdp, 1024)), [256, 64]);
     }

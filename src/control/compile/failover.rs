@@ -99,25 +99,25 @@ mod tests {
     }
 
     #[test]
-    fn the_preferred_one_carries_and_takes_back_when_it_has_held() {
+    fn the_preferred_uplink_is_active_again_once_stable() {
         let mut groups = Groups::default();
         let mut look = |fit: [bool; 2], now| {
             let turned = groups.update("g", &fit.map(fitness), at(now));
             (turned, groups.active("g"))
         };
-        assert_eq!(look([false, false], 0), (false, 0), "nobody is there yet");
+        assert_eq!(look([false, false], 0), (false, 0), "no uplink works yet");
         assert_eq!(look([true, true], 1), (false, 0));
         assert_eq!(look([false, true], 10), (true, 1), "at once");
         assert_eq!(look([true, true], 20), (false, 1), "not yet");
         assert_eq!(look([true, true], 2019), (false, 1));
-        assert_eq!(look([true, true], 2020), (true, 0), "it has held");
+        assert_eq!(look([true, true], 2020), (true, 0), "the preferred uplink has been stable");
         assert_eq!(look([false, true], 3000), (true, 1));
         assert_eq!(look([true, true], 3001), (false, 1));
-        assert_eq!(look([false, true], 4000), (false, 1), "it flaps, and nobody is disturbed");
+        assert_eq!(look([false, true], 4000), (false, 1), "a flapping uplink does not become active");
         assert_eq!(look([true, true], 4001), (false, 1));
         assert_eq!(look([true, true], 5500), (false, 1));
-        assert_eq!(look([true, false], 5501), (true, 0), "the other one fails");
-        assert_eq!(look([false, false], 5502), (false, 0), "there is nothing to be gained");
+        assert_eq!(look([true, false], 5501), (true, 0), "the backup fails");
+        assert_eq!(look([false, false], 5502), (false, 0), "no uplink works");
         assert_eq!(look([false, true], 5503), (true, 1));
     }
 
@@ -133,21 +133,21 @@ mod tests {
             groups.update("g", &fitness, at(now));
             groups.active("g")
         };
-        assert_eq!(look([Pending, Fit], 0), 0, "the other one was faster");
+        assert_eq!(look([Pending, Fit], 0), 0, "the backup worked first");
         assert_eq!(look([Pending, Fit], 1999), 0);
         assert_eq!(look([Fit, Fit], 1999), 0);
-        assert_eq!(look([Pending, Fit], 3000), 0, "of another configuration: it is waited for again");
+        assert_eq!(look([Pending, Fit], 3000), 0, "after a change of configuration it is waited for again");
         assert_eq!(look([Pending, Fit], 4999), 0);
-        assert_eq!(look([Pending, Fit], 5000), 1, "its opening hangs");
+        assert_eq!(look([Pending, Fit], 5000), 1, "opening it hangs");
         assert_eq!(look([Unfit, Fit], 5001), 1);
-        assert_eq!(look([Pending, Unfit], 5002), 1, "nobody is fit");
+        assert_eq!(look([Pending, Unfit], 5002), 1, "no uplink works at all");
     }
 
     proptest! {
-        /// Whatever happens: who carries is fit if one of them is, and nobody is relieved who is fit,
-        /// but the second one by the preferred one.
+        /// After any sequence of events: the active uplink works if one of them does, and a working one is replaced
+        /// only by the preferred one.
         #[test]
-        fn who_carries_can(steps in prop::collection::vec((any::<[bool; 2]>(), 0u64..3000), 1..50)) {
+        fn a_working_uplink_is_active(steps in prop::collection::vec((any::<[bool; 2]>(), 0u64..3000), 1..50)) {
             let mut groups = Groups::default();
             let mut now = 0;
             for (fit, pause) in steps {

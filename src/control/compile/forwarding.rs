@@ -236,8 +236,7 @@ mod tests {
         ControlState { groups, mitigation: &NO_MITIGATION, activations: &ACTIVATIONS }
     }
 
-    /// The rules as they would be if everything had been there from the start: ports and networks
-    /// by name instead of by place.
+    /// The configuration compiled from scratch, with ports and networks by name instead of id.
     fn by_name(config: &Config, ids: &IdAllocator) -> Vec<String> {
         let endpoints = endpoints(config, ids);
         let reached = || endpoints.iter().map(|endpoint| (endpoint, Some(0)));
@@ -307,8 +306,7 @@ mod tests {
             }
         }
 
-        /// Each network of an uplink is a port of the switch, on that network, under its tag; and of
-        /// each line one uplink carries, whichever that is.
+        /// Each network of an uplink is a port on that network, with its VLAN; one uplink of each group is active.
         #[test]
         fn an_uplink_is_a_port_on_each_of_its_networks(config in testgen::config(), second: bool) {
             let ids = IdAllocator::first(&config);
@@ -348,13 +346,13 @@ mod tests {
             }
         }
 
-        /// However it came about: the switch does what it would do had it started so.
+        /// The result does not depend on the sequence of changes.
         #[test]
-        fn any_way_leads_to_the_same_rules(steps in proptest::collection::vec(testgen::two(), 1..4)) {
+        fn the_result_does_not_depend_on_history(steps in proptest::collection::vec(testgen::two(), 1..4)) {
             let mut ids = IdAllocator::default();
             let mut now = Config::default();
             for new in steps.into_iter().flat_map(|(old, new)| [old, new]) {
-                // Which never is otherwise while a switch runs.
+                // The `switch` table never changes while the switch runs.
                 let new = Config { switch: now.switch.clone(), ..new };
                 let plan = plan(&now, &new);
                 ids.update(&plan, &new);

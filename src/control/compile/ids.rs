@@ -252,12 +252,12 @@ mod tests {
         assert_eq!(ids.networks.len(), config.networks.len());
         assert_eq!(ids.vms.len(), config.vms.len());
         assert!(ids.free.iter().all(|&free| ports.iter().all(|id| id.index() != usize::from(free))));
-        assert_eq!(ids.free.len() + ports.len(), ids.generations.len(), "no place is lost");
+        assert_eq!(ids.free.len() + ports.len(), ids.generations.len(), "no index is lost");
     }
 
     proptest! {
         #[test]
-        fn who_stays_keeps_the_place((old, new) in testgen::two()) {
+        fn an_unchanged_port_keeps_its_id((old, new) in testgen::two()) {
             let before = IdAllocator::first(&old);
             check(&before, &old);
             let plan = plan(&old, &new);
@@ -281,7 +281,7 @@ mod tests {
                 if moved || was.admin_state_up && !port.admin_state_up {
                     prop_assert_ne!(id_before, id);
                 }
-                // What is below a device that others own cannot be changed without opening it anew.
+                // A property of a foreign device cannot be changed without opening it again.
                 let is_alone = port.device().is_some_and(|device| old.networks == new.networks || matches!(device, Device::Tap(_)));
                 if was == port && !moved && is_alone {
                     prop_assert_eq!(id_before, id);
@@ -299,16 +299,15 @@ mod tests {
                     let same = id_before == id;
                     prop_assert_eq!(id_before.unwrap().index(), id.unwrap().index());
                     prop_assert!(!same || vlan.vlan == of.vlan);
-                    // As long as an uplink of the line stays as it is, so does what is behind it.
+                    // While an uplink of the group is unchanged, its stations stay.
                     prop_assert!(same || was != uplink || old.networks != new.networks);
                 }
             }
         }
 
-        /// Whatever was there before: nothing that was learned then is found behind a port now, unless
-        /// the port has been there all the time.
+        /// No station learned before is behind a port now, unless the port has existed throughout.
         #[test]
-        fn no_name_is_used_twice(steps in proptest::collection::vec(testgen::two(), 1..5)) {
+        fn no_id_is_reused(steps in proptest::collection::vec(testgen::two(), 1..5)) {
             let mut ids = IdAllocator::default();
             let mut now = Config::default();
             let mut used = HashSet::new();
@@ -335,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_whose_generations_are_used_up_is_told() {
+    fn an_index_without_further_generations_is_reported() {
         let (a, none) = (one_port("a"), Config { networks: vec![Network::new("n")], ..Config::default() });
         let mut ids = IdAllocator::first(&none);
         for round in 0..=65_536u32 {

@@ -126,9 +126,9 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Whoever stays keeps the meter, and no two have the same.
+        /// An unchanged port keeps its policer, and no two share one.
         #[test]
-        fn who_stays_keeps_the_meter((old, new) in testgen::two()) {
+        fn an_unchanged_port_keeps_its_policer((old, new) in testgen::two()) {
             let mut policers = Policers::new(2);
             policers.follow(&old);
             let (ports, vm_policers, outside) = (policers.ports.clone(), policers.vms.clone(), policers.uplinks.clone());
@@ -152,10 +152,10 @@ mod tests {
             }
         }
 
-        /// The siblings of a VM on a network have one meter and the same limits, but for classes that a port has off; with
-        /// one worker nothing is shared.
+        /// Siblings on a network share one policer and its limits, except for classes that a port has off; with one
+        /// worker nothing is atomic.
         #[test]
-        fn siblings_have_one_meter(config in testgen::config(), workers in 1u16..3) {
+        fn siblings_share_one_policer(config in testgen::config(), workers in 1u16..3) {
             let mut policers = Policers::new(workers);
             policers.follow(&config);
             let network = |id: &str| config.networks.iter().find(|network| network.id == id).unwrap();

@@ -179,14 +179,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_the_kernel_takes() {
+    fn valid_netdev_names_are_accepted() {
         for name in ["t", "tap0c11a9e4-6f", "fifteen-bytes-x", "a.b_c-d", "ü"] {
             assert_eq!(wrong_name(name), None, "{name}");
         }
     }
 
     #[test]
-    fn names_that_it_does_not() {
+    fn invalid_netdev_names_are_refused() {
         for name in ["", ".", "..", "a/b", "a b", "a\tb", "a:b", "tap%d", "a\0b", "à", "default", "\u{2003}"] {
             assert!(wrong_name(name).is_some(), "{name:?}");
         }

@@ -119,7 +119,7 @@ mod tests {
     use super::super::{parse_toml, testgen};
     use proptest::prelude::*;
 
-    /// What is said to a port with these keys, beside one that has no other.
+    /// Warnings about a port with these keys, beside one with none.
     fn said(keys: &str) -> Vec<String> {
         let port = |id: u8, keys: &str| {
             format!(
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_usual_is_not_remarked_on() {
+    fn usual_settings_cause_no_warning() {
         for keys in [
             "",
             "port_security = \"off\"",
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_meant_is_remarked_on_once() {
+    fn unintended_settings_cause_one_warning() {
         for (keys, piece) in [
             ("allowed_address_pairs = [{ ip_address = \"10.0.0.0/8\" }]", "with 10.0.0.0/8 and its own MAC"),
             ("allowed_address_pairs = [{ mac_address = \"02:00:00:00:00:01\" }]", "has no effect"),
@@ -173,9 +173,9 @@ mod tests {
     }
 
     proptest! {
-        /// A port that is as ports are by default has nothing to be remarked on, whatever is beside it.
+        /// A port with default keys causes no warning, whatever other ports there are.
         #[test]
-        fn defaults_are_not_remarked_on(mut config in testgen::config()) {
+        fn defaults_cause_no_warning(mut config in testgen::config()) {
             for port in config.vms.iter_mut().flat_map(|vm| &mut vm.ports) {
                 port.port_security = super::PortSecurity::Mac;
                 port.allowed_address_pairs.clear();

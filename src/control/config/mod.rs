@@ -128,7 +128,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(config in testgen::config()) {
+        fn a_written_configuration_is_read_back(config in testgen::config()) {
             let toml = toml::to_string(&config).unwrap();
             prop_assert_eq!(parse_toml(&toml, "x"), Ok(config.clone()), "{}", toml);
             let json = serde_json::to_string(&config).unwrap();
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_written_means_the_defaults() {
+    fn an_empty_configuration_has_the_defaults() {
         assert_eq!(parse_toml("", "x"), Ok(Config::default()));
         assert_eq!(parse_json("{}", "x"), Ok(Config::default()));
     }
@@ -153,7 +153,7 @@ mod tests {
             known
         };
         assert_eq!(keys(&json["networks"][0]), all(raw::Network::KEYS, ""));
-        // what is off has no value to be written
+        // a disabled setting has no value
         assert_eq!(keys(&json["switch"]), all(raw::Switch::KEYS, "metrics"));
     }
 }

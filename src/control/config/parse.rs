@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_value_knows_its_line() {
+    fn every_value_has_its_line() {
         let text = "a = 1\n\n[[vms]]\nid = \"x\"\n  [[vms.ports]]\n  n = [1,\n   2]\n  [[vms.ports]]\n[[vms]]\n";
         let root = from_toml(text).unwrap();
         let vms = root.get("vms").unwrap();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn both_languages_give_one_tree() {
+    fn toml_and_json_give_the_same_tree() {
         fn without_lines(node: Node) -> Node {
             let value = match node.value {
                 Value::List(items) => Value::List(items.into_iter().map(without_lines).collect()),
@@ -246,17 +246,17 @@ mod tests {
         let json = from_json(r#"{"z": true, "a": [-1, 2.5, "x"], "t": {"b": 99999999999999999999}}"#).unwrap();
         let (toml, json) = (without_lines(toml), without_lines(json));
         assert_eq!((toml.get("z"), toml.get("a")), (json.get("z"), json.get("a")));
-        // one keeps the digits, the other has rounded; neither is a number here
+        // one keeps the digits, the other rounds; neither is a number here
         assert!(matches!(json.get("t").unwrap().get("b").unwrap().value, Value::Other(_)));
         assert!(matches!(toml.get("t").unwrap().get("b").unwrap().value, Value::Other(_)));
     }
 
     #[test]
-    fn syntax_errors_have_a_place() {
+    fn syntax_errors_have_a_position() {
         let error = from_toml("a = 1\nb = = 2\n").unwrap_err();
         assert_eq!(error.line_and_column, Some((2, 5)), "{error:?}");
         let error = from_json("{\n  \"a\": 1,\n  \"a\": 2\n}").unwrap_err();
-        // told when the table has been read past that key
+        // reported once the table has been parsed past that key
         assert!(error.line_and_column.unwrap().0 >= 3, "{error:?}");
         assert_eq!(error.message, "the key \"a\" stands here twice");
     }

@@ -149,7 +149,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A port that is right.
+    /// A valid port.
     const PORT: &str =
         r#""port_id": "p1", "network_id": "net1", "mac_address": "02:00:00:00:01:0a", "device": { "kind": "tap" }"#;
 
@@ -159,7 +159,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ports_alone_are_what_they_are_in_a_file(config in testgen::config()) {
+        fn ports_are_parsed_as_in_a_file(config in testgen::config()) {
             for vm in &config.vms {
                 let raw: Vec<_> = vm.ports.iter().map(Port::to_raw).collect();
                 let list = serde_json::to_string(&raw).unwrap();
@@ -178,13 +178,13 @@ mod tests {
     }
 
     #[test]
-    fn a_port_twice_is_given_twice() {
+    fn a_duplicate_port_is_passed_on() {
         let list = format!("[{{{PORT}}}, {{{PORT}}}]");
         assert_eq!(parse_ports_json(&list, "x", "fw-3").unwrap().len(), 2);
     }
 
     #[test]
-    fn a_port_may_name_its_vm_and_no_other() {
+    fn a_port_may_name_only_its_vm() {
         let text = |vm: &str| format!(r#"[{{{PORT}, "device_id": {vm}}}]"#);
         for vm in [r#""fw-3""#, "null"] {
             assert_eq!(parse_ports_json(&text(vm), "x", "fw-3").unwrap().len(), 1);
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_stands_alone_must_name_its_vm() {
+    fn a_single_port_must_name_its_vm() {
         let port = |text: String| Source::of("x", text.into_bytes()).unwrap().port();
         assert_eq!(port(format!(r#"{{{PORT}, "device_id": "fw-3"}}"#)).unwrap().0, "fw-3");
         for (vm, wrong) in [("", kind::MISSING), (r#", "device_id": """#, kind::BAD_VALUE)] {
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_is_told() {
+    fn every_error_is_reported() {
         let errors = parse_ports_json(r#"[{"port_id": ""}, 7, {"portid": "x"}]"#, "x", "fw-3").unwrap_err();
         let messages = kinds(&errors);
         for problem in [
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_said_of_the_switch_stays() {
+    fn missing_keys_of_the_switch_are_unchanged() {
         let running = SwitchSettings { cores: vec![3], ..SwitchSettings::default() };
         let over = |text| parse_json_over(text, "x", running.clone()).unwrap().switch;
         assert_eq!(over("{}"), running);

@@ -111,20 +111,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_mask_is_read_as_it_is_shown(mask: u16) {
+        fn every_mask_is_parsed_as_displayed(mask: u16) {
             let groups = ReservedMask(mask);
             prop_assert_eq!(groups.to_string().parse(), Ok(groups));
             prop_assert_eq!(format!("{mask:#x}").parse(), Ok(groups));
         }
 
         #[test]
-        fn nothing_upsets_it(text: String) {
+        fn any_text_is_parsed_or_refused(text: String) {
             let _ = text.parse::<ReservedMask>();
         }
     }
 
     #[test]
-    fn masks_that_have_names_are_shown_by_them() {
+    fn named_masks_are_displayed_by_name() {
         for (text, shown, mask) in [
             ("0xfffd", "vm-default", 0xfffd),
             ("0xFFFF", "all", 0xffff),

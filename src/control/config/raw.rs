@@ -393,7 +393,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_word_is_found() {
+    fn the_nearest_key_is_suggested() {
         let near = |word| nearest(word, Port::KEYS.iter().copied());
         assert_eq!(near("mac"), Some("mac_address"));
         assert_eq!(near("mac_addres"), Some("mac_address"));
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_is_both_legal_and_late() {
+    fn no_key_is_both_accepted_and_unsupported() {
         for (keys, later) in [
             (Config::KEYS, Config::LATER),
             (Network::KEYS, Network::LATER),

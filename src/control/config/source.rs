@@ -99,14 +99,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn as_json_it_means_the_same(config in testgen::config()) {
+        fn toml_converted_to_json_has_the_same_meaning(config in testgen::config()) {
             let toml = Source::of("x", toml::to_string(&config).unwrap().into_bytes()).unwrap();
             let json = Source::of("x", toml.to_json().unwrap().to_string().into_bytes()).unwrap();
             prop_assert_eq!(json.config(), Ok(config));
         }
 
         #[test]
-        fn no_bytes_upset_it(bytes: Vec<u8>) {
+        fn any_bytes_are_parsed_or_refused(bytes: Vec<u8>) {
             if let Ok(source) = Source::of("x", bytes) {
                 let _ = (source.config(), source.port(), source.port_keys(), source.to_json());
             }
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_language_is_told_by_the_name_or_the_first_character() {
+    fn the_format_follows_from_extension_or_first_character() {
         let directory = tempfile::tempdir().unwrap();
         for (name, text) in [("a.toml", "switch = {}"), ("b.json", "{}"), ("c", " \n{}"), ("d.JSON", "{}"), ("e", "")] {
             let path = directory.path().join(name);

@@ -127,14 +127,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_left_means_the_same(config in testgen::config()) {
+        fn a_sparse_configuration_has_the_same_meaning(config in testgen::config()) {
             let sparse = config.to_sparse();
             prop_assert_eq!(parse_json(&sparse.to_string(), "x"), Ok(config), "{:#}", sparse);
         }
     }
 
     #[test]
-    fn what_has_its_default_is_not_written() {
+    fn defaults_are_omitted() {
         let text = r#"{"networks": [{"id": "n", "mtu": 9000}], "vms": [{"id": "v", "ports": [{"port_id": "p",
             "network_id": "n", "mac_address": "02:00:00:00:00:01", "port_security": "off",
             "device": {"kind": "tap", "name": "t", "queues": 2}}]}],

@@ -230,7 +230,7 @@ mod tests {
         ]}]})
     }
 
-    /// What is put aside is there again behind a change that has nothing to do with it.
+    /// Preserved unknown parts survive an unrelated change.
     fn round(stored: &StoredConfig) -> Value {
         let mut raw = stored.config.to_sparse();
         stored.unknown.restore_into(&mut raw);
@@ -251,7 +251,7 @@ mod tests {
         let mut raw = round(&stored);
         raw.as_object_mut().unwrap().retain(|key, _| with.get(key).is_some());
         assert_eq!(raw, with);
-        // With the port its keys go.
+        // Unknown keys are removed with their port.
         let mut less = stored.clone();
         less.config.vms[0].ports.remove(1);
         let raw = round(&less);
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_of_a_later_kind_is_put_aside_and_kept() {
+    fn a_port_of_an_unknown_kind_is_preserved() {
         let mut with = stored_value();
         with["vms"][0]["ports"][0]["device"] = json!({"kind": "vhost-user", "path": "/run/p.sock", "zz": 1});
         with["networks"].as_array_mut().unwrap().push(json!({"id": "m", "reserved_groups": "some"}));
@@ -272,7 +272,7 @@ mod tests {
         let ports = raw["vms"][0]["ports"].as_array().unwrap();
         assert_eq!(ports[1], with["vms"][0]["ports"][0]);
         assert_eq!(raw["networks"][1]["reserved_groups"], "some");
-        // A VM that has nothing else.
+        // A VM without other settings.
         let mut alone = with.clone();
         alone["vms"][0]["ports"].as_array_mut().unwrap().pop();
         let mut stored = read_stored(&alone).unwrap();
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn another_shape_is_refused() {
+    fn a_value_of_another_type_is_refused() {
         for wrong in [json!(7), json!({"networks": 7}), json!({"vms": {"a": 1}})] {
             assert!(read_stored(&wrong).is_err(), "{wrong}");
         }
@@ -289,15 +289,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_we_have_written_is_understood(config in testgen::config()) {
+        fn written_configurations_are_read_back(config in testgen::config()) {
             let stored = read_stored(&config.to_sparse()).unwrap();
             prop_assert_eq!(&stored.config, &config);
             prop_assert!(stored.unknown.is_empty());
         }
 
-        /// Whatever is in a state: it is read or refused, and never twice the same is put aside.
+        /// Any stored value is parsed or refused, and nothing is preserved twice.
         #[test]
-        fn nonsense_in_a_value_costs_one_entity_at_most(config in testgen::config(), at in any::<prop::sample::Index>()) {
+        fn an_invalid_value_drops_at_most_one_entity(config in testgen::config(), at in any::<prop::sample::Index>()) {
             let mut with = config.to_sparse();
             let ports: usize = config.ports().count();
             prop_assume!(ports > 0);

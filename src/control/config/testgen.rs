@@ -1,4 +1,4 @@
-//! Any right configuration, for the property tests of everything that takes one.
+//! Generators of valid configurations for property tests.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -14,13 +14,13 @@ use crate::wire::{Mac, Vid};
 
 use super::*;
 
-/// Any configuration that [`parse_toml`] could have given.
+/// Any configuration that [`parse_toml`] can return.
 pub(crate) fn config() -> impl Strategy<Value = Config> {
     let vms = vec((id(), storm(true), any::<bool>(), vec((port(), any::<Index>()), 0..5)), 0..5);
     let wishes = vec((any::<Index>(), any::<Index>(), 1..4095u16), 0..6);
     (switch(), vec(network(), 1..5), vms, vec((uplink(), any::<bool>()), 0..3), wishes).prop_map(
         |(switch, mut networks, vms, outside, wishes)| {
-            // a number makes them all different, whatever else is in them
+            // a number makes ids and addresses unique
             for (number, network) in networks.iter_mut().enumerate() {
                 network.id = format!("{number}{}", network.id);
             }
@@ -49,7 +49,7 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
                     tagged.network_id.clone_from(&network.id);
                 }
                 let number = uplinks.len();
-                // No id of a port begins like this.
+                // No port id begins like this.
                 uplink.id = format!("up{number}{}", uplink.id);
                 rename(&mut uplink.device, |name| format!("u{number}{name}"));
                 if is_doubled {
@@ -70,7 +70,7 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
     )
 }
 
-/// Takes out of ports what would contradict their networks or other ports.
+/// Removes settings of ports that conflict with their networks or other ports.
 fn reconcile(config: &mut Config) {
     let lent: Vec<(String, String, Mac)> = config
         .ports()
@@ -91,14 +91,14 @@ fn reconcile(config: &mut Config) {
     }
 }
 
-/// Gives the netdev of a port another name, if it has one.
+/// Renames the netdev of a port, if it has one.
 fn rename_of(port: &mut Port, name: impl FnOnce(&str) -> String) {
     if let Some(device) = port.device_mut() {
         rename(device, name);
     }
 }
 
-/// Makes ports into subports of their neighbours, where they can be.
+/// Makes ports subports of their neighbours, where possible.
 fn trunk(config: &mut Config, wishes: &[(Index, Index, u16)]) {
     for &(vm, port, vlan) in wishes {
         if config.vms.is_empty() {
@@ -116,7 +116,7 @@ fn trunk(config: &mut Config, wishes: &[(Index, Index, u16)]) {
     untangle(config);
 }
 
-/// Takes out subports of which something is wrong.
+/// Removes invalid subports.
 fn untangle(config: &mut Config) {
     loop {
         let wrong: Vec<String> = super::trunk::subport_errors(config).into_iter().map(|fault| fault.port).collect();
@@ -127,7 +127,7 @@ fn untangle(config: &mut Config) {
     }
 }
 
-/// Gives a netdev another name.
+/// Renames a netdev.
 fn rename(device: &mut Device, name: impl FnOnce(&str) -> String) {
     let (Device::Tap(Tap { name: now, .. })
     | Device::Xdp(Xdp { name: now, .. })
@@ -135,8 +135,8 @@ fn rename(device: &mut Device, name: impl FnOnce(&str) -> String) {
     *now = name(now);
 }
 
-/// Two configurations with the same `[switch]` that have much in common: the second is the first
-/// one, changed here and there, with some of a third.
+/// Two configurations with the same `[switch]` and much in common: the second is the first with some edits, and with
+/// parts of a third.
 pub(crate) fn two() -> impl Strategy<Value = (Config, Config)> {
     (config(), config(), edits()).prop_map(|(old, other, edits)| {
         let new = edited(&old, other, 'x', 0x8000, edits);
@@ -144,7 +144,7 @@ pub(crate) fn two() -> impl Strategy<Value = (Config, Config)> {
     })
 }
 
-/// The same with three: the second and the third are the first one, changed in two ways.
+/// Three configurations: the second and third are the first with different edits.
 pub(crate) fn three() -> impl Strategy<Value = [Config; 3]> {
     (config(), [config(), config()], [edits(), edits()]).prop_map(|(old, [a, b], [of_a, of_b])| {
         let a = edited(&old, a, 'x', 0x8000, of_a);
@@ -158,7 +158,7 @@ fn edits() -> impl Strategy<Value = Vec<(Edit, Index, Index)>> {
 }
 
 fn edited(old: &Config, mut other: Config, mark: char, bit: u64, edits: Vec<(Edit, Index, Index)>) -> Config {
-    // Ids of their own, so that parts of the one can stand in the other.
+    // Distinct ids, so that parts of one can be inserted into another.
     for network in &mut other.networks {
         network.id.insert(0, mark);
     }
@@ -192,8 +192,7 @@ fn edited(old: &Config, mut other: Config, mark: char, bit: u64, edits: Vec<(Edi
     new
 }
 
-/// Takes out what edits have made wrong: networks that are not there any more, groups of one, and what
-/// ports contradict.
+/// Removes what edits made invalid: missing networks, groups of one uplink, conflicts of ports.
 fn mend(config: &mut Config) {
     reconcile(config);
     let Config { networks, vms, uplinks, .. } = config;
@@ -215,7 +214,7 @@ fn mend(config: &mut Config) {
     untangle(config);
 }
 
-/// One thing to change about a configuration, and a list of all such things.
+/// Defines an edit of a configuration, and the list of all edits.
 macro_rules! edits {
     ($($edit:ident)*) => {
         #[derive(Debug, Clone, Copy)]
@@ -237,7 +236,7 @@ edits! {
     Network Kind DropUplink SwapUplinks UplinkState UplinkDevice UplinkVlan UplinkNetwork Ungroup
 }
 
-/// What is said of a class becomes otherwise.
+/// Changes the limit of a class.
 fn flip(said: &mut Option<StormPolicy>, changed: Option<StormPolicy>) {
     let limit = StormLimit {
         frames: Some(Rate::new(7, 7)),
@@ -258,7 +257,7 @@ impl Arbitrary for Edit {
 }
 
 impl Edit {
-    /// Makes the change, if there is something to change.
+    /// Applies the edit, if possible.
     fn make(self, config: &mut Config, other: &mut Config, a: Index, b: Index) {
         if matches!(self, Edit::TakeVm | Edit::TakeNetwork) {
             config.networks.append(&mut other.networks);
@@ -319,7 +318,7 @@ impl Edit {
                 let port = config.vms[from].ports.remove(at);
                 return config.vms[to].ports.push(port);
             }
-            // A neighbour may use its address.
+            // Allows a neighbour to use its address.
             Edit::Lend => {
                 let mac = config.vms[from].ports[at].mac;
                 let to = &mut config.vms[from].ports[b.index(ports)];
@@ -335,7 +334,7 @@ impl Edit {
         let netns = port.device().and_then(Device::netns).map(str::to_owned);
         let name = port.device().map_or("", Device::name).to_owned();
         match self {
-            // Bits by which no two addresses of the strategy differ alone.
+            // Bits that generated addresses do not differ in.
             Edit::Mac => port.mac = Mac::from_bits(port.mac.bits() ^ 0x4000),
             Edit::AdminState => port.admin_state_up = !port.admin_state_up,
             Edit::Security => {
@@ -404,7 +403,7 @@ impl Edit {
         }
     }
 
-    /// Makes the change if it is one to uplinks. Whether it is.
+    /// Applies the edit if it is one of uplinks. Whether it is.
     fn make_outside(self, uplinks: &mut Vec<Uplink>, a: Index, b: Index) -> bool {
         use Edit::{
             DropUplink, SwapUplinks, Ungroup, UplinkDevice, UplinkNetwork, UplinkState, UplinkStorm, UplinkVlan,
@@ -429,7 +428,7 @@ impl Edit {
             UplinkState => uplinks[index].admin_state_up ^= true,
             UplinkDevice => rename(&mut uplinks[index].device, |name| format!("z{}", &name[..name.len().min(14)])),
             _ => {
-                // The same for both of a group.
+                // The same for both uplinks of a group.
                 let is_meant = |uplink: &&mut Uplink| uplink.group_name() == group && !uplink.networks.is_empty();
                 for uplink in uplinks.iter_mut().filter(is_meant) {
                     uplink.networks.sort_by(|a, b| a.network_id.cmp(&b.network_id));
@@ -437,7 +436,7 @@ impl Edit {
                     if matches!(self, UplinkNetwork) {
                         uplink.networks.remove(tagged);
                     } else {
-                        // Those of the strategy are below.
+                        // Generated VLANs are below 2000.
                         let vlan = uplink.networks[tagged].vlan.map_or(2000, |vlan| vlan.get() ^ 2048);
                         uplink.networks[tagged].vlan = Vid::new(vlan);
                     }
@@ -494,7 +493,7 @@ fn network() -> impl Strategy<Value = Network> {
         )
 }
 
-/// Its ids, its address and its name are not unique yet, and its network is not there.
+/// A port; ids, address and netdev name are not unique yet, and its network does not exist.
 fn port() -> impl Strategy<Value = Port> {
     let allocation = select(&[IpAllocation::Immediate, IpAllocation::Deferred, IpAllocation::None]);
     (
@@ -547,7 +546,7 @@ fn security() -> impl Strategy<Value = (PortSecurity, Vec<AddressPair>)> {
     ];
     let pairs = vec(pair, 0..3).prop_map(|mut pairs| {
         pairs.dedup();
-        // Of three, the first and the last may be the same as well.
+        // The first and last of three may be equal as well.
         if pairs.len() == 3 && pairs[0] == pairs[2] {
             pairs.pop();
         }
@@ -564,9 +563,9 @@ fn station() -> impl Strategy<Value = Mac> {
     (1u64..1 << 48).prop_map(|bits| Mac::from_bits(bits & !0x0100_0000_0000 | 1))
 }
 
-/// Its ids and its names are not unique yet, and its networks are not there.
+/// An uplink; ids and netdev names are not unique yet, and its networks do not exist.
 fn uplink() -> impl Strategy<Value = Uplink> {
-    // One of them may be untagged; each number stands once.
+    // At most one is untagged; VLANs are unique.
     let vlans = (any::<bool>(), btree_set(1u16..2000, 1..4)).prop_map(|(native, vlans)| {
         let vlans = vlans.into_iter().enumerate();
         vlans.map(|(index, vlan)| if native && index == 0 { None } else { Vid::new(vlan) }).collect::<Vec<_>>()
@@ -581,7 +580,7 @@ fn uplink() -> impl Strategy<Value = Uplink> {
     })
 }
 
-/// What may be said of storms; with `copies`, also of these.
+/// Storm limits, optionally with a limit of copies.
 fn storm(copies: bool) -> impl Strategy<Value = Storm> {
     let frames = || (1u64..=1_000_000_000, 1u64..=3600).prop_map(|(rate, times)| Rate::new(rate, rate / 7 * times + 1));
     let bits = (1000u64..=200_000_000_000, 1u64..=1000)

@@ -189,16 +189,16 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Something is told exactly when something differs.
+        /// A change is listed exactly if something differs.
         #[test]
-        fn what_differs_is_told((old, new) in testgen::two()) {
+        fn differences_are_listed((old, new) in testgen::two()) {
             prop_assert_eq!(describe_changes(&old, &new).is_empty(), old == new);
             prop_assert!(describe_changes(&new, &new).is_empty());
         }
 
-        /// A key that differs is told by its name, with the port it belongs to.
+        /// A changed key is listed by name, with its port.
         #[test]
-        fn a_key_is_told_by_its_name(config in testgen::config(), at in any::<prop::sample::Index>()) {
+        fn a_changed_key_is_listed_by_name(config in testgen::config(), at in any::<prop::sample::Index>()) {
             let ids: Vec<String> = config.ports().map(|(_, port)| port.port_id.clone()).collect();
             prop_assume!(!ids.is_empty());
             let id = at.get(&ids);

@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn an_edit_in_one_place_leaves_what_was_attached() {
+    fn an_edit_elsewhere_keeps_attached_ports() {
         let last_applied = config(&[N], &[("a", "p1", 1, "")]);
         let state = config(&[N], &[("a", "p1", 1, ""), ("a", "p2", 2, ""), ("b", "p3", 3, "")]);
         let file = config(&[r#""id": "n", "ageing_seconds": 60"#], &[("a", "p1", 1, ""), ("a", "p4", 4, "")]);
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_file_has_removed_is_gone_and_its_vm_stays_with_what_was_attached() {
+    fn ports_removed_from_the_file_are_removed_and_attached_ones_kept() {
         let last_applied = config(&[N], &[("a", "p1", 1, ""), ("b", "p3", 3, "")]);
         let state = config(&[N], &[("a", "p1", 1, ""), ("a", "p2", 2, ""), ("b", "p3", 3, "")]);
         let file = config(&[N], &[("b", "p3", 3, "")]);
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_detached_stays_so_until_the_file_changes_it() {
+    fn a_detached_port_stays_detached_until_the_file_changes_it() {
         let last_applied = config(&[N], &[("a", "p1", 1, ""), ("a", "p2", 2, "")]);
         let state = config(&[N], &[("a", "p2", 2, "")]);
         let more = config(&[N], &[("a", "p1", 1, ""), ("a", "p2", 2, ""), ("c", "p5", 5, "")]);
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn of_one_port_each_changes_its_own_keys_and_the_file_wins_where_both_do() {
+    fn keys_are_merged_and_the_file_takes_precedence() {
         let last_applied = config(&[N], &[("a", "p1", 1, "")]);
         let state = config(&[N], &[("a", "p1", 1, r#", "promiscuous": true, "admin_state_up": false"#)]);
         let file = config(&[N], &[("a", "p1", 9, r#", "port_security": "off""#)]);
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_with_the_file_is_dropped_alone() {
+    fn only_conflicting_ports_are_dropped() {
         let last_applied = config(&[N, r#""id": "m""#], &[("a", "p1", 1, "")]);
         let on_m = r#", "network_id": "m""#;
         let state = config(
@@ -439,7 +439,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn with_one_side_unchanged_the_other_one_holds((a, b) in testgen::two()) {
+        fn with_one_side_unchanged_the_other_applies((a, b) in testgen::two()) {
             let merged = |last_applied, file, state| merge(last_applied, file, state);
             let of_file = |config: &Config| Config { switch: a.switch.clone(), ..config.clone() };
             prop_assert_eq!(merged(&a, &a, &b), Merged { config: of_file(&b), conflicts: vec![] });
@@ -447,9 +447,10 @@ mod tests {
             prop_assert_eq!(merged(&a, &b, &b), Merged { config: b.clone(), conflicts: vec![] });
         }
 
-        /// Whatever the three are: it is right, has all that the file has, and no port that nobody wants.
+        /// For any three configurations: the result is valid, has all of the file, and no port that neither side
+        /// wants.
         #[test]
-        fn what_comes_out_is_right([last_applied, file, state] in testgen::three()) {
+        fn merged_configurations_are_valid([last_applied, file, state] in testgen::three()) {
             let Merged { config, conflicts } = merge(&last_applied, &file, &state);
             prop_assert_eq!(parse_json(&config.to_sparse().to_string(), "x"), Ok(config.clone()));
             let ids = |of: &Config| of.ports().map(|(_, port)| port.port_id.clone()).collect::<HashSet<_>>();
@@ -459,7 +460,7 @@ mod tests {
             for id in stored.difference(&was).filter(|id| !is.contains(*id)) {
                 prop_assert!(conflicts.iter().any(|messages| messages.contains(&format!("{id:?}"))), "{id}: {conflicts:?}");
             }
-            // Once it is applied, nothing is left to do.
+            // Merging again changes nothing.
             prop_assert_eq!(merge(&file, &file, &config).config, config);
         }
     }

@@ -88,9 +88,9 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// A netdev is the same whether its port is looked at or its device, before and after it is kept.
+        /// A netdev has the same identity by its port or its device, before and after it is stored.
         #[test]
-        fn a_netdev_is_known_again(config in testgen::config()) {
+        fn a_stored_netdev_is_recognised(config in testgen::config()) {
             let wanted = netdevs(&config);
             let ports = config.ports().filter_map(|(_, port)| {
                 let network = config.networks.iter().find(|network| network.id == port.network_id).unwrap();
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_kept_is_nothing_left() {
+    fn without_stored_netdevs_there_are_no_orphans() {
         assert_eq!(from_value(&Value::Null), Orphans::new());
         assert_eq!(to_value(&Orphans::new()), serde_json::json!([]));
     }

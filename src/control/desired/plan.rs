@@ -373,19 +373,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_plan_leads_where_it_says((old, new) in testgen::two()) {
+        fn a_plan_reaches_its_target((old, new) in testgen::two()) {
             let plan = plan(&old, &new);
             prop_assert_eq!(apply(&plan, &old), new, "{:#?}", plan);
         }
 
         #[test]
-        fn there_is_nothing_to_do_from_a_configuration_to_itself(config in testgen::config()) {
+        fn the_plan_to_the_same_configuration_is_empty(config in testgen::config()) {
             prop_assert_eq!(plan(&config, &config), ChangePlan::default());
         }
 
-        /// Whoever is not named in a step is left alone.
+        /// Endpoints that no step names are unchanged.
         #[test]
-        fn only_what_differs_is_touched((old, new) in testgen::two()) {
+        fn only_differences_are_applied((old, new) in testgen::two()) {
             let (before, after) = (ports(&old), ports(&new));
             let (below_before, below) = (networks(&old), networks(&new));
             for step in plan(&old, &new).steps {
@@ -453,13 +453,13 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_opened_anew_only_where_it_must_be() {
+    fn a_device_is_reopened_only_if_necessary() {
         let tap = device(r#"{"kind": "tap", "name": "a"}"#);
         let xdp = device(r#"{"kind": "xdp", "name": "a"}"#);
         let packet = device(r#"{"kind": "packet", "name": "a"}"#);
         let Settings::Xdp(plain) = &xdp else { panic!("{xdp:?}") };
         let fuller = Settings::Xdp(xdp::Settings { fill: 2048, ..plain.clone() });
-        assert_eq!(device_step(&xdp, &fuller), DeviceChange::Keep, "no frame is lost because others come");
+        assert_eq!(device_step(&xdp, &fuller), DeviceChange::Keep, "attaching other ports loses no frame");
         let parent = Settings::Xdp(xdp::Settings { vlan_demux: true, ..plain.clone() });
         for (before, after, may_lose_tags, step) in [
             (&xdp, &parent, false, DeviceChange::Keep),
@@ -470,7 +470,7 @@ mod tests {
             assert_eq!(device_step_of_open(before, after, may_lose_tags), step);
         }
         let longer = Settings::Xdp(xdp::Settings { mtu: 9000, ..plain.clone() });
-        assert_eq!(device_step(&xdp, &longer), DeviceChange::Adjust, "its netdev is as others have it");
+        assert_eq!(device_step(&xdp, &longer), DeviceChange::Adjust, "a foreign netdev keeps its properties");
         for (before, after) in [(&tap, &xdp), (&xdp, &packet), (&packet, &tap)] {
             assert_eq!(device_step(before, after), DeviceChange::Reopen { anew: true });
         }

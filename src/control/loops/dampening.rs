@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stays_at_the_port_that_is_not_suspected_or_at_home_and_else_where_it_was() {
+    fn a_dampened_station_stays_at_the_unsuspected_port() {
         let of_three = [
             (vec![], 1, 2),
             (vec![2], 1, 2),
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_so_many_at_most() {
+    fn the_number_of_dampened_stations_is_bounded() {
         let mut dampening = Dampening::default();
         for mac in 0..2 * MAX_DAMPENED as u64 {
             dampening.dampen(station(mac), [1, 2, 1].map(port), |_| false, TIME, at(0));
@@ -169,7 +169,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_as_a_list_would(steps in prop::collection::vec(step(), 0..60)) {
+        fn dampening_agrees_with_a_list(steps in prop::collection::vec(step(), 0..60)) {
             let (mut dampening, mut now) = (Dampening::default(), 0);
             let mut model: BTreeMap<u64, (u16, u16, u64)> = BTreeMap::new();
             for step in steps {

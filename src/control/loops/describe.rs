@@ -217,7 +217,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     #[test]
-    fn one_sentence_says_all() {
+    fn a_loop_is_described_in_one_sentence() {
         let end = |vm: &str, network: &str, port: &str| Endpoint {
             vm: Some(vm.into()),
             network: network.into(),

@@ -279,7 +279,7 @@ mod tests {
         MonoTime::from_secs(1000) + Duration::from_millis(millis)
     }
 
-    /// Probes that went from one end to another, one after the other.
+    /// Probes from one endpoint to another, in order.
     fn recorded(probes: &[(&Endpoint, &Endpoint)]) -> Edges {
         let mut links = Edges::default();
         for (millis, &(from, to)) in probes.iter().enumerate() {
@@ -297,11 +297,11 @@ mod tests {
     }
 
     #[test]
-    fn on_one_network_it_is_a_loop_of_siblings_or_around_the_switch() {
+    fn on_one_network_a_loop_is_intra_vm_or_external() {
         let (a, b, c) = (end("v", "n", "a"), end("v", "n", "b"), end("v", "n", "c"));
         let links = recorded(&[(&a, &b), (&b, &a), (&c, &a)]);
         let found = links.loops(&BTreeSet::new());
-        assert_eq!(found.len(), 1, "however many siblings: {found:?}");
+        assert_eq!(found.len(), 1, "one loop per VM, with any number of siblings: {found:?}");
         assert_eq!(found[0].key, LoopKey::IntraVm { vm: "v".into(), network: "n".into() });
         assert_eq!(found[0].edges, BTreeMap::from([(edge(a.clone(), b), at(1)), (edge(a.clone(), c), at(2))]));
         let (other, outside) = (end("w", "n", "d"), end("", "n", "up"));
@@ -315,15 +315,15 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_that_bridges_networks_is_no_loop_and_two_are() {
+    fn one_vm_that_bridges_networks_is_no_loop_and_two_are() {
         let [a1, a2, a3] = ["1", "2", "3"].map(|n| end("a", n, &format!("a{n}")));
         let [b1, b2, b3] = ["1", "2", "3"].map(|n| end("b", n, &format!("b{n}")));
-        // One guest bridge over three networks, as three links tell.
+        // One guest bridge over three networks, seen as three edges.
         assert_eq!(keys(&recorded(&[(&a1, &a2), (&a2, &a3), (&a3, &a1)])), []);
         assert_eq!(keys(&recorded(&[(&a1, &a2), (&b1, &b2)])), [inter_network(&b1, &b2)], "the youngest");
         assert_eq!(keys(&recorded(&[(&b1, &b2), (&a1, &a2)])), [inter_network(&a1, &a2)]);
         assert_eq!(keys(&recorded(&[(&a1, &a2), (&b2, &b3)])), []);
-        // Two of one VM.
+        // Two VMs.
         let [c1, c2] = ["1", "2"].map(|n| end("a", n, &format!("c{n}")));
         assert_eq!(keys(&recorded(&[(&a1, &a2), (&c1, &c2)])), [inter_network(&c1, &c2)]);
         // Around three networks.
@@ -333,22 +333,22 @@ mod tests {
         assert_eq!(found[0].key, inter_network(&c3, &c1));
         assert_eq!(found[0].receiver.as_ref(), Some(&c1));
         assert_eq!(found[0].other_edges.len(), 2);
-        // Who is held stays the one, however old.
+        // A quarantined edge stays the culprit, whatever its age.
         let quarantined = BTreeSet::from([edge(a1.clone(), a2.clone())]);
         assert_eq!(links.loops(&quarantined)[0].key, inter_network(&a1, &a2));
-        // Joined outside, and by a VM.
+        // Joined by the external network, and by a VM.
         let up2 = end("", "2", "up");
         assert_eq!(keys(&recorded(&[(&a1, &up2), (&b1, &b2)])), [inter_network(&b1, &b2)]);
         let around = LoopKey::External { network: "2".into(), vms: (None, Some("a".into())) };
         assert_eq!(
             keys(&recorded(&[(&a1, &a2), (&a1, &up2), (&a2, &up2)])),
             [around],
-            "one junction, which goes around"
+            "one component, which is an external loop"
         );
     }
 
     #[test]
-    fn a_link_is_forgotten_after_three_intervals_and_with_its_ends() {
+    fn an_edge_expires_after_three_intervals_and_with_its_endpoints() {
         let (a, b) = (end("a", "1", "p"), end("a", "2", "q"));
         let networks = [("1".to_owned(), Duration::from_secs(1)), ("2".to_owned(), Duration::from_secs(2))];
         let topology = Topology::new(networks.clone(), [(a.clone(), 0), (b.clone(), 1)]);
@@ -365,16 +365,16 @@ mod tests {
         assert_eq!(gone.bridgings().count(), 0);
     }
 
-    /// Guest bridges, each with a port on some of six networks, at most one on each.
+    /// Guest bridges with at most one port on each of six networks.
     fn guests() -> impl Strategy<Value = Vec<BTreeSet<u8>>> {
         prop::collection::vec(prop::collection::btree_set(0u8..6, 1..4), 0..6)
     }
 
     proptest! {
-        /// As many links are culprits as have to go for the graph of networks and bridges to be without a
-        /// cycle, and without them it is. Counted as everybody counts: edges, less nodes, plus parts.
+        /// The culprits are a minimal set of edges whose removal leaves the graph of networks and bridges acyclic:
+        /// edges − nodes + components.
         #[test]
-        fn culprits_are_as_many_as_cycles(
+        fn there_are_as_many_culprits_as_cycles(
             guests in guests(), seed: u64, quarantined in prop::collection::vec(any::<prop::sample::Index>(), 0..3),
         ) {
             let end = |guest: usize, network: u8| end(&format!("g{guest}"), &network.to_string(), &format!("g{guest}n{network}"));
@@ -419,7 +419,7 @@ mod tests {
             prop_assert_eq!(found.len(), rank(&guests));
             for found in &found {
                 let LoopKey::InterNetwork { ends } = &found.key else { panic!("{found:?}") };
-                // The way back begins at the one network and ends at the other, and none of it is by this guest alone.
+                // The path back connects both networks and does not run through this guest alone.
                 let (mut here, mut vms) = (ends.0.network.clone(), BTreeSet::from([ends.0.vm.clone()]));
                 for (a, b) in &found.other_edges {
                     here = if a.network == here { b.network.clone() } else { a.network.clone() };

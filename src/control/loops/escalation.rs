@@ -220,7 +220,7 @@ mod tests {
         MonoTime::from_secs(1000) + Duration::from_millis(millis)
     }
 
-    /// Looks at it every 250 ms from `from` to `to`, in seconds, and sees it at each of them.
+    /// Updates every 250 ms from `from` to `to` seconds, with the loop seen each time.
     fn seen(escalation: &mut Escalation, open: bool, from: u64, to: u64) -> Vec<(u64, Transition)> {
         let mut ticks = Vec::new();
         for millis in (from * 1000..to * 1000).step_by(250) {
@@ -236,14 +236,14 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_goes_at_once_stays_at_the_first_level_and_ends_in_time() {
+    fn a_short_loop_stays_at_level_1_and_ends_in_time() {
         let mut escalation = Escalation::begin(Level::SplitHorizon, 0, at(0));
         assert_eq!(seen(&mut escalation, false, 0, 2), []);
         assert_eq!(unseen(&mut escalation, 2, 400)[..2], [(2500, Transition::Cleared), (300_000, Transition::Ended)]);
     }
 
     #[test]
-    fn a_loop_that_stays_is_held_and_is_not_let_loose() {
+    fn a_lasting_loop_stays_quarantined() {
         let mut escalation = Escalation::begin(Level::SplitHorizon, 0, at(0));
         let ticks = seen(&mut escalation, false, 0, 20_000);
         let expected = [
@@ -258,20 +258,20 @@ mod tests {
             (18_903_000, Transition::Extended(MAX_MEASURE_TIME)),
         ];
         assert_eq!(ticks, expected);
-        assert_eq!(escalation.level, Level::AllButOne, "it comes and goes by ports that are held");
+        assert_eq!(escalation.level, Level::AllButOne, "the loop comes and goes by quarantined ports");
     }
 
     #[test]
-    fn a_loop_by_ports_that_are_not_held_ends_with_all_held() {
+    fn a_loop_over_other_ports_escalates_to_level_3() {
         let mut escalation = Escalation::begin(Level::SplitHorizon, 0, at(0));
         let ticks = seen(&mut escalation, true, 0, 10);
         assert_eq!(ticks, [(3000, Transition::Escalated(Level::AllButOne)), (6250, Transition::Escalated(Level::All))]);
         let mut escalation = Escalation::begin(Level::AllButOne, 0, at(0));
-        assert_eq!(seen(&mut escalation, false, 0, 100), [], "what is held is held");
+        assert_eq!(seen(&mut escalation, false, 0, 100), [], "quarantined ports stay quarantined");
     }
 
     #[test]
-    fn a_limit_that_is_still_hit_raises_and_one_hit_later_does_not() {
+    fn a_limit_still_hit_escalates_and_a_later_hit_does_not() {
         for (from, expected) in [(1, Some(Transition::Escalated(Level::AllButOne))), (60, None)] {
             let mut escalation = Escalation::begin(Level::SplitHorizon, 0, at(0));
             let mut transition = None;
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_restart_nothing_is_let_loose_before_it_has_been_probed() {
+    fn after_a_restart_mitigation_ends_only_after_probing() {
         let past = [at(0), at(0), at(300_000), at(299_000)];
         let now = 900_000;
         let mut escalation = Escalation::restore(Level::AllButOne, past, 2, at(now));
@@ -301,12 +301,12 @@ mod tests {
 
     /// Shows: REQ-42
     #[test]
-    fn time_doubles_up_to_an_hour() {
+    fn the_hold_time_doubles_up_to_an_hour() {
         let times: Vec<u64> = [0, 1, 2, 3, 4, 5, 31, u32::MAX].map(|repeats| time(repeats).as_secs()).into();
         assert_eq!(times, [300, 600, 1200, 2400, 3600, 3600, 3600, 3600]);
     }
 
-    /// What happens in one of many steps.
+    /// An event in one of many steps.
     #[derive(Debug, Clone, Copy)]
     struct Happening {
         pause: u64,
@@ -320,8 +320,7 @@ mod tests {
         prop::collection::vec(one.prop_map(|(pause, seen, limited)| Happening { pause, seen, limited }), 1..400)
     }
 
-    /// The start of the uninterrupted run of moments that ends with the last one: all that happened, gone
-    /// through anew each time.
+    /// Start of the last uninterrupted run of moments, recomputed from all events.
     fn run(all: &[u64], gap: u64) -> Option<(u64, u64)> {
         let last = *all.last()?;
         let breaks = all.windows(2).rposition(|pair| pair[1] - pair[0] > gap);
@@ -329,9 +328,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model that remembers everything and decides anew at each look.
+        /// Compares with a model that stores all events and recomputes every decision.
         #[test]
-        fn it_does_as_a_model_that_remembers_everything(
+        fn escalation_agrees_with_a_model(
             steps in happenings(), interval in 1u64..=10, first in 1u8..=2, repeats in 0u32..6,
         ) {
             let (interval, level) = (interval * 1000, if first == 1 { Level::SplitHorizon } else { Level::AllButOne });

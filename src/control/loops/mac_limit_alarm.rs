@@ -68,34 +68,34 @@ mod tests {
     }
 
     #[test]
-    fn each_transition_is_told_once() {
+    fn each_transition_is_reported_once() {
         let mut port = MacLimitAlarm::default();
         assert_eq!(port.observe(0, at(0)), None);
         assert_eq!(port.observe(1, at(1)), Some(Transition::Reached));
-        assert_eq!(port.observe(500, at(2)), None, "it stays so");
+        assert_eq!(port.observe(500, at(2)), None, "the alarm stays active");
         assert_eq!(port.observe(500, at(31)), None, "not for long enough");
         assert_eq!(port.observe(501, at(31)), None);
-        assert_eq!(port.observe(501, at(60)), None, "the last one was later");
+        assert_eq!(port.observe(501, at(60)), None, "the last excess was later");
         assert_eq!(port.observe(501, at(61)), Some(Transition::Below));
         assert_eq!(port.observe(501, at(1000)), None);
         assert_eq!(port.observe(502, at(1001)), Some(Transition::Reached));
     }
 
     #[test]
-    fn a_limit_that_is_lifted_is_not_reached() {
+    fn a_removed_limit_ends_the_alarm() {
         let mut port = MacLimitAlarm::default();
         port.observe(7, at(0));
         assert!(port.is_limited() && !MacLimitAlarm::default().is_limited());
         assert_eq!(port.clear(9), Some(Transition::Below));
         assert_eq!(port.clear(9), None);
-        assert_eq!(port.observe(9, at(1)), None, "it has another one, and nothing has come since");
+        assert_eq!(port.observe(9, at(1)), None, "a new limit, without excess since");
         assert_eq!(port.observe(10, at(2)), Some(Transition::Reached));
     }
 
     proptest! {
-        /// Whatever comes: the turns alternate, and it is at its limit for as long as frames come.
+        /// For any input: starts and stops alternate, and the alarm is active while there is excess.
         #[test]
-        fn turns_alternate(steps in prop::collection::vec((0u64..3, 0u64..40, prop::bool::weighted(0.1)), 0..60)) {
+        fn starts_and_stops_alternate(steps in prop::collection::vec((0u64..3, 0u64..40, prop::bool::weighted(0.1)), 0..60)) {
             let (mut port, mut excess, mut now, mut is_reached) = (MacLimitAlarm::default(), 0, 0, false);
             for (more, pause, lifted) in steps {
                 excess += more;

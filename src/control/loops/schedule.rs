@@ -22,7 +22,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Once in each interval, whenever that is taken to begin, and at most one in so many at a time.
+        /// Each port once per interval, wherever it begins, and a bounded number at a time.
         #[test]
         fn each_port_once_in_each_interval(begin in 0u64..u64::MAX / 2, seconds in 1u64..=10, ports in 1usize..200) {
             let interval = Duration::from_secs(seconds);

@@ -184,12 +184,12 @@ mod tests {
         Topology::new(networks, ends.into_iter().map(|end| (end, 0)))
     }
 
-    /// As many seconds since boot, and as many since 1970.
+    /// Seconds since boot, and since 1970.
     fn clocks(boot: u64, wall: u64) -> Clocks {
         Clocks { now: MonoTime::from_secs(boot), wall: UNIX_EPOCH + Duration::from_secs(wall) }
     }
 
-    /// A book in which something has been linked for ten seconds.
+    /// A loop table in which edges have existed for ten seconds.
     fn table(links: &[(usize, usize)]) -> LoopTable {
         let (ends, mut loops) = (ends(), LoopTable::default());
         for second in 990..1000 {
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_and_times_come_back_also_after_a_boot() {
+    fn levels_and_times_are_restored_after_a_boot() {
         let loops = table(&[(0, 1), (0, 2), (3, 4)]);
         let before = loops.measures(&layout(ends()));
         assert_eq!(before.quarantined.len(), 2, "{before:?}");
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_not_there_any_more_is_not_held() {
+    fn ports_that_no_longer_exist_are_not_restored() {
         let stored = to_value(&table(&[(0, 1)]), clocks(1000, 1_000_000));
         let gone = layout(ends()[1..].to_vec());
         assert_eq!(restore(stored.clone(), &gone, clocks(1000, 1_000_000)).loops().count(), 0);
@@ -248,10 +248,10 @@ mod tests {
     }
 
     proptest! {
-        /// Nonsense is ignored, and whatever the clocks are: no loop is let loose at once, none is held for
-        /// longer than it can be, and nothing is of the future.
+        /// Invalid contents are ignored; with any clocks, no loop is released at once, none is held longer than the
+        /// maximum, and no time is in the future.
         #[test]
-        fn nonsense_is_ignored(stored in json(), other in json()) {
+        fn invalid_contents_are_ignored(stored in json(), other in json()) {
             let back = restore(stored, &layout(ends()), clocks(1, 1));
             prop_assert_eq!(back.loops().count(), 0);
             let mut bent = to_value(&table(&[(0, 1)]), clocks(1000, 1_000_000));
@@ -264,7 +264,7 @@ mod tests {
         }
 
         #[test]
-        fn times_are_what_they_can_be(boot in 0u64..1 << 30, wall in 0u64..1 << 40, since in 0u64..1 << 40) {
+        fn restored_times_are_within_bounds(boot in 0u64..1 << 30, wall in 0u64..1 << 40, since in 0u64..1 << 40) {
             let stored = to_value(&table(&[(0, 1), (3, 4)]), clocks(1000, since));
             let clocks = clocks(boot, wall);
             for of in restore(stored, &layout(ends()), clocks).loops() {

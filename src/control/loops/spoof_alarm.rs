@@ -38,9 +38,9 @@ mod tests {
     }
 
     #[test]
-    fn it_is_told_once_until_it_has_been_quiet() {
+    fn spoofing_is_reported_once_until_quiet() {
         let mut guard = SpoofAlarm::default();
-        assert!(!guard.observe(3, at(0)), "of the past");
+        assert!(!guard.observe(3, at(0)), "counted before");
         assert!(guard.observe(4, at(1)));
         assert!(!guard.observe(5, at(30)));
         assert!(!guard.observe(5, at(59)));
@@ -49,9 +49,9 @@ mod tests {
     }
 
     proptest! {
-        /// Told exactly when there are more and none were for so long.
+        /// Reported exactly if there are new drops after a quiet time.
         #[test]
-        fn told_after_quiet(steps in prop::collection::vec((0u64..2, 0u64..50), 0..60)) {
+        fn spoofing_is_reported_again_after_a_quiet_time(steps in prop::collection::vec((0u64..2, 0u64..50), 0..60)) {
             let mut guard = SpoofAlarm::default();
             guard.observe(0, at(0));
             let (mut spoofed, mut now, mut event): (u64, u64, Vec<u64>) = (0, 0, Vec::new());

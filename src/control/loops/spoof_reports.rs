@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_is_announced_once_in_a_while() {
+    fn repeated_reports_of_a_sender_are_limited() {
         let mut refusals = SpoofReports::default();
         assert_eq!(refusals.record(PORT, sender(1), at(0)), Some(Report { is_last: false }));
         assert_eq!(refusals.record(PORT, sender(1), at(599)), None);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_names_everybody_is_bounded() {
+    fn reports_of_a_port_are_bounded() {
         let mut refusals = SpoofReports::default();
         let mut announced = Vec::new();
         for second in 0..600 {

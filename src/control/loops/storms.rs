@@ -91,9 +91,9 @@ mod tests {
     }
 
     #[test]
-    fn each_transition_is_told_once_with_what_there_was() {
+    fn each_transition_is_reported_once_with_its_drops() {
         let mut storm = Storm::default();
-        assert_eq!(storm.observe(77, at(0)), None, "of the past");
+        assert_eq!(storm.observe(77, at(0)), None, "counted before");
         assert_eq!(storm.observe(77, at(250)), None);
         assert_eq!(storm.observe(177, at(500)), Some(Transition::Started));
         assert_eq!(storm.observe(677, at(750)), None);
@@ -104,19 +104,18 @@ mod tests {
         let episode = Episode { since: at(500), last: at(750), suppressed: 600, peak: 2000 };
         assert_eq!(storm.observe(677, at(5750)), Some(Transition::Stopped(episode)));
         assert_eq!(storm.observe(677, at(50_000)), None);
-        assert_eq!(storm.observe(5, at(50_250)), None, "counted anew");
+        assert_eq!(storm.observe(5, at(50_250)), None, "counted from zero");
         assert_eq!(storm.observe(6, at(50_500)), Some(Transition::Started));
     }
 
     proptest! {
-        /// Starts and stops alternate; a stop tells all that was refused since the start, and comes as soon as
-        /// it may.
+        /// Starts and stops alternate; a stop reports all drops since the start, as early as the hold-down allows.
         #[test]
-        fn nothing_is_lost(steps in prop::collection::vec((prop_oneof![3 => Just(0u64), 2 => 1u64..1000], 1u64..6000), 1..80)) {
+        fn every_drop_is_reported(steps in prop::collection::vec((prop_oneof![3 => Just(0u64), 2 => 1u64..1000], 1u64..6000), 1..80)) {
             let mut storm = Storm::default();
             storm.observe(0, at(0));
             let (mut refused, mut now) = (0, 0);
-            // Since when, how much, and when last.
+            // Start, drops, and time of the last drop.
             let mut model: Option<(u64, u64, u64)> = None;
             for (more, pause) in steps {
                 refused += more;

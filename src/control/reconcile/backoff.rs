@@ -71,7 +71,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn attempts_grow_rare_and_never_cease(chances: [u64; 64]) {
+        fn attempts_back_off_and_never_stop(chances: [u64; 64]) {
             let (mut backoff, mut now) = (Backoff::default(), at(0));
             prop_assert!(backoff.is_due(now));
             let mut before = Duration::ZERO;
@@ -87,7 +87,7 @@ mod tests {
         }
 
         #[test]
-        fn signs_help_at_once_and_are_no_lever(signs in prop::collection::vec(0u64..30, 1..500)) {
+        fn events_cause_an_attempt_but_are_rate_limited(signs in prop::collection::vec(0u64..30, 1..500)) {
             let mut backoff = Backoff::default();
             (0..20).for_each(|_| backoff.tried(at(0), CAP, 2));
             let (mut now, mut attempts) = (0, 0);
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sign_after_a_silence_helps_at_once() {
+    fn an_event_after_a_quiet_time_causes_an_attempt_at_once() {
         let mut backoff = Backoff::default();
         (0..20).for_each(|_| backoff.tried(at(0), CAP, 0));
         assert!(!backoff.is_due(at(1000)));

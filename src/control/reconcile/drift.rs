@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn each_difference_is_reported_once_and_its_end_too() {
+    fn each_difference_and_its_end_are_reported_once() {
         let mut drift = Drift::default();
         assert_eq!(drift.report(at(0)), None);
         drift.update(warnings(&["has MTU 900, port has 1500"]), Vec::new());
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_changes_it_all_the_time_gets_few_events_and_the_last_state_is_reported() {
+    fn constant_changes_cause_few_events_and_the_last_state_is_reported() {
         let mut drift = Drift::default();
         let mut events = 0;
         for millis in 0..20_000 {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_netdev_is_lost_when_it_is_missed_for_a_while() {
+    fn a_netdev_is_lost_after_a_time() {
         let mut drift = Drift::default();
         assert!(!drift.record_missing(at(0)) && !drift.record_missing(at(1)) && drift.is_missed());
         drift.record_found();
@@ -187,12 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn putting_right_never_becomes_a_fight() {
+    fn corrections_are_rate_limited() {
         let mut drift = Drift::default();
         let times: Vec<u64> = (0..200_000).step_by(10).filter(|&millis| drift.may_restore(at(millis))).collect();
         assert_eq!(times[..5], [0, 1000, 3000, 7000, 15_000]);
         assert!(times.len() <= 9, "{times:?}");
-        // Left alone for long enough, it is put right at once again.
+        // After a quiet time, drift is corrected at once again.
         assert!(drift.may_restore(at(400_000)) && !drift.may_restore(at(400_900)) && drift.may_restore(at(401_000)));
     }
 }

@@ -178,7 +178,7 @@ mod tests {
         Netns::Named(name.into())
     }
 
-    /// A job that says that it runs, and ends when the other end of `until` is dropped.
+    /// A job that reports its start, and ends when the other end of `until` is dropped.
     fn hanging(jobs: &Jobs, netns: &Netns, runs: &Sender<()>) -> (Ticket, Sender<()>) {
         let (go_on, until): (Sender<()>, Receiver<()>) = channel();
         let runs = runs.clone();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_that_hangs_holds_up_no_other_one() {
+    fn a_hung_namespace_delays_no_other() {
         let jobs = Jobs::default();
         let (runs, running) = channel();
         let hangs: Vec<_> = (0..3 * MAX_PER_NAMESPACE).map(|_| hanging(&jobs, &named("hung"), &runs)).collect();
@@ -206,13 +206,13 @@ mod tests {
         assert!(hangs.iter().all(|(ticket, _)| !ticket.is_overdue(MonoTime::from_nanos(1)) || now == later));
         assert!(jobs.stuck_since(&named("hung"), later + SOON).is_some());
         assert_eq!(jobs.stuck_since(&named("other"), later + SOON), None);
-        // When it answers again, the others are done as well.
+        // Once it returns, the others complete too.
         drop(hangs);
         (MAX_PER_NAMESPACE..3 * MAX_PER_NAMESPACE).for_each(|_| running.recv_timeout(SOON).unwrap());
     }
 
     #[test]
-    fn hung_namespaces_leave_threads_to_the_host_and_are_bounded() {
+    fn hung_namespaces_are_bounded_and_leave_threads_to_the_host() {
         let jobs = Jobs::default();
         let (runs, running) = channel();
         let hangs: Vec<_> = (0..2 * THREADS).map(|n| hanging(&jobs, &named(&n.to_string()), &runs)).collect();

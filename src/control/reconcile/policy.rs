@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn stricter_is_what_refuses_more() {
+    fn stricter_security_refuses_more() {
         const ONE: &str = "mac_address = \"02:00:00:00:00:01\"\n";
         let off = port(&format!("{ONE}port_security = \"off\""));
         let mac = port(ONE);
@@ -135,7 +135,7 @@ mod tests {
         {
             assert!(is_stricter(was, is), "{was:?}: {is:?}");
         }
-        // Above Ethernet nothing is learned.
+        // Nothing is learned above Ethernet.
         for (was, is) in [(&mac, &off), (&mac, &mac), (&mac, &pair), (&mac, &strict), (&strict, &mac), (&off, &off)] {
             assert!(!is_stricter(was, is), "{was:?}: {is:?}");
         }

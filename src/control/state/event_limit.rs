@@ -127,7 +127,7 @@ mod tests {
         assert!(last.text.starts_with("2999; and ") && last.kind == EventKind::PortUp, "{last:?}");
         let others = |event: &Event| event.text.split(' ').nth(2).and_then(|n| n.parse::<usize>().ok()).unwrap_or(0);
         assert_eq!(reported.iter().map(|event| 1 + others(event)).sum::<usize>(), 3000);
-        // After a silence all is as it was.
+        // After a quiet time the limit is as at the start.
         assert!(limit.due(at(80_000), false).is_empty());
         assert!(limit.0.is_empty() && limit.admit(&event(EventKind::PortUp, "p", 0), at(80_001)));
     }

@@ -224,12 +224,12 @@ mod tests {
     }
 
     #[test]
-    fn it_is_told_once_kept_a_while_and_written_down_once() {
+    fn an_event_is_emitted_and_stored_once() {
         let mut event_log = EventLog::default();
         assert!(event_log.append(event(1), NOW));
         let mut listener = event_log.subscribe();
         assert!((2..10).all(|number| event_log.append(event(number), NOW)));
-        // Its number is reserved, and it is told when it is kept.
+        // Its number is reserved, and it is emitted once stored.
         let stored = event_log.numbered(event(10));
         assert!(event_log.append(event(11), NOW));
         event_log.append_committed(stored);
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn it_forgets_what_is_oldest() {
+    fn the_oldest_events_are_removed() {
         let mut event_log = EventLog::default();
         assert!((0..2 * MAX_EVENTS as u64).all(|number| event_log.append(event(number), NOW)));
         let orphans = event_log.recent();
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn it_holds_so_many_bytes_and_no_more() {
+    fn the_size_in_bytes_is_bounded() {
         let mut event_log = EventLog::default();
         for number in 0..2 * MAX_EVENTS as u64 {
             let long = Event { text: "é".repeat(1 << 20), ports: vec!["p".repeat(200); 1000], ..event(number) };

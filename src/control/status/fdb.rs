@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_comes_back() {
+    fn stored_entries_are_restored() {
         let (now, later) = (MonoTime::from_secs(1000), MonoTime::from_secs(50_000));
         let learned = |network, place, generation, mac, last_seen| FdbEntry {
             station: Station::new(NetworkId::new(network), Mac::from_bits(mac)),
@@ -159,8 +159,8 @@ mod tests {
         let table = vec![
             learned(5, 0, 3, 1, 990),
             learned(6, 1, 0, 2, 800),
-            learned(5, 0, 2, 3, 990), // behind a port that is no more
-            learned(5, 1, 0, 4, 990), // on a network where its port was before
+            learned(5, 0, 2, 3, 990), // behind a port that no longer exists
+            learned(5, 1, 0, 4, 990), // on a network that its port has left
             learned(5, 0, 3, 5, 700), // aged
         ];
         let keep = directory().to_stored(table, now);
@@ -169,9 +169,9 @@ mod tests {
         assert_eq!(back, [learned(6, 1, 0, 2, 49_800), learned(5, 0, 3, 1, 49_990)]);
     }
 
-    /// It was heard by the one uplink, and the other one may carry when it comes back.
+    /// Learned at one uplink; the other one may be active after the restart.
     #[test]
-    fn what_was_heard_outside_is_still_there_behind_the_other_uplink() {
+    fn external_stations_are_restored_behind_the_other_uplink() {
         let outside = |network: u16, name: &str| Entry {
             ids: vec!["up1".into(), "up0".into()],
             is_uplink: true,
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_right_any_more_does_not_come_back() {
+    fn invalid_entries_are_not_restored() {
         let gone = vec![
             to_stored("n", "gone", 1, 0),
             to_stored("m", "p", 2, 0),

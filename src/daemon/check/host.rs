@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_read_from_the_kernels_table() {
+    fn available_memory_is_parsed() {
         let table =
             "MemTotal:       4000 kB\nMemAvailable:   1000 kB\nHugePages_Free:       3\nHugepagesize:       2048 kB\n";
         assert_eq!(available(table), Some((1_024_000, 3 << 21)));
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_judged_by_the_directory_that_is_there() {
+    fn a_path_is_checked_by_its_nearest_directory() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_listened_at_is_told() {
+    fn an_address_in_use_is_reported() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         assert!(try_address(address).is_err());

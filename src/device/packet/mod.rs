@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_never_be_is_told_from_what_is_not_there_yet() {
+    fn permanent_and_temporary_errors_are_distinguished() {
         let refused = Settings { name: "sixteen-bytes-16".into(), ..settings() };
         let absent = settings();
         let missing = Settings { netns: Netns::Host, ..settings() };

@@ -58,12 +58,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A super-frame of TCP over IPv4: headers of 54 bytes, checksum from 34 on.
+    /// A TCP over IPv4 GSO packet: headers of 54 bytes, csum_start 34.
     const TCP: [u8; HEADROOM] = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
 
     proptest! {
         #[test]
-        fn a_tag_shifts_where_things_are_and_nothing_else(header in any::<[u8; HEADROOM]>()) {
+        fn a_tag_shifts_offsets_only(header in any::<[u8; HEADROOM]>()) {
             let shifted = behind_tag(&header);
             for location in [0, 1, 4, 5, 8, 9, 10, 11] {
                 prop_assert_eq!(shifted[location], header[location]);
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_as_sound_with_its_tag_as_without() {
+    fn a_tag_does_not_change_validity() {
         let mut frame = vec![0; 20_000];
         frame[46] = 5 << 4;
         let without = Offload::read(&TCP).segmentation(&frame, 20_000).unwrap();
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sent_has_no_buffer_count() {
+    fn sent_headers_have_no_buffer_count() {
         assert_eq!(to_packet(Offload::read(&TCP)), TCP[..HEADER]);
     }
 }

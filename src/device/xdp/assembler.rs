@@ -307,7 +307,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_jump_goes_to_its_place(lines in lines()) {
+        fn every_jump_reaches_its_label(lines in lines()) {
             let code = write(&lines).finish().unwrap();
             prop_assert_eq!(code.len(), instructions(&lines));
             for (number, line) in lines.iter().enumerate() {
@@ -327,7 +327,7 @@ mod tests {
         }
 
         #[test]
-        fn a_place_that_is_missing_or_there_twice_is_named(lines in lines(), name in 0..NAMES.len()) {
+        fn a_missing_or_duplicate_label_is_named(lines in lines(), name in 0..NAMES.len()) {
             let without: Vec<Line> =
                 lines.iter().copied().filter(|line| !matches!(line, Line::Place(place) if *place == name)).collect();
             let done = write(&without).jump(NAMES[name]).finish();
@@ -337,7 +337,7 @@ mod tests {
         }
 
         #[test]
-        fn an_instruction_is_made_of_what_it_says(
+        fn an_instruction_has_its_fields(
             code: u8, target in 0u8..16, source in 0u8..16, offset: i16, immediate: i32
         ) {
             let made = Instruction::new(code, target, source, offset, immediate);
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_instruction_is_as_the_standard_has_it() {
+    fn every_instruction_is_encoded_as_in_the_standard() {
         use Register::*;
         let file = tempfile::tempfile().unwrap();
         let mut assembler = Assembler::new();
@@ -414,6 +414,6 @@ mod tests {
         let code: Vec<_> = assembler.finish().unwrap();
         let code: Vec<_> = code.iter().map(|i| (i.code, i.target(), i.source(), i.offset, i.immediate)).collect();
         assert_eq!(code, expected);
-        assert_eq!(assembler.finish(), Ok(vec![]), "as new");
+        assert_eq!(assembler.finish(), Ok(vec![]), "unchanged");
     }
 }

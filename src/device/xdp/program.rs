@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_program_reads_like_this() {
+    fn the_listing_is_as_documented() {
         let (sockets, drop_table) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         for (no_socket, verdict) in [(NoSocketAction::Drop, 1), (NoSocketAction::PassToStack, 2)] {
             let code = redirect(sockets.as_fd(), drop_table.as_fd(), no_socket, None).unwrap();
@@ -243,7 +243,7 @@ mod tests {
                 format!("15 r8 r0 +24 {}", half([0xcc, 0xcd])), // PVST: redirect
                 "61 r4 r6 +16 0".to_owned(),                    // the receive queue is the key
                 "63 r10 r4 -4 0".to_owned(),                    //
-                format!("18 r1 r1 +0 {}", drop_table.as_raw_fd()), // r1 = shedding
+                format!("18 r1 r1 +0 {}", drop_table.as_raw_fd()), // r1 = drop table
                 "00 r0 r0 +0 0".to_owned(),                     //
                 "bf r2 r10 +0 0".to_owned(),                    // r2 = &key
                 "07 r2 r0 +0 -4".to_owned(),                    //
@@ -252,11 +252,11 @@ mod tests {
                 "bf r9 r0 +0 0".to_owned(),                     // r9 = entry
                 "56 r7 r0 +1 -1".to_owned(),                    //
                 "15 r8 r0 +1 65535".to_owned(),                 // a broadcast
-                "07 r9 r0 +0 24".to_owned(),                    // the part about multicasts
+                "07 r9 r0 +0 24".to_owned(),                    // the entry of multicasts
                 "79 r7 r9 +0 0".to_owned(),                     // r7 = until
                 "15 r7 r0 +10 0".to_owned(),                    // never: redirect
                 "85 r0 r0 +0 125".to_owned(),                   // r0 = bpf_ktime_get_boot_ns()
-                "2d r7 r0 +1 0".to_owned(),                     // until > now: shed
+                "2d r7 r0 +1 0".to_owned(),                     // until > now: drop
                 "05 r0 r0 +7 0".to_owned(),                     // redirect
                 "b7 r1 r0 +0 1".to_owned(),                     //
                 "db r9 r1 +8 0".to_owned(),                     // frames += 1
@@ -287,7 +287,7 @@ mod tests {
     /// While the time is not over, frames to groups of one class are dropped and counted, to the byte, and all others
     /// are redirected.
     #[test]
-    fn what_is_to_be_shed_dies_and_is_counted_and_nothing_else_does() {
+    fn blocked_groups_are_dropped_and_counted_and_nothing_else() {
         if !may_load() {
             return;
         }
@@ -330,9 +330,9 @@ mod tests {
         assert!(GroupClass::ALL.iter().all(|&group| expected[group].frames > 1));
     }
 
-    /// The clock of the program is ours.
+    /// The program's clock is the switch's clock.
     #[test]
-    fn a_moment_is_over_for_the_program_when_it_is_for_us() {
+    fn the_clocks_of_program_and_switch_agree() {
         if !may_load() {
             return;
         }
@@ -359,7 +359,7 @@ mod tests {
         }
         assert_eq!(drop_table.total(0, GroupClass::Broadcast), DropCount { frames: dropped, bytes: dropped * 60 });
         assert!(dropped > 0, "30 ms are enough for one run");
-        // What is lifted is lifted at once.
+        // Clearing takes effect at once.
         drop_table.set_blocked_until(0, GroupClass::Broadcast, NEVER_OVER);
         assert_eq!(verdict(), XDP_DROP);
         drop_table.set_blocked_until(0, GroupClass::Broadcast, MonoTime::default());
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_any_length_go_to_the_socket_and_stay_as_they_are() {
+    fn frames_of_any_length_reach_the_socket_unmodified() {
         if !may_load() {
             return;
         }
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_map_cannot_hold_is_refused() {
+    fn an_index_beyond_a_map_is_refused() {
         if !may_load() {
             return;
         }
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn the_verifier_is_quoted() {
+    fn verifier_errors_are_quoted() {
         if !may_load() {
             return;
         }
@@ -419,14 +419,14 @@ mod tests {
         assert_eq!(e.source.raw_os_error(), Some(libc::EACCES));
         assert!(e.log.contains("R5 !read_ok"), "{e}");
         assert!(e.to_string().contains(&e.log) && e.to_string().contains("os error 13"), "{e}");
-        // More is said than there is room for, which is an error of its own.
+        // The verifier log exceeds its buffer, which is an error of its own.
         let mut code = Assembler::new();
         code.load_word(R2, R1, RX_QUEUE_INDEX);
         for _ in 0..500 {
             code.add(R2, 1);
         }
         let e = Program::load(&code.load_word(R0, R5, 0).exit().finish().unwrap(), true).unwrap_err();
-        assert_eq!(e.source.raw_os_error(), Some(libc::EACCES), "that of the program, and not that of the log");
+        assert_eq!(e.source.raw_os_error(), Some(libc::EACCES), "the error of the program, not of the log");
         assert!((1000..4096).contains(&e.log.len()), "{e}");
         let e = Program::load(&[], true).unwrap_err();
         assert_eq!((e.source.raw_os_error(), e.log.as_str()), (Some(libc::E2BIG), ""));
@@ -437,7 +437,7 @@ mod tests {
         if !may_load() {
             return;
         }
-        // ahead, back, ahead; each way but this one ends without the sum
+        // forward, backward, forward; each other path ends without the sum
         let mut code = Assembler::new();
         code.set(R0, 1).set(R1, 4).jump("on").place("back").add(R0, 10).jump_if(R1, If::Greater, 3, "end").exit();
         code.place("on").jump_if(R1, If::Different, 4, "end").jump_if(R1, If::Equal, 4, "back").exit();

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_tells_is_asked_where_the_program_can_ask() {
+    fn stripped_tags_are_read_where_the_program_can() {
         let veth = TagCapabilities {
             driver: Some("veth".into()),
             has_metadata_kfunc: true,
@@ -186,14 +186,14 @@ mod tests {
         assert!(lost(&old.decide(true)).contains("veth keeps tags beside"));
         let bare = TagCapabilities { function: None, ..veth.clone() };
         assert!(lost(&bare.decide(true)).contains("CONFIG_DEBUG_INFO_BTF"));
-        // What others change at it makes no difference.
+        // Foreign changes of the flag make no difference.
         let off = TagCapabilities { can_stop: true, strips: vec![STRIPPING[0]], ..veth };
         assert_eq!(off.decide(true), TagLocation::Metadata(ASK));
         assert!(lost(&off.decide(false)).contains("generic"), "flags of a software netdev say nothing");
     }
 
     #[test]
-    fn hardware_leaves_tags_in_frames_or_is_made_to() {
+    fn hardware_tag_stripping_is_turned_off() {
         let nic = TagCapabilities { driver: Some("e1000".into()), hardware: true, ..TagCapabilities::default() };
         let strips = TagCapabilities { strips: vec![STRIPPING[0]], can_stop: true, ..nic.clone() };
         let fixed = TagCapabilities { can_stop: false, ..strips.clone() };
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_to_a_tap_is_the_frame() {
+    fn a_tap_strips_no_tags() {
         let tap = TagCapabilities { whole_frames: true, ..TagCapabilities::default() };
         assert_eq!([tap.decide(true), tap.decide(false)], [TagLocation::InFrame, TagLocation::InFrame]);
     }
@@ -238,6 +238,6 @@ mod tests {
         ip(&format!("netns del {ns}"));
         let (seen, fixed) = tried.unwrap();
         assert_eq!(seen, [true, false, true]);
-        assert_eq!(fixed, Ok(()), "what is off stays off");
+        assert_eq!(fixed, Ok(()), "a disabled feature stays disabled");
     }
 }

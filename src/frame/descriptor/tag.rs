@@ -189,7 +189,7 @@ mod tests {
     use crate::frame::{Batch, Magazine, Pool, TagError};
     use crate::wire::{Offload, Vid};
 
-    /// A header, and the bytes behind it.
+    /// A `virtio_net_hdr` and the bytes after it.
     #[derive(Debug, Clone)]
     struct Sketch {
         header: [u8; 12],
@@ -211,13 +211,13 @@ mod tests {
         (header, len, any::<u8>()).prop_map(|(header, len, seed)| {
             let mut bytes: Vec<u8> = (0..len).map(|at| (at * 31 + at / 251) as u8 ^ seed).collect();
             if let Some(byte) = bytes.get_mut(46) {
-                *byte = 0x50; // where TCP says how long its header is
+                *byte = 0x50; // TCP data offset
             }
             Sketch { header, bytes }
         })
     }
 
-    /// Puts the frame into the batch, into slots or into a receive buffer.
+    /// Puts the frame into the batch, in slots or in a receive buffer.
     fn put(sketch: &Sketch, received: bool, batch: &mut Batch, magazine: &mut Magazine) -> usize {
         if received {
             let all = [&sketch.header[..], &sketch.bytes].concat();
@@ -234,7 +234,7 @@ mod tests {
 
     type VidSource = (Vec<u8>, Option<Vec<u8>>, Offload, (u64, u64), u32, bool);
 
-    /// All that can be seen of a frame.
+    /// All properties of a frame.
     fn vid_sources(batch: &Batch, index: usize) -> VidSource {
         let (frame_ref, frame) = (batch.frame_ref(index), batch.frame(index));
         let with_header = frame_ref.with_header.map(<[u8]>::to_vec);
@@ -247,11 +247,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_tag_comes_and_goes_without_a_trace(sketch in sketch(), received: bool, vid in 1..4095u16, others in 0..16u32) {
+        fn a_tag_is_added_and_removed_without_a_trace(sketch in sketch(), received: bool, vid in 1..4095u16, others in 0..16u32) {
             let pool = Pool::new(256).unwrap();
             let mut magazine = Magazine::new(pool);
             let mut batch = Batch::new();
-            // In each slot frames begin at another place.
+            // Frames begin at a different offset in each slot.
             let held: Vec<_> = (0..others).map(|_| magazine.frame(&[0; 60], Offload::NONE).unwrap()).collect();
             let vid = Vid::new(vid).unwrap();
             let index = put(&sketch, received, &mut batch, &mut magazine);
@@ -276,7 +276,7 @@ mod tests {
                     let copy = vid_sources(&batch, index + 1);
                     prop_assert_eq!((&copy.0, copy.2, copy.3, copy.4, copy.5), (&tagged.0, tagged.2, tagged.3, tagged.4, tagged.5));
                     prop_assert!(batch.pop_tag(index));
-                    // What is a lie stays one; another lie perhaps.
+                    // An invalid header stays invalid, possibly for another reason.
                     if before.5 {
                         prop_assert_eq!(vid_sources(&batch, index), before);
                     } else {
@@ -295,9 +295,9 @@ mod tests {
             prop_assert_eq!(pool.free(), 256);
         }
 
-        /// Whatever a frame from outside has for its first four bytes behind the addresses.
+        /// Any four bytes after the addresses of an external frame.
         #[test]
-        fn a_tag_goes_off_any_frame(sketch in sketch(), received: bool) {
+        fn a_tag_is_removed_from_any_frame(sketch in sketch(), received: bool) {
             let pool = Pool::new(256).unwrap();
             let mut magazine = Magazine::new(pool);
             let mut batch = Batch::new();
@@ -312,7 +312,7 @@ mod tests {
                 prop_assert_eq!(after.5, offload.is_some());
                 if let Some(offload) = offload {
                     prop_assert_eq!((after.2, after.3.0), (offload, before.3.0));
-                    // And it is measured alike when it is copied.
+                    // The copy has the same properties.
                     let copy = batch.copy_to_pool(index, &mut magazine).unwrap();
                     prop_assert_eq!((copy.counts(), copy.is_valid()), (after.3, true));
                     magazine.recycle(copy);
@@ -325,7 +325,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever tag a frame has or had: one of the VLAN takes the place of a priority tag, and keeps the priority.
+        /// Whatever tags a frame has: the new tag replaces a priority tag and keeps its priority.
         #[test]
         fn a_priority_is_kept(
             sketch in sketch(), received: bool, tci: u16, vid in 1..4095u16, popped: bool, kind in prop::sample::select(vec![0x8100u16, 0x88a8]),
@@ -362,7 +362,7 @@ mod tests {
                 prop_assert!(copy.is_err() && before.2.needs_offload() && !replaces);
             }
             batch.clear(&mut magazine);
-            // The next burst knows nothing of it.
+            // The next burst is unaffected.
             let plain = Sketch { header: [0; 12], bytes: vec![7; 60] };
             let index = put(&plain, received, &mut batch, &mut magazine);
             prop_assert_eq!(batch.priority(index), None);
@@ -376,7 +376,7 @@ mod tests {
             let pool = Pool::new(256).unwrap();
             let (mut magazine, mut batch) = (Magazine::new(pool), Batch::new());
             let sketch = Sketch { header, bytes: (1..=len).map(|at| at as u8).collect() };
-            // What lay in the memory before does not show.
+            // Earlier contents of the memory do not appear.
             for _ in 0..2 {
                 put(&Sketch { header: [0; 12], bytes: vec![0xee; 200] }, received, &mut batch, &mut magazine);
                 batch.clear(&mut magazine);
@@ -405,7 +405,7 @@ mod tests {
         }
     }
 
-    /// As many tags as there is headroom for go in where the frame is, and one more into a copy.
+    /// As many tags as there is headroom for are inserted in place, one more into a copy.
     #[test]
     fn without_headroom_the_frame_is_copied() {
         let pool = Pool::new(64).unwrap();
@@ -424,9 +424,9 @@ mod tests {
                 assert!(batch.frame_ref(index).to_vec() == expected, "{round} tags");
             }
         }
-        assert!(batch.frame(0).is_owned(), "it has left the receive buffer");
+        assert!(batch.frame(0).is_owned(), "the frame has left the receive buffer");
         batch.clear(&mut magazine);
-        // Without a slot to copy to it stays as it was.
+        // Without a slot for the copy the frame is unchanged.
         let mut held = Vec::new();
         put(&sketch, true, &mut batch, &mut magazine);
         while let Some(frame) = magazine.frame(&[0; 60], Offload::NONE) {

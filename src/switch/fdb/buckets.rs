@@ -244,7 +244,7 @@ mod tests {
         }
     }
 
-    /// A hash of which little is left: most stations meet in few lines.
+    /// A weak hash: most stations share few buckets.
     fn poor_hash(number: u64, homes: u64) -> u64 {
         (number % homes) * (u64::MAX / homes)
     }
@@ -255,9 +255,9 @@ mod tests {
     }
 
     proptest! {
-        /// Beside a model: stations come and go, and lines overflow into those behind them.
+        /// Compared with a model: stations are added and removed, and buckets overflow into the following ones.
         #[test]
-        fn who_was_put_is_found_until_freed(
+        fn stations_are_found_until_removed(
             least in 4usize..200, homes in 1u64..6, steps in vec((0u64..300, any::<bool>()), 1..600)
         ) {
             let mut places = Buckets::new(least);
@@ -280,13 +280,13 @@ mod tests {
                 places.remove(poor_hash(number, homes), at);
             }
             prop_assert!(all(&places).is_empty());
-            prop_assert!(places.overflow_count.iter().all(|&passed| passed == 0), "who has gone is passed by by nobody");
+            prop_assert!(places.overflow_count.iter().all(|&passed| passed == 0), "removed stations are not counted as overflowed");
         }
     }
 
-    /// More stations pass one line by than it can count.
+    /// More stations overflow past one bucket than its counter can count.
     #[test]
-    fn a_line_that_counted_to_its_end_loses_nobody() {
+    fn a_saturated_bucket_loses_no_station() {
         let mut places = Buckets::new(1000);
         let ats: Vec<_> = (0..400).map(|number| places.insert(0, learned(number))).collect();
         assert_eq!(places.overflow_count[0], u8::MAX);
@@ -300,9 +300,9 @@ mod tests {
         assert_eq!(places.position(learned(999).station, 0), None);
     }
 
-    /// However good the hash: so many lie in their own line of a table that is as full as one becomes.
+    /// With a good hash, nearly all stations are in their own bucket of a full table.
     #[test]
-    fn nearly_all_lie_in_their_own_line() {
+    fn nearly_all_stations_are_in_their_own_bucket() {
         let (mut places, hash_key) = (Buckets::new(18_600), crate::switch::HashKey::new([3; 16]));
         let stations: Vec<_> = (0..10_000).map(learned).collect();
         for station in &stations {

@@ -1,5 +1,5 @@
-//! The table beside a model of it, with quotas, generations, pins and ageing: random operations, and a check of the whole
-//! structure after each.
+//! The FDB compared with a model of it, with limits, generations, pins and ageing: random operations, and a check of
+//! the whole structure after each.
 //!
 //! `FDB_OPERATIONS=10000000 cargo test --lib fdb::model` makes ten million of them.
 
@@ -17,7 +17,7 @@ const PORTS: usize = 5;
 
 const NETWORKS: u16 = 3;
 
-/// Random numbers, the same in each run (splitmix64).
+/// Deterministic random numbers (splitmix64).
 struct Random(u64);
 
 impl Random {
@@ -34,12 +34,12 @@ impl Random {
     }
 }
 
-/// What the table is to hold, written to be obviously right.
+/// Expected contents of the table, written for clarity instead of speed.
 struct Model {
     capacity: usize,
-    /// By port index: the port that was learned at last, and its stations from the oldest.
+    /// By port index: the port that learned last, and its stations, oldest first.
     ports: [(PortId, Vec<FdbEntry>); PORTS],
-    /// The stations of closed ports, from the one that died first.
+    /// Stations of closed ports, in the order of closing.
     dead: Vec<FdbEntry>,
     pins: BTreeMap<Station, (PortId, bool)>,
 }
@@ -160,7 +160,7 @@ impl Model {
         true
     }
 
-    /// Compares all that the table holds with what it is to hold.
+    /// Compares the contents of the table with the model.
     fn check(&self, table: &Fdb) {
         let places = table.buckets.check(|station| table.hash(station));
         let taken: BTreeMap<usize, FdbEntry> =
@@ -172,11 +172,11 @@ impl Model {
             let here: Vec<FdbEntry> = list.iter().map(|at| taken[at]).collect();
             assert_eq!(&here, expected, "behind {vm:?}, from the oldest");
             assert!(here.iter().all(|entry| *vm == PortId::NONE || entry.port == *vm));
-            assert!(list.iter().all(|&at| listed.insert(at)), "a place is in one list");
+            assert!(list.iter().all(|&at| listed.insert(at)), "an entry is in at most one list");
         }
-        assert!(listed.iter().eq(taken.keys()), "a place is in a list or free");
+        assert!(listed.iter().eq(taken.keys()), "an entry is in a list or free");
         let owners: Vec<PortId> = lru_lists.iter().map(|&(vm, _)| vm).collect();
-        assert!(self.dead.iter().all(|entry| !owners.contains(&entry.port)), "no owner's station is dead");
+        assert!(self.dead.iter().all(|entry| !owners.contains(&entry.port)), "no station of an open port is invalid");
         for network in (0..NETWORKS).map(NetworkId::new) {
             assert_eq!(table.networks[network.index()] as usize, self.of_network(network));
         }
@@ -191,7 +191,7 @@ impl Model {
     }
 }
 
-/// One table, for so many operations.
+/// Runs operations on one table.
 fn run(random: &mut Random, operations: u64) {
     let capacity = 4 + random.next(36) as u32;
     let limits = Limits { network: 1 + random.next(24) as u32, port: 1 + random.next(12) as u32 };
@@ -233,11 +233,11 @@ fn run(random: &mut Random, operations: u64) {
             88..91 => {
                 table.close(port);
                 model.close(port);
-                // Some come back under the same name.
+                // Some keep their id.
                 generations[usize::from(index)] += u16::from(!random.one_in(4));
             }
             91 if generation > 0 && !model.pins.contains_key(&station) => {
-                // A generation that has been there before.
+                // An earlier generation.
                 let old = generation - 1;
                 let station = Station::new(network(old), station.mac());
                 if !model.pins.contains_key(&station) {
@@ -295,7 +295,7 @@ fn run(random: &mut Random, operations: u64) {
 }
 
 #[test]
-fn the_whole_table_is_sound_after_each_operation() {
+fn the_table_is_consistent_after_each_operation() {
     let operations = std::env::var("FDB_OPERATIONS").ok().and_then(|number| number.parse().ok()).unwrap_or(200_000);
     let mut random = Random(42);
     for round in 0..operations / 1000 {

@@ -76,16 +76,16 @@ mod tests {
             .map(|(&number, &(port, is_dampened))| (station(number), Pin { port: PortId::new(port, 0), is_dampened }))
     }
 
-    /// Who lies in the table as pinned.
+    /// The pinned entry of a station in the table.
     fn lies(table: &Fdb, number: u64) -> Option<FdbEntry> {
         let hash = table.hash(station(number));
         table.lines().lookup_home(station(number), hash).copied().filter(FdbEntry::is_static)
     }
 
     proptest! {
-        /// Stations are learned and age while others are pinned and pinned no longer.
+        /// Stations are learned and age while others are pinned and unpinned.
         #[test]
-        fn who_is_pinned_is_not_among_the_learned(
+        fn pinned_stations_are_not_learned(
             capacity in 2u32..40,
             rounds in vec((btree_map(1u64..60, (0u16..4, any::<bool>()), 0..40), vec((1u64..60, 0u16..4), 0..60)), 1..6),
         ) {

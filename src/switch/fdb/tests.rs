@@ -1,4 +1,4 @@
-//! The table beside a model of it; and by example, who pays for a full one.
+//! The FDB compared with a model; and, by example, which port a full table affects.
 
 use super::*;
 use crate::switch::NetworkId;
@@ -24,10 +24,10 @@ fn find(fdb: &Fdb, s: Station, now: u32) -> Option<PortId> {
     fdb.find(s, fdb.hash(s), (now + 1).saturating_sub(AGEING))
 }
 
-/// The same table, written to be obviously right.
+/// The same table, written for clarity instead of speed.
 #[derive(Default)]
 struct Model {
-    /// In the order in which they were last refreshed.
+    /// In the order of their last refresh.
     stations: Vec<FdbEntry>,
     capacity: usize,
 }
@@ -85,7 +85,7 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
-    fn does_what_the_model_does(
+    fn the_table_agrees_with_the_model(
         capacity in 4u32..40, quota in 1u32..12, per_network in 1u32..30,
         steps in proptest::collection::vec((0u64..24, 0u16..3, 0u16..4, 0u32..40, 0u8..12), 1..400)
     ) {
@@ -95,12 +95,12 @@ proptest! {
         let mut now = 1000;
         for (mac, network, port, later, what) in steps {
             now += later;
-            // a port is on one network, as admission has it
+            // a port is on one network
             let (s, port) = (station(network, mac + 1), PortId::new(network * 4 + port, 0));
             match what {
                 0 => {
                     table.age_step(3, |l| now - l.last_seen < AGEING);
-                    // the model forgets what the table just did, and nothing that is still valid
+                    // the model removes what the table removed, which must be no valid entry
                     let mut page = Vec::with_capacity(64);
                     table.page(0, &mut page);
                     let left: HashMap<_, _> = page.iter().map(|l| (l.station, l)).collect();
@@ -122,7 +122,7 @@ proptest! {
 }
 
 #[test]
-fn a_flood_of_addresses_hurts_only_its_sender() {
+fn a_flood_of_addresses_evicts_only_its_own_entries() {
     let mut table = fdb(4096);
     let limits = Limits { network: 4096, port: 1000 };
     let (victim, attacker) = (PortId::new(1, 0), PortId::new(2, 0));
@@ -134,11 +134,11 @@ fn a_flood_of_addresses_hurts_only_its_sender() {
     }
     assert!((1..=500).all(|mac| find(&table, station(0, mac), 2) == Some(victim)));
     assert_eq!(table.len(), 1500);
-    assert_eq!(find(&table, station(0, 0x0200_0000_0000 + 19_999), 2), Some(attacker), "its newest are kept");
+    assert_eq!(find(&table, station(0, 0x0200_0000_0000 + 19_999), 2), Some(attacker), "the newest entries are kept");
 }
 
 #[test]
-fn a_full_table_refuses_only_those_who_own_nothing() {
+fn a_full_table_refuses_only_ports_without_entries() {
     let mut table = fdb(8);
     let limits = Limits::default();
     for mac in 1..=8 {
@@ -147,11 +147,11 @@ fn a_full_table_refuses_only_those_who_own_nothing() {
     assert_eq!(learn(&mut table, station(0, 99), PortId::new(2, 0), 1, limits), LearnResult::Refused);
     assert_eq!(table.refused(), 1);
     assert_eq!(learn(&mut table, station(0, 99), PortId::new(1, 0), 1, limits), LearnResult::New);
-    assert_eq!(find(&table, station(0, 1), 1), None, "its own oldest made room");
+    assert_eq!(find(&table, station(0, 1), 1), None, "its own oldest entry was evicted");
 }
 
 #[test]
-fn silence_is_forgotten_and_traffic_is_not() {
+fn silent_stations_age_and_active_ones_do_not() {
     let mut table = fdb(8);
     let port = PortId::new(1, 0);
     learn(&mut table, station(0, 1), port, 100, Limits::default());
@@ -170,7 +170,7 @@ fn a_million_stations_fit_in_forty_mebibytes() {
 }
 
 #[test]
-fn pages_meet_every_station_once() {
+fn pages_return_every_station_once() {
     let mut table = fdb(1000);
     for mac in 1..=1000 {
         learn(&mut table, station(1, mac), PortId::new(0, 0), 1, Limits { network: 1000, port: 1000 });

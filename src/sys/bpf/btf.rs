@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_is_found_behind_types_of_every_kind() {
+    fn a_function_is_found_after_types_of_every_kind() {
         let kinds = [(1, 0, 4), (2, 0, 0), (3, 0, 12), (4, 3, 36), (6, 2, 16), (13, 5, 40), (14, 0, 4), (19, 1, 12)];
         let mut types: Vec<_> =
             kinds.into_iter().map(|(kind, members, more)| ("wanted", kind, members, more)).collect();
@@ -119,7 +119,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_description_is_too_strange(
+        fn any_btf_is_parsed_or_refused(
             bytes in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..200, at in 0usize..200, with: u8
         ) {
             let mut torn = described(&[("a", 4, 1, 12), ("wanted", FUNCTION, 0, 0)]);

@@ -289,11 +289,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_is_there_only_if_the_kernel_says_so() {
+    fn a_stripped_tag_is_valid_only_if_flagged() {
         let (tag, kind) = (libc::TP_STATUS_VLAN_VALID, libc::TP_STATUS_VLAN_TPID_VALID);
         assert_eq!(Tag::from_kernel(kind, 0x88a8, 7), None);
         assert_eq!(Tag::from_kernel(tag | kind, 0x88a8, 7).unwrap().bytes(), [0x88, 0xa8, 0, 7]);
-        assert_eq!(Tag::from_kernel(tag, 0, 0x2005).unwrap().bytes(), [0x81, 0, 0x20, 5], "kernels that tell no type");
+        assert_eq!(Tag::from_kernel(tag, 0, 0x2005).unwrap().bytes(), [0x81, 0, 0x20, 5], "kernels without a TPID");
     }
 
     #[test]

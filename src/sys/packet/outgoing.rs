@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_takes_what_it_has_room_for_and_no_half_frames() {
+    fn a_burst_takes_whole_frames_up_to_its_capacity() {
         let mut outgoing = Outgoing::new(2, 5);
         for _ in 0..2 {
             let mut burst = outgoing.burst();
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_bound_to_nothing_sends_nothing() {
+    fn an_unbound_socket_sends_nothing() {
         let Ok(socket) = Socket::new() else { return eprintln!("skipped: needs CAP_NET_RAW") };
         let mut outgoing = Outgoing::new(1, 1);
         let mut burst = outgoing.burst();

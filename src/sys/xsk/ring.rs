@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_we_produce_is_in_order_while_the_counters_wrap() {
+    fn produced_entries_are_in_order_while_the_counters_wrap() {
         for page in [XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_FILL_RING] {
             let (kernel, mut ring) = Kernel::new(page, u32::MAX - 20);
             let (mut put, mut seen) = (0u64, 0u64);
@@ -250,12 +250,12 @@ mod tests {
                 }
                 kernel.set(CONSUMER, at);
             }
-            assert!(seen > 100 && kernel.get(CONSUMER) < 1000, "they have wrapped");
+            assert!(seen > 100 && kernel.get(CONSUMER) < 1000, "the counters have wrapped");
         }
     }
 
     #[test]
-    fn what_we_consume_is_in_order_while_the_counters_wrap() {
+    fn consumed_entries_are_in_order_while_the_counters_wrap() {
         let (kernel, mut ring) = Kernel::new(XDP_PGOFF_RX_RING, u32::MAX - 20);
         let (mut put, mut seen) = (0u64, 0u64);
         for round in 0..100u32 {
@@ -278,6 +278,6 @@ mod tests {
             seen += 1;
         }
         assert_eq!((seen, seen > 100), (put, true));
-        assert!(kernel.get(PRODUCER) < 1000, "they have wrapped");
+        assert!(kernel.get(PRODUCER) < 1000, "the counters have wrapped");
     }
 }

@@ -59,7 +59,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_come_in_order_wherever_the_cuts_are(chunks in vec(vec(any::<u8>(), 0..20), 1..6), steps in vec((0usize..15, any::<bool>()), 0..12)) {
+        fn bytes_are_in_order_across_chunks(chunks in vec(vec(any::<u8>(), 0..20), 1..6), steps in vec((0usize..15, any::<bool>()), 0..12)) {
             let all = chunks.concat();
             let mut read = Chunks::new(&chunks[0], chunks[1..].iter().map(Vec::as_slice));
             let mut at = 0;

@@ -16,8 +16,8 @@ fn offload(flags: u8, kind: u8, size: u16, start: u16, offset: u16) -> Offload {
     Offload::read(&bytes)
 }
 
-/// All that comes of a frame whose first `head` bytes are in one piece, and which lies in pieces of
-/// `piece` bytes behind that; written to rooms of `room` bytes.
+/// Result of segmenting a frame whose first `head` bytes are contiguous, followed by chunks of `piece` bytes; written
+/// to buffers of `room` bytes.
 fn finish(frame: &[u8], offload: Offload, cuts: (usize, usize, usize)) -> Result<Vec<Vec<u8>>, GsoError> {
     let (head, piece, room) = cuts;
     let (head, tail) = frame.split_at(head.min(frame.len()));
@@ -31,14 +31,14 @@ fn finish(frame: &[u8], offload: Offload, cuts: (usize, usize, usize)) -> Result
     Ok(all)
 }
 
-/// A super-frame as an honest sender makes it.
+/// A valid GSO packet.
 #[derive(Debug, Clone)]
 struct GsoPacket {
     tags: Vec<usize>,
     v6: bool,
-    /// Words of options (IPv4), or kinds and lengths of extension headers (IPv6).
+    /// Option words (IPv4), or kinds and lengths of extension headers (IPv6).
     options: Vec<(u8, u8)>,
-    /// Words of options; none for UDP.
+    /// Option words; none for UDP.
     tcp: Option<usize>,
     flags: u8,
     urgent: u16,
@@ -56,7 +56,7 @@ fn gso_packets() -> impl Strategy<Value = GsoPacket> {
     let numbers = (prop_oneof![any::<u32>(), 0xffff_0000u32..], prop_oneof![any::<u16>(), 0xfff0u16..]);
     let sizes = prop_oneof![(1..60u16, 0..600usize), (500..1500u16, 0..30_000usize), (4000..9000u16, 0..60_000usize)];
     let payload = (sizes, any::<u64>(), 0..8usize).prop_map(|((size, len), seed, kind)| {
-        // Also such as sum up to zero.
+        // Also payloads that sum to zero.
         let byte = |i: usize| match kind {
             0 => 0,
             1 => 0xff,
@@ -79,14 +79,14 @@ impl GsoPacket {
         if self.tcp.is_some() { 6 } else { 17 }
     }
 
-    /// The sum of the pseudo-header, with the length.
+    /// Pseudo-header sum, with this length.
     fn pseudo(&self, len: usize) -> u16 {
         let addresses = if self.v6 { &self.addresses[..] } else { &self.addresses[..8] };
         let sum = Sum16BitWords::new().add_slice(addresses).add_2bytes([0, self.protocol()]);
         !sum.add_slice(&(len as u32).to_be_bytes()).ones_complement().to_be()
     }
 
-    /// Where IP and where transport begins, and the bytes.
+    /// Offsets of the IP and transport header, and the bytes.
     fn build(&self) -> (usize, usize, Vec<u8>) {
         let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
         for tag in &self.tags {
@@ -152,14 +152,14 @@ impl GsoPacket {
     }
 }
 
-/// Who sends to whom.
+/// Source and destination.
 #[derive(Clone, Copy)]
 enum AddressPair {
     V4([u8; 4], [u8; 4]),
     V6([u8; 16], [u8; 16]),
 }
 
-/// The checksums of a frame, which must be what etherparse makes of it.
+/// Checks the checksums of a frame against etherparse.
 fn check_sums(frame: &[u8], network: usize, transport: usize) {
     let (ip, segment) = (&frame[network..transport], &frame[transport..]);
     let (way, is_tcp) = if ip[0] >> 4 == 4 {
@@ -189,11 +189,11 @@ fn check_sums(frame: &[u8], network: usize, transport: usize) {
             AddressPair::V6(from, to) => header.calc_checksum_ipv6_raw(from, to, payload),
         };
         assert_eq!(header.checksum, expected.unwrap());
-        assert_ne!(header.checksum, 0, "that would mean that there is none");
+        assert_ne!(header.checksum, 0, "zero would mean no checksum");
     }
 }
 
-/// What the last of the headers of IPv6 says is next.
+/// Next-header field of the last IPv6 header.
 fn is_tcp(ip: &[u8]) -> bool {
     let (mut next, mut at) = (ip[6], 40);
     while at < ip.len() {
@@ -203,7 +203,7 @@ fn is_tcp(ip: &[u8]) -> bool {
     next == 6
 }
 
-/// The headers of a frame, without what has to differ from frame to frame; and that.
+/// Headers of a frame without fields that differ per segment; and those fields.
 fn split_headers(headers: &[u8], network: usize, transport: usize, tcp: bool) -> (Vec<u8>, Vec<u8>) {
     let mut same = headers.to_vec();
     let mut places: Vec<usize> = if headers[network] >> 4 == 4 {
@@ -223,9 +223,9 @@ fn split_headers(headers: &[u8], network: usize, transport: usize, tcp: bool) ->
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
-    /// Each frame is one that its sender might have sent, and together they say what the super-frame says.
+    /// Each segment is a frame that its sender might have sent, and together they carry the GSO packet's payload.
     #[test]
-    fn what_is_divided_and_put_together_again_is_what_it_was(
+    fn segments_reassemble_to_the_gso_packet(
         packet in gso_packets(), piece in 1..5000usize, room in prop_oneof![1..100usize, 3000..5000usize], more in 0..3000usize,
     ) {
         let (network, transport, frame) = packet.build();
@@ -263,9 +263,9 @@ proptest! {
         prop_assert!(payload == packet.payload);
     }
 
-    /// Whatever the bytes: a refusal, or as many frames as it counts as, no longer than it says.
+    /// Any bytes: refused, or as many segments as counted, none longer than announced.
     #[test]
-    fn lies_are_bounded(
+    fn invalid_headers_are_bounded(
         packet in gso_packets(), spoilt in vec((any::<Index>(), any::<u8>()), 0..6), cut in proptest::option::of(any::<Index>()),
         header in proptest::option::of(any::<[u8; 12]>()), start in -20..20i32, piece in 1..5000usize, head in 0..4000usize,
     ) {
@@ -293,9 +293,9 @@ proptest! {
         }
     }
 
-    /// A checksum that is open anywhere, over anything.
+    /// A partial checksum at any offset over any bytes.
     #[test]
-    fn an_open_checksum_is_completed_wherever_it_stands(
+    fn a_partial_checksum_is_completed_at_any_offset(
         frame in vec(prop_oneof![any::<u8>(), Just(0), Just(0xff)], 18..9000), start: Index, offset: Index,
         head in 14..5000usize, piece in 1..5000usize, room in 1..5000usize,
     ) {
@@ -311,9 +311,9 @@ proptest! {
         prop_assert!(frames[0] == expected);
     }
 
-    /// One frame of TCP or UDP whose checksum is open becomes what it would have been with a closed one.
+    /// A TCP or UDP frame with a partial checksum becomes the one with a complete checksum.
     #[test]
-    fn an_open_checksum_of_tcp_and_udp_is_closed(packet in gso_packets(), piece in 1..5000usize, room in 1..5000usize) {
+    fn partial_checksums_of_tcp_and_udp_are_completed(packet in gso_packets(), piece in 1..5000usize, room in 1..5000usize) {
         let (network, transport, frame) = packet.build();
         let field = if packet.tcp.is_some() { 16 } else { 6 };
         let frames = finish(&frame, offload(1, 0, 0, transport as u16, field), (3000, piece, room)).unwrap();
@@ -325,8 +325,7 @@ fn hex(text: &str) -> Vec<u8> {
     text.as_bytes().chunks(2).map(|b| u8::from_str_radix(std::str::from_utf8(b).unwrap(), 16).unwrap()).collect()
 }
 
-/// What Linux 6.18 hands to a tap: `virtio_net_hdr` and headers of a frame, to which a payload is added
-/// that counts from 1 on.
+/// Frames that Linux 6.18 writes to a tap: `virtio_net_hdr` and headers, followed by a payload that counts from 1.
 fn linux(header: &str, headers: &str, payload: u8) -> (Offload, Vec<u8>) {
     let mut frame = hex(headers);
     frame.extend(1..=payload);
@@ -336,7 +335,7 @@ fn linux(header: &str, headers: &str, payload: u8) -> (Offload, Vec<u8>) {
 const WHOLE: (usize, usize, usize) = (usize::MAX, 1, usize::MAX);
 
 #[test]
-fn a_super_frame_of_linux_is_divided() {
+fn a_tcp_gso_packet_of_linux_is_segmented() {
     let headers = "02000000000202000000000108004500\
                    00f0d9d7400040064c240a0500010a050002ec320009f3b5cf43000003e95018ffdc14ef0000";
     let (offload, frame) = linux("010136006400220010000000", headers, 200);
@@ -358,7 +357,7 @@ fn a_super_frame_of_linux_is_divided() {
 }
 
 #[test]
-fn datagrams_of_linux_are_divided() {
+fn a_udp_gso_packet_of_linux_is_segmented() {
     let headers = "0200000000020200000000010800450000533bf140004011ea9c0a0500010a050002a7300009003f145d";
     let (offload, frame) = linux("01052a001800220006000000", headers, 55);
     let frames = finish(&frame, offload, WHOLE).unwrap();
@@ -370,7 +369,7 @@ fn datagrams_of_linux_are_divided() {
 }
 
 #[test]
-fn an_open_checksum_of_linux_is_completed() {
+fn a_partial_checksum_of_linux_is_completed() {
     let headers = "02000000000202000000000108004500\
                    00293bf240004011eac50a0500010a050002a1d200090015143301020304050607080910111213";
     let (offload, frame) = linux("010000000000220006000000", headers, 0);
@@ -380,7 +379,7 @@ fn an_open_checksum_of_linux_is_completed() {
 }
 
 #[test]
-fn what_is_not_understood_is_refused() {
+fn unsupported_packets_are_refused() {
     let packet = GsoPacket {
         tags: vec![0],
         v6: false,
@@ -404,7 +403,7 @@ fn what_is_not_understood_is_refused() {
     };
     use GsoError::{Fragment, Inconsistent, Lengths, TooManyHeaders, Tunnel};
     for packet in [&packet, &six, &udp] {
-        assert_eq!(spoil(packet, 1, 0x60).unwrap().len(), 3, "the class of traffic is anything");
+        assert_eq!(spoil(packet, 1, 0x60).unwrap().len(), 3, "any traffic class");
     }
     for (name, packet, place, value, why) in [
         ("IPv5", &packet, 0, 0x55, Inconsistent),
@@ -429,7 +428,7 @@ fn what_is_not_understood_is_refused() {
     ] {
         assert_eq!(spoil(packet, place, value), Err(why), "{name}");
     }
-    // A type that is not theirs, and checksums elsewhere.
+    // Another GSO type, and other checksum offsets.
     for (packet, kind, offset) in
         [(&packet, 4, 16), (&six, 1, 16), (&packet, 5, 6), (&udp, 1, 6), (&packet, 1, 6), (&udp, 5, 16)]
     {
@@ -445,13 +444,13 @@ fn what_is_not_understood_is_refused() {
     tunnel[network + 2..network + 4].copy_from_slice(&total);
     let start = (network + 36 + inner) as u16;
     assert_eq!(finish(&tunnel, offload(1, 1, 100, start, 16), WHOLE), Err(Tunnel));
-    assert!(finish(&tunnel, offload(1, 0, 0, start, 16), WHOLE).is_ok(), "and yet its checksum is completed");
+    assert!(finish(&tunnel, offload(1, 0, 0, start, 16), WHOLE).is_ok(), "its checksum is completed");
     let long = GsoPacket { v6: true, options: vec![(60, 20), (60, 10)], ..packet };
     let (_, transport, frame) = long.build();
     assert_eq!(finish(&frame, long.offload(transport), WHOLE), Err(TooManyHeaders));
 }
 
-/// A tunnel: what stands between the outer IP header and the inner Ethernet header, or the inner IP header.
+/// A tunnel: bytes between the outer IP header and the inner Ethernet or IP header.
 #[derive(Debug, Clone, Copy)]
 enum Tunnel {
     Vxlan,
@@ -470,8 +469,7 @@ fn tunnels() -> impl Strategy<Value = Tunnel> {
 }
 
 impl Tunnel {
-    /// The GSO packet inside a tunnel. Where its outer IP header begins, where the inner one and the transport header
-    /// do, and the bytes.
+    /// The GSO packet inside a tunnel. Returns the offsets of outer IP, inner IP and transport header, and the bytes.
     fn wrap(self, packet: &GsoPacket, v6: bool, has_csum: bool) -> (usize, usize, usize, Vec<u8>) {
         let (network, transport, inner) = packet.build();
         let ether = [if packet.v6 { [0x86, 0xdd] } else { [8, 0] }].concat();
@@ -491,7 +489,7 @@ impl Tunnel {
         header.extend(&inner[dropped..]);
         if protocol == 17 {
             let length = (header.len() + 8) as u16;
-            // Any checksum says that there is one.
+            // Any nonzero checksum means that there is one.
             let csum = if has_csum { [0x12, 0x34] } else { [0, 0] };
             header.splice(0..0, [&[0xc0, 0, 0x12, 0xb5][..], &length.to_be_bytes(), &csum].concat());
         }
@@ -516,7 +514,7 @@ impl Tunnel {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
-    /// Each segment has its own outer headers, and is inside what it would have been without a tunnel.
+    /// Each segment has its own outer headers; its inside equals the segment without a tunnel.
     #[test]
     fn a_tunnel_is_around_each_segment(packet in gso_packets(), tunnel in tunnels(), v6: bool, has_csum: bool) {
         let packet = GsoPacket { payload: packet.payload[..packet.payload.len().min(30_000)].to_vec(), ..packet };
@@ -554,10 +552,10 @@ proptest! {
         }
     }
 
-    /// Segments with partial checksums become, once these are completed, what they would have been without; and the
-    /// checksum of a tunnel around them is right before.
+    /// Segments with partial checksums, once completed, equal those with complete ones; the checksum of an outer
+    /// tunnel is right before that.
     #[test]
-    fn a_partial_checksum_is_completed_by_who_gets_it(packet in gso_packets(), tunnel in proptest::option::of(tunnels()), v6: bool) {
+    fn segments_may_keep_partial_checksums(packet in gso_packets(), tunnel in proptest::option::of(tunnels()), v6: bool) {
         let packet = GsoPacket { payload: packet.payload[..packet.payload.len().min(20_000)].to_vec(), ..packet };
         let (transport, frame) = match tunnel {
             Some(tunnel) => {
@@ -583,9 +581,9 @@ proptest! {
         prop_assert!(work.next_segment().is_none());
     }
 
-    /// Some senders leave lengths and the pseudo-header to whoever segments. The result is the same.
+    /// Some senders leave lengths and pseudo-header sum empty. The result is the same.
     #[test]
-    fn lengths_and_sums_that_were_left_open_are_filled_in(packet in gso_packets(), seed: u16, open_ip: bool, open_udp in 0..3u8) {
+    fn empty_lengths_and_sums_are_filled_in(packet in gso_packets(), seed: u16, open_ip: bool, open_udp in 0..3u8) {
         let (network, transport, frame) = packet.build();
         let right = finish(&frame, packet.offload(transport), WHOLE).unwrap();
         let mut open = frame;
@@ -604,7 +602,7 @@ proptest! {
 
     /// The same for the checksum of a single frame, which may be padded.
     #[test]
-    fn a_checksum_needs_no_seed(packet in gso_packets(), seed: u16, padding in vec(any::<u8>(), 0..20)) {
+    fn a_checksum_needs_no_pseudo_header_sum(packet in gso_packets(), seed: u16, padding in vec(any::<u8>(), 0..20)) {
         let (network, transport, mut frame) = packet.build();
         let (len, field) = (frame.len(), if packet.tcp.is_some() { 16 } else { 6 });
         frame[transport + field..][..2].copy_from_slice(&seed.to_be_bytes());
@@ -614,7 +612,7 @@ proptest! {
         prop_assert!(done[len..] == padding);
     }
 
-    /// A CRC32c over any cuts, which is checked against one over all of it.
+    /// CRC32c over any chunks, compared with one over all of it.
     #[test]
     fn sctp_gets_a_crc(chunks in vec(any::<u8>(), 0..3000), v6: bool, padding in 0..20usize, piece in 1..2000usize) {
         let packet = GsoPacket { v6, tcp: None, tags: vec![0], options: vec![], flags: 0, urgent: 0, sequence: 0, id: 0, size: 0, ecn: false,

@@ -117,7 +117,7 @@ mod tests {
     use serde_json::{Value, json};
 
     #[test]
-    fn keys_that_are_not_set_stay() {
+    fn keys_not_set_are_unchanged() {
         let keys = raw::Port {
             mac_address: Some("02:00:00:00:00:77".into()),
             device: Some(raw::Device { queues: Some(4), ..Default::default() }),
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_null_are_as_in_a_file_without_them() {
+    fn null_resets_a_key_to_its_default() {
         let clear = |keys: Value| set("p1", parse_port_keys_json(&keys.to_string(), "x").unwrap());
         let mut now = there();
         let plain = now.vms[0].ports[0].clone();
@@ -143,19 +143,19 @@ mod tests {
         port.admin_state_up = false;
         let Some(Device::Tap(tap)) = port.device_mut() else { panic!("no tap") };
         (tap.netns, tap.queues, tap.persist) = (Some("away".into()), 4, false);
-        // In JSON as it comes; a port that is written again with its kind and name is as it was at first.
+        // In JSON order; a port set back to its kind and name equals the original.
         let keys = json!({ "port_security": null, "admin_state_up": null,
             "device": { "netns": null, "queues": null, "persist": null } });
         assert_eq!(clear(keys).to(&now).unwrap().vms[0].ports[0], plain);
-        // Of two words for one thing either brings the default back.
+        // Each of two synonymous keys resets to the default.
         let then = clear(json!({ "port_security_enabled": null, "device": { "netns": null } })).to(&now).unwrap();
         let Some(Device::Tap(tap)) = then.vms[0].ports[0].device() else { panic!("{then:?}") };
         assert_eq!((then.vms[0].ports[0].port_security, tap.netns.as_ref(), tap.queues), (PortSecurity::Mac, None, 4));
-        // A name that is not written is made of the id.
+        // The default name is derived from the id.
         let then = clear(json!({ "device": { "name": null } })).to(&now).unwrap();
         let Some(Device::Tap(tap)) = then.vms[0].ports[0].device() else { panic!("{then:?}") };
         assert_eq!(tap.name, "tapp1");
-        // What must be given cannot go.
+        // Required keys cannot be reset.
         for (keys, kind) in [
             (json!({ "mac_address": null }), "missing"),
             (json!({ "network_id": null }), "missing"),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_goes_with_its_policy() {
+    fn a_limit_is_reset_with_its_policy() {
         let given = |keys: Value| set("p1", parse_port_keys_json(&keys.to_string(), "x").unwrap());
         let limited = given(json!({ "mac_limit": 4, "mac_limit_policy": "drop" })).to(&there()).unwrap();
         let limit = |config: &Config| config.vms[0].ports[0].mac_limit;
@@ -184,13 +184,13 @@ mod tests {
             assert_eq!((category, kind), (ErrorKind::Request, "contradiction"), "{message}");
             assert!(message.starts_with("mac_limit_policy = \"drop\": "), "{message}");
         }
-        // The bounds of its network are known.
+        // Bounds of the network are checked.
         let (_, kind, message) = refused(&given(json!({ "mac_limit": 9000 })));
         assert!(kind == "contradiction" && message.contains("\"net1\", which is 8192"), "{message}");
     }
 
     #[test]
-    fn keys_of_the_vm_are_set_by_a_port_of_it() {
+    fn keys_of_the_vm_can_be_set_at_a_port() {
         let given = |keys: Value| set("p1", parse_port_keys_json(&keys.to_string(), "x").unwrap());
         let now = there();
         let one = given(json!({ "vm": { "storm": { "multicast": "off" }, "share_mac": true } })).to(&now).unwrap();
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_of_storms_are_set_one_by_one() {
+    fn storm_classes_are_set_separately() {
         let given = |keys: Value| set("p1", parse_port_keys_json(&keys.to_string(), "x").unwrap());
         let of = |config: &Config| config.vms[0].ports[0].storm;
         let frames = |storm: Storm, class| storm.limit(class).and_then(|limit| limit.frames);
@@ -224,14 +224,14 @@ mod tests {
         let two = given(json!({ "storm": { "multicast": { "pps": 7 } } })).to(&one).unwrap();
         assert_eq!(frames(of(&two), broadcast), Some(Rate::new(50, 50)), "the others stay");
         assert_eq!(frames(of(&two), multicast), Some(Rate::new(7, 7)));
-        // A class is as it stands there, and keeps nothing of what it was.
+        // A class is replaced as a whole.
         let again = given(json!({ "storm": { "broadcast": { "bps": 8000 } } })).to(&two).unwrap();
         assert_eq!(frames(of(&again), broadcast), None);
         assert!(of(&again).limit(broadcast).is_some());
         let off = given(json!({ "storm": "off" })).to(&two).unwrap();
         assert_eq!(of(&off).classes, [Some(StormPolicy::Off); 3]);
         let cleared = given(json!({ "storm": { "broadcast": null } })).to(&two).unwrap();
-        assert_eq!(of(&cleared).classes[0], None, "as its network has it");
+        assert_eq!(of(&cleared).classes[0], None, "as on its network");
         assert_eq!(frames(of(&cleared), multicast), Some(Rate::new(7, 7)));
         assert_eq!(of(&given(json!({ "storm": null })).to(&two).unwrap()), Storm::default());
         let (_, kind, message) = refused(&given(json!({ "storm": { "broadcast": { "pps": 0 } } })));
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn both_words_for_security_can_be_set() {
+    fn both_keys_of_port_security_can_be_set() {
         let enabled = |enabled| raw::Port { port_security_enabled: Some(enabled), ..Default::default() };
         let security = |config: &Config| config.vms[0].ports[0].port_security;
         let off = set("p1", enabled(false)).to(&there()).unwrap();

@@ -1,4 +1,4 @@
-//! What is accepted, what is refused, and whose doing it is.
+//! Changes: accepted ones, and the error category of refused ones.
 
 use super::*;
 use crate::control::config::{AddressPair, parse_json, parse_port_keys_json, parse_ports_json, testgen};
@@ -24,7 +24,7 @@ pub(super) fn there() -> Config {
     ]))
 }
 
-/// The ports of these tables.
+/// Ports parsed from these tables.
 fn ports(ports: &[Value]) -> Vec<Port> {
     config(&json!([{"id": "x", "ports": ports}])).vms.remove(0).ports
 }
@@ -51,7 +51,7 @@ pub(super) fn refused(change: &Change) -> (ErrorKind, &'static str, String) {
 }
 
 #[test]
-fn the_order_asked_for_is_kept() {
+fn the_requested_order_is_kept() {
     let now = there();
     let now = attach("a", ports(&[port("p5", "net1", 5, "t5"), port("p4", "net1", 4, "t4")])).to(&now).unwrap();
     assert_eq!(listed(&now), [("a", vec!["p1", "p2", "p5", "p4"]), ("b", vec!["p3"])]);
@@ -61,7 +61,7 @@ fn the_order_asked_for_is_kept() {
     assert_eq!(listed(&now), [("a", vec!["p1", "p5", "p4"]), ("b", vec!["p3"]), ("new", vec!["p2"])]);
 }
 
-/// A subport as it is attached: its parent may be anywhere.
+/// A subport as it is attached: its parent may be on another network.
 fn subport(id: &str, network: &str, mac: u64, parent: &str, vlan: u16) -> Vec<Port> {
     let mac = Mac::from_bits(0x0200_0000_0000 + mac).to_string();
     let table =
@@ -70,9 +70,9 @@ fn subport(id: &str, network: &str, mac: u64, parent: &str, vlan: u16) -> Vec<Po
 }
 
 #[test]
-fn a_subport_stands_among_the_ports_of_its_vm() {
+fn a_subport_is_listed_with_the_ports_of_its_vm() {
     let mut now = attach("a", subport("s1", "net2", 1, "p1", 101)).to(&there()).unwrap();
-    assert_eq!(listed(&now)[0], ("a", vec!["p1", "p2", "s1"]), "it may have the MAC address of its parent");
+    assert_eq!(listed(&now)[0], ("a", vec!["p1", "p2", "s1"]), "a subport may have the MAC address of its parent");
     let refused = |now: &Config, change: Change| {
         let ChangeError { category, kind, message } = change.to(now).unwrap_err();
         (category, kind, message)
@@ -114,7 +114,7 @@ fn a_subport_stands_among_the_ports_of_its_vm() {
     let (_, kind, message) = refused(&now, attach("a", subport("s2", "net2", 9, "p1", 102)));
     assert!(kind == "not_a_parent" && message.contains("at most its parent's"), "{message}");
     now.networks[1].mtu = 1500;
-    // Its keys can be set, also those that make it another port's.
+    // Its keys can be set, including those that change its parent.
     let keys = |text: &str| set("s1", parse_port_keys_json(text, "x").unwrap());
     let moved = keys(r#"{"parent": "p2", "vlan": 7}"#).to(&now).unwrap();
     assert_eq!(moved.vms[0].ports[2].subport().map(|of| (of.parent.as_str(), of.vlan.get())), Some(("p2", 7)));
@@ -125,15 +125,15 @@ fn a_subport_stands_among_the_ports_of_its_vm() {
 }
 
 #[test]
-fn a_vm_goes_with_its_last_port() {
+fn a_vm_is_removed_with_its_last_port() {
     assert_eq!(listed(&detach("p3").to(&there()).unwrap()), [("a", vec!["p1", "p2"])]);
     let listed_empty = config(&json!([{"id": "a", "ports": [port("p1", "net1", 1, "t1")]}, {"id": "empty"}]));
     assert_eq!(listed(&detach("p1").to(&listed_empty).unwrap()), [("empty", vec![])]);
 }
 
-/// What an operator has said of a VM holds for the ports that come when the last one has gone.
+/// Settings of a VM are kept when its last port is detached.
 #[test]
-fn a_vm_of_which_something_is_said_stays_without_ports() {
+fn a_vm_with_settings_stays_without_ports() {
     for said in [json!({"storm": "off"}), json!({"share_mac": true})] {
         let mut vm = json!({"id": "a", "ports": [port("p1", "net1", 1, "t1")]});
         vm.as_object_mut().unwrap().extend(said.as_object().unwrap().clone());
@@ -146,11 +146,11 @@ fn a_vm_of_which_something_is_said_stays_without_ports() {
 }
 
 #[test]
-fn what_can_never_be_attached_is_the_fault_of_the_request() {
+fn invalid_ports_are_an_error_of_the_request() {
     use ErrorKind::Request;
     let (category, kind, _) = refused(&attach("a", Vec::new()));
     assert_eq!((category, kind), (Request, "missing"));
-    // Nothing else is judged: p3 is in use, and its network is not there.
+    // No other error is reported: p3 is in use, and its network does not exist.
     let twice = Port { network_id: "gone".into(), ..ports(&[port("p3", "net1", 9, "t9")]).remove(0) };
     let (category, kind, message) = refused(&attach("a", vec![twice.clone(), twice]));
     assert_eq!((category, kind), (Request, "duplicate_port"), "{message}");
@@ -165,7 +165,7 @@ fn what_can_never_be_attached_is_the_fault_of_the_request() {
 }
 
 #[test]
-fn what_is_in_the_way_is_named() {
+fn conflicts_are_named() {
     let cases = [
         (port("p3", "net1", 3, "t3"), "port_in_use", "in use by VM \"b\""),
         (port("p9", "net1", 1, "t9"), "mac_in_use", "port \"p1\" of VM \"a\""),
@@ -183,7 +183,7 @@ fn what_is_in_the_way_is_named() {
     attach("a", ports(&[port("p9", "net2", 1, "t9")])).to(&there()).unwrap();
 }
 
-/// Of two ports that both want an address, one of them for itself alone, the second one is refused.
+/// If two ports use an address and one of them needs it alone, the second is refused.
 #[test]
 fn an_address_that_must_be_pinned_is_not_shared() {
     let keys = |keys: Value| parse_port_keys_json(&keys.to_string(), "x").unwrap();
@@ -199,11 +199,11 @@ fn an_address_that_must_be_pinned_is_not_shared() {
         assert!(message.starts_with(names[0]) && message.contains(names[1]), "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");
     }
-    // On another network it is another address, and to the port itself it is its own.
+    // On another network it is another address; a port may use its own.
     let now = set("p1", suppress()).to(&there()).unwrap();
     set("p2", borrow()).to(&now).unwrap();
     set("p1", borrow()).to(&now).unwrap();
-    // So it is with ports that come.
+    // The same for attached ports.
     let mut new = ports(&[port("p9", "net1", 9, "t9")]);
     new[0].allowed_address_pairs = vec![AddressPair { mac: Some(Mac::from_bits(0x0200_0000_0001)), ip: None }];
     assert_eq!(attach("c", new.clone()).to(&now).unwrap_err().kind, "mac_shared");
@@ -211,7 +211,7 @@ fn an_address_that_must_be_pinned_is_not_shared() {
 }
 
 #[test]
-fn what_is_not_there_is_unknown() {
+fn missing_objects_are_unknown() {
     let absent = Port { network_id: "net".into(), ..ports(&[port("p9", "net1", 9, "t9")]).remove(0) };
     let (category, kind, message) = refused(&attach("a", vec![absent]));
     assert_eq!((category, kind), (ErrorKind::Unknown, "unknown_network"));
@@ -224,7 +224,7 @@ fn what_is_not_there_is_unknown() {
 }
 
 #[test]
-fn a_set_is_judged_as_a_file_is() {
+fn set_keys_are_checked_as_in_a_file() {
     let key = |key: &str, value: Value| {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         match key {
@@ -246,7 +246,7 @@ fn a_set_is_judged_as_a_file_is() {
 }
 
 #[test]
-fn the_process_is_not_changed_while_it_runs() {
+fn settings_of_the_process_are_fixed_at_start() {
     let now = there();
     let mut other = now.clone();
     other.networks.clear();
@@ -262,7 +262,7 @@ fn the_process_is_not_changed_while_it_runs() {
 }
 
 #[test]
-fn what_an_uplink_has_is_in_use() {
+fn resources_of_an_uplink_are_in_use() {
     let mut now = there();
     let uplink = json!([{"id": "up0", "networks": [{"network_id": "net1"}],
         "device": {"kind": "xdp", "name": "eth1"}}]);
@@ -276,7 +276,7 @@ fn what_an_uplink_has_is_in_use() {
     };
     assert_eq!(refused(port("p9", "net1", 9, "eth1")), "device_in_use");
     assert_eq!(refused(port("up0", "net1", 9, "t9")), "port_in_use");
-    // Its network cannot go either.
+    // Its network cannot be removed either.
     let mut without = Config { vms: Vec::new(), ..now.clone() };
     without.networks.remove(0);
     let ChangeError { category, kind, message } = Change::Apply(without).to(&now).unwrap_err();
@@ -285,7 +285,7 @@ fn what_an_uplink_has_is_in_use() {
 }
 
 #[test]
-fn too_many_are_refused() {
+fn too_many_ports_are_refused() {
     let now = there();
     let many = (0..4096).map(|n| port(&format!("x{n}"), "net1", 100 + n, &format!("x{n}"))).collect::<Vec<_>>();
     let error = attach("a", ports(&many)).to(&now).unwrap_err();
@@ -293,9 +293,9 @@ fn too_many_are_refused() {
 }
 
 proptest! {
-    /// Whatever is accepted could have stood in a file.
+    /// Every accepted configuration is valid as a file.
     #[test]
-    fn what_is_accepted_is_right(
+    fn accepted_changes_are_valid(
         (now, other) in testgen::two(), from in any::<Index>(), take in any::<Index>(), what in 0..3
     ) {
         let id = |config: &Config, at: Index| {
@@ -310,7 +310,7 @@ proptest! {
             (_, _, Some((vm, port))) => attach(&vm.id, vec![port.clone()]),
             _ => return Ok(()),
         };
-        // The strategy edits freely; what it makes may not be right itself.
+        // Generated edits may be invalid themselves.
         prop_assume!(check_raw(&now.to_raw()).is_ok());
         if let Ok(then) = change.to(&now) {
             prop_assert_eq!(check_raw(&then.to_raw()), Ok(then.clone()));
@@ -320,7 +320,7 @@ proptest! {
             let (before, after) = (stay(&now), stay(&then));
             let stored: Vec<&String> = before.iter().filter(|id| after.contains(id)).collect();
             let known: Vec<&String> = after.iter().filter(|id| before.contains(id)).collect();
-            prop_assert_eq!(stored, known, "nobody changes places");
+            prop_assert_eq!(stored, known, "no port changes its position");
         }
     }
 }

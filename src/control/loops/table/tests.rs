@@ -1,4 +1,4 @@
-//! Whole stories, with a made-up clock, and a guest that bridges what it likes.
+//! Scenarios with a simulated clock and guests that bridge ports.
 
 use proptest::prelude::*;
 
@@ -10,12 +10,12 @@ fn end(vm: &str, network: &str, port: &str) -> Endpoint {
     Endpoint { vm: Some(vm.into()), network: network.into(), port: port.into() }
 }
 
-/// A switch, some guests, and the time in turns of control.
+/// A switch, guests, and the clock, in ticks of control.
 struct Scenario {
     table: LoopTable,
     layout: Topology,
     ends: Vec<Endpoint>,
-    /// What is bridged, as indices.
+    /// Bridged ports, as indices.
     bridgings: Vec<Vec<usize>>,
     tick: u64,
 }
@@ -36,7 +36,7 @@ impl Scenario {
         self.ends[place].vm.as_deref().is_some_and(|vm| self.table.is_active(vm, self.now()))
     }
 
-    /// One turn: probes go out, come back by the bridges, also through what is held, and are looked at.
+    /// One tick: probes are sent, return by the bridges, also by quarantined ports, and are evaluated.
     fn step(&mut self, refused: &HashMap<Endpoint, RefusedCount>) -> Vec<LoopEvent> {
         self.tick += 1;
         let now = self.now();
@@ -53,7 +53,7 @@ impl Scenario {
         self.table.update(&self.layout, refused, now)
     }
 
-    /// So many seconds, and what happens in them, with the time in milliseconds since the beginning.
+    /// Runs for some seconds. Returns the events with their times in ms since the start.
     fn run(&mut self, seconds: u64) -> Vec<(u64, LoopEvent)> {
         let mut all = Vec::new();
         for _ in 0..seconds * 4 {
@@ -77,10 +77,10 @@ fn siblings_key() -> LoopKey {
 }
 
 #[test]
-fn a_loop_of_siblings_goes_up_the_ladder_and_comes_down_when_it_is_gone() {
+fn a_loop_of_siblings_escalates_and_is_released_when_gone() {
     for count in [2, 3, 8] {
         let mut scenario = siblings(count);
-        assert_eq!(scenario.run(60), [], "nobody bridges");
+        assert_eq!(scenario.run(60), [], "no guest bridges");
         scenario.bridgings = vec![(0..count).collect()];
         let events = scenario.run(2);
         assert_eq!(events.len(), 1, "{events:?}");
@@ -93,12 +93,12 @@ fn a_loop_of_siblings_goes_up_the_ladder_and_comes_down_when_it_is_gone() {
         assert_eq!(events[0].1, LoopEvent::Escalated(siblings_key(), Level::AllButOne));
         let others: Vec<String> = (1..count).map(|place| format!("p{place}")).collect();
         assert_eq!(scenario.quarantined(), others, "the first one goes on");
-        // It stays, and is not let loose.
+        // The loop remains, and stays quarantined.
         let events = scenario.run(400);
         assert_eq!(events.len(), 1, "{events:?}");
         assert_eq!(events[0].1, LoopEvent::Extended(siblings_key(), Duration::from_secs(600)));
         assert_eq!(scenario.quarantined(), others);
-        // It goes: that is noticed at once, and the measures stay until their time.
+        // The loop ends: that is detected at once, and mitigation stays until its time is over.
         scenario.bridgings.clear();
         let gone = scenario.tick * 250;
         let events = scenario.run(700);
@@ -108,11 +108,11 @@ fn a_loop_of_siblings_goes_up_the_ladder_and_comes_down_when_it_is_gone() {
         let LoopEvent::Stopped(over) = &events[1].1 else { panic!("{events:?}") };
         assert_eq!((over.why, &over.loop_state.key), (EndReason::Gone, &siblings_key()));
         assert_eq!(scenario.table.measures(&scenario.layout), LoopMeasures::default());
-        // It comes back: twice the time it had.
+        // The loop returns: twice the hold time.
         scenario.bridgings = vec![(0..count).collect()];
         scenario.run(2);
         assert_eq!(scenario.table.find(&siblings_key()).unwrap().escalation.repeats, 2);
-        // And is released by hand, which restarts the count.
+        // Released by hand, which resets the hold time.
         assert_eq!(scenario.table.release("p1", scenario.now()).len(), 1);
         assert_eq!(scenario.table.release("p1", scenario.now()), []);
         assert_eq!(scenario.quarantined(), [""; 0]);
@@ -122,7 +122,7 @@ fn a_loop_of_siblings_goes_up_the_ladder_and_comes_down_when_it_is_gone() {
 }
 
 #[test]
-fn a_loop_that_was_over_for_long_begins_anew() {
+fn a_loop_that_ended_long_ago_starts_at_level_1() {
     let mut scenario = siblings(2);
     scenario.bridgings = vec![vec![0, 1]];
     scenario.run(1);
@@ -136,7 +136,7 @@ fn a_loop_that_was_over_for_long_begins_anew() {
 }
 
 #[test]
-fn only_those_in_the_loop_are_held() {
+fn only_ports_in_the_loop_are_quarantined() {
     let mut scenario = siblings(4);
     scenario.bridgings = vec![vec![1, 3]];
     scenario.run(10);
@@ -144,7 +144,7 @@ fn only_those_in_the_loop_are_held() {
 }
 
 #[test]
-fn two_vms_joined_outside_lose_the_younger_one() {
+fn of_two_vms_joined_externally_the_younger_is_quarantined() {
     let mut scenario = Scenario::new(vec![
         end("z", "n", "z0"),
         end("z", "m", "z1"),
@@ -174,9 +174,9 @@ fn networks_that_are_bridged_once_are_a_notice_and_twice_a_loop() {
     let events = scenario.run(60);
     assert_eq!(events.len(), 2, "{events:?}");
     let LoopEvent::Started(key @ LoopKey::InterNetwork { ends: (b1, _) }) = &events[1].1 else { panic!("{events:?}") };
-    assert_eq!(b1.vm.as_deref(), Some("b"), "who came last");
+    assert_eq!(b1.vm.as_deref(), Some("b"), "the latest VM");
     assert_eq!(scenario.quarantined().len(), 1);
-    // The other one goes: then this one is in nobody's way, and is let go at the end of its time.
+    // The other VM no longer bridges: this one closes no loop and is released at the end of its time.
     scenario.bridgings.remove(0);
     let events = scenario.run(300);
     assert!(
@@ -184,7 +184,7 @@ fn networks_that_are_bridged_once_are_a_notice_and_twice_a_loop() {
         "{events:?}"
     );
     assert_eq!(scenario.quarantined(), [""; 0]);
-    // It has gone and comes back: that is no news.
+    // The bridging ends and returns within the hold-down: no new event.
     assert_eq!(scenario.table.notices(scenario.now()).filter(|notice| notice.is_there).count(), 1);
     scenario.bridgings.clear();
     assert_eq!(scenario.run(10), []);
@@ -195,7 +195,7 @@ fn networks_that_are_bridged_once_are_a_notice_and_twice_a_loop() {
 }
 
 #[test]
-fn whoever_is_detached_leaves_the_loop() {
+fn a_detached_port_leaves_the_loop() {
     let mut scenario = siblings(3);
     scenario.bridgings = vec![vec![0, 1, 2]];
     scenario.run(10);
@@ -216,7 +216,7 @@ fn whoever_is_detached_leaves_the_loop() {
 }
 
 #[test]
-fn what_was_suppressed_is_summed_up() {
+fn suppressed_copies_are_summed() {
     let mut scenario = siblings(2);
     let refused = |more, total| HashMap::from([(end("v", "n", "p1"), RefusedCount { more, total })]);
     scenario.bridgings = vec![vec![0, 1]];
@@ -225,12 +225,12 @@ fn what_was_suppressed_is_summed_up() {
         sum += transition;
         scenario.step(&refused(transition, sum));
     }
-    assert_eq!(scenario.table.find(&siblings_key()).unwrap().suppressed, sum, "with what came before it was found");
+    assert_eq!(scenario.table.find(&siblings_key()).unwrap().suppressed, sum, "including copies before detection");
     scenario.step(&HashMap::new());
     assert_eq!(scenario.table.find(&siblings_key()).unwrap().suppressed, sum);
 }
 
-/// What guests do in a while: the bridges, and for how many seconds.
+/// Behaviour of guests: bridges, and their duration in seconds.
 fn doings() -> impl Strategy<Value = Vec<(Vec<Vec<usize>>, u64)>> {
     let bridge = prop::collection::btree_set(0usize..6, 2..5).prop_map(|bridge| bridge.into_iter().collect());
     let bridgings = prop::collection::vec(bridge, 0..3);
@@ -240,11 +240,11 @@ fn doings() -> impl Strategy<Value = Vec<(Vec<Vec<usize>>, u64)>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever guests do: a loop begins before it is raised or stops; it stops only when nobody has bridged
-    /// for three intervals, and by then there are no measures for it; uninvolved ports are never held; and
-    /// whoever loops for ten seconds is contained.
+    /// For any behaviour of guests: a loop starts before it escalates or stops; it stops only when it was absent for
+    /// three intervals, and its mitigation has ended then; other ports are never quarantined; a loop of ten seconds
+    /// is contained.
     #[test]
-    fn whatever_guests_do(doings in doings()) {
+    fn any_behaviour_of_guests_is_contained(doings in doings()) {
         let mut scenario = Scenario::new(vec![
             end("v", "n", "v0"), end("v", "n", "v1"), end("v", "m", "v2"),
             end("w", "n", "w0"), end("w", "m", "w1"), end("w", "m", "w2"),
@@ -277,7 +277,7 @@ proptest! {
                             prop_assert!(there.remove(&over.loop_state.key));
                             prop_assert_eq!(over.why, EndReason::Gone);
                             if let Some(seen) = last_seen.get(&over.loop_state.key) {
-                                prop_assert!(scenario.tick - seen > 12, "it was still there");
+                                prop_assert!(scenario.tick - seen > 12, "the loop still existed");
                             }
                             prop_assert!(over.at >= over.loop_state.escalation.escalated + MIN_MEASURE_TIME.min(time(over.loop_state.escalation.repeats)));
                         }
@@ -294,7 +294,8 @@ proptest! {
                 if scenario.tick - begun < 40 {
                     continue;
                 }
-                // On each network no bridge has two ends that are not held: whatever goes in comes out nowhere else.
+                // On each network, a bridge has at most one port that is not quarantined: no frame leaves it
+                // elsewhere.
                 for bridge in &scenario.bridgings {
                     for network in ["n", "m"] {
                         let free = bridge.iter().filter(|&&place| {

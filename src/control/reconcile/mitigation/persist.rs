@@ -143,7 +143,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     #[test]
-    fn ports_that_are_held_for_storms_stay_so_and_nonsense_is_ignored() {
+    fn disabled_ports_are_restored_and_invalid_contents_ignored() {
         let end = |port: &str| Endpoint { vm: Some("v".into()), network: "n".into(), port: port.into() };
         let clocks =
             |boot, wall| Clocks { now: MonoTime::from_secs(boot), wall: UNIX_EPOCH + Duration::from_secs(wall) };

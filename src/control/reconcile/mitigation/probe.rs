@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_sent_lately_comes_back() {
+    fn only_recently_sent_probes_are_accepted() {
         let at = |millis| MonoTime::from_secs(100) + Duration::from_millis(millis);
         let mut sent = SentProbes::new(ProbeKey::new([1; 16]));
         let port = |index| PortId::new(index, 3);
@@ -147,7 +147,7 @@ mod tests {
             vm: 0,
             mac: Mac::ZERO,
         };
-        assert_eq!(sent.find(&probe(0, port(1)), at(0)), None, "nothing was");
+        assert_eq!(sent.find(&probe(0, port(1)), at(0)), None, "no probe was sent");
         for number in 0..100u16 {
             assert_eq!(sent.send(port(number), at(u64::from(number) * 100)), u64::from(number));
         }

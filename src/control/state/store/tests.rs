@@ -1,4 +1,4 @@
-//! The file against a model of it, with a made-up clock.
+//! The state store compared with a model, with a simulated clock.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -9,7 +9,7 @@ use super::*;
 use crate::control::config::Device;
 use crate::control::state::events::EventKind;
 
-/// A small history, so that it is full soon.
+/// A short history, which fills soon.
 const HISTORY: History = History { events: 8, bytes: 1200 };
 
 fn event(time: &str, text: &str) -> Event {
@@ -32,19 +32,19 @@ fn open(path: &std::path::Path) -> (Database, Option<DesiredState>) {
     Database::open_with(path, None, HISTORY).unwrap()
 }
 
-/// What is done to the file.
+/// An operation on the store.
 #[derive(Debug, Clone)]
 enum Step {
     Commit(DesiredState, Vec<Event>),
     Note(Option<Value>, Vec<Event>),
     Save(Vec<StoredStation>, i64),
-    /// A save that is begun and not finished.
+    /// A save that is started and not finished.
     GiveUp(Vec<StoredStation>),
     Reopen,
     Query(Option<u32>, usize),
 }
 
-/// Any text, also with what a database, JSON or C might stumble over.
+/// Any text, including special characters of SQL, JSON and C.
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![
         any::<String>(),
@@ -60,7 +60,7 @@ fn value() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// The time so many seconds into a day, written with different offsets.
+/// A time of day in seconds, with different UTC offsets.
 fn written(second: u32) -> String {
     let local = |h: u32| format!("{:02}:{:02}:{:02}", second / 3600 + h, second / 60 % 60, second % 60);
     match second % 3 {
@@ -100,14 +100,14 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The seconds into the day of an event of the model.
+/// Seconds of the day of an event of the model.
 fn instant(event: &Event) -> u32 {
     let time: jiff::Timestamp = event.time.parse().unwrap();
     let midnight: jiff::Timestamp = "2026-11-20T00:00:00Z".parse().unwrap();
     u32::try_from(time.as_second() - midnight.as_second()).unwrap()
 }
 
-/// Drops from the model what is too old.
+/// Removes old events from the model.
 fn flush(events: &mut Vec<Event>) {
     let size = |events: &[Event]| -> usize { events.iter().map(|e| serde_json::to_string(e).unwrap().len()).sum() };
     while events.len() > 8 || (events.len() > 1 && size(events) > 1200) {
@@ -119,7 +119,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_file_is_what_its_model_is(steps in prop::collection::vec(step(), 1..24)) {
+    fn the_store_agrees_with_its_model(steps in prop::collection::vec(step(), 1..24)) {
         let place = TempDir::new().unwrap();
         let path = place.path().join("state.db");
         let (mut database, mut desired) = open(&path);
@@ -134,7 +134,7 @@ proptest! {
                     flush(&mut events);
                 }
                 Step::Note(orphans, messages) => {
-                    // There is nothing left before there is something.
+                    // Orphans exist only once there is a desired state.
                     let orphans = orphans.filter(|_| desired.is_some());
                     database.append_events(orphans.as_ref(), &messages).unwrap();
                     if let (Some(desired), Some(orphans)) = (&mut desired, orphans) {
@@ -184,7 +184,7 @@ proptest! {
     }
 
     #[test]
-    fn stations_grow_older_and_never_younger(age: u32, saved_at in 0i64..1 << 50, passed in -1i64 << 45..1 << 45) {
+    fn stored_stations_never_become_younger(age: u32, saved_at in 0i64..1 << 50, passed in -1i64 << 45..1 << 45) {
         let place = TempDir::new().unwrap();
         let (mut database, _) = open(&place.path().join("state.db"));
         let (network_id, port_id) = ("net1".to_owned(), "port-1".to_owned());
@@ -198,7 +198,7 @@ proptest! {
     }
 
     #[test]
-    fn a_text_is_a_time_or_refused(text in ".{0,40}") {
+    fn any_text_is_parsed_as_time_or_refused(text in ".{0,40}") {
         let place = TempDir::new().unwrap();
         let (mut database, _) = open(&place.path().join("state.db"));
         let time: Result<jiff::Timestamp, _> = text.parse();
@@ -208,7 +208,7 @@ proptest! {
 }
 
 #[test]
-fn an_event_at_no_time_keeps_the_whole_commit_out() {
+fn an_event_with_an_invalid_time_fails_the_commit() {
     let place = TempDir::new().unwrap();
     let (mut database, _) = open(&place.path().join("state.db"));
     let desired = DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null };
@@ -221,7 +221,7 @@ fn an_event_at_no_time_keeps_the_whole_commit_out() {
 }
 
 #[test]
-fn the_promise_about_power_is_in_force() {
+fn synchronous_writes_are_enabled() {
     let place = TempDir::new().unwrap();
     let (database, _) = open(&place.path().join("state.db"));
     let pragma = |name: &str| database.pragma(name);
@@ -231,7 +231,7 @@ fn the_promise_about_power_is_in_force() {
 }
 
 #[test]
-fn events_of_kinds_that_are_not_known_are_left_out() {
+fn events_of_unknown_kinds_are_skipped() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("state.db");
     let (mut database, _) = open(&path);
@@ -279,7 +279,7 @@ fn a_file_contains_the_desired_state_as_soon_as_it_has_its_name() {
 }
 
 #[test]
-fn a_later_format_and_foreign_files_are_refused() {
+fn newer_formats_and_foreign_files_are_refused() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("state.db");
     drop(open(&path));
@@ -300,7 +300,7 @@ fn a_later_format_and_foreign_files_are_refused() {
 }
 
 #[test]
-fn half_a_desired_state_is_damage() {
+fn an_incomplete_desired_state_is_damage() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("state.db");
     let (mut database, _) = open(&path);
