@@ -1,10 +1,10 @@
-"""What runs in the VMs of scripts/vm-lab: does what it is asked over a serial line.
+"""Agent in the VMs of scripts/vm-lab: executes requests from a serial line.
 
     guest.py TTY
 
-One request is one line of JSON, {"do": NAME, …}; its answer is one line as well, {"answer": …} or
-{"error": TEXT}. After the start it says {"answer": "ready"}. Frames are hexadecimal.
-Only what Python has built in, and no hashlib but its own: it runs on an emulated processor from a memory disk.
+A request is one line of JSON, {"do": NAME, …}; its answer is one line as well, {"answer": …} or {"error": TEXT}. The
+first line is {"answer": "ready"}. Frames are hexadecimal. Imports only modules that are built into Python, because the
+VM boots from an initramfs.
 """
 
 import json
@@ -20,15 +20,15 @@ import tty
 
 from _sha256 import sha256
 
-PATIENCE = 20  # seconds for anything that must come
-PROBES = bytes.fromhex("037669667377")  # whom the switch sends its loop probes to
+PATIENCE = 20  # seconds to wait for expected frames
+PROBES = bytes.fromhex("037669667377")  # destination of the switch's loop probes
 EVERYTHING = 0x0003  # ETH_P_ALL
-OUTGOING = 4  # PACKET_OUTGOING: what this side sent itself
+OUTGOING = 4  # PACKET_OUTGOING: sent by this host
 SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_MR_PROMISC = 263, 1, 1  # packet(7)
 SO_RCVBUFFORCE = 33
 
 ears = {}  # NIC → its socket
-servers = {}  # TCP port → what came of it
+servers = {}  # TCP port → result
 
 
 def run(command):
@@ -42,7 +42,7 @@ def mac_of(nic):
 
 
 def nics():
-    """The NICs in the order of their places on the PCI bus: (place, name, MAC)."""
+    """NICs ordered by PCI slot: (slot, name, MAC)."""
     found = []
     for name in os.listdir("/sys/class/net"):
         path = os.path.realpath(f"/sys/class/net/{name}")
@@ -53,7 +53,7 @@ def nics():
 
 
 def nic(mac, patience=PATIENCE):
-    """The name of the NIC with this address, when it is there; it is set up."""
+    """Waits for the NIC with this address, sets it up and returns its name."""
     end = time.monotonic() + patience
     while True:
         names = [name for _, name, address in nics() if address == mac]
@@ -75,7 +75,7 @@ def ear(device):
 
 
 def listen(*devices):
-    """From now on everything is heard there, whomever it is for."""
+    """Starts to capture all frames, in promiscuous mode."""
     for device in devices:
         ears[device] = ear(device)
 
@@ -88,7 +88,7 @@ def say(device, frames):
 
 
 def heard(device, last):
-    """What came there since `listen`, up to the frame `last`, the switch's own loop probes left out. Listens no more."""
+    """Frames captured since `listen` up to the frame `last`, without the switch's loop probes. Stops capturing."""
     came, end = [], time.monotonic() + PATIENCE
     with ears.pop(device) as s:
         while True:
@@ -104,7 +104,7 @@ def heard(device, last):
 
 
 def serve(port):
-    """Waits in the background for one connection, and reads it to its end."""
+    """Accepts one connection in the background and reads it to its end."""
     listener = socket.create_server(("", port))
     listener.settimeout(PATIENCE)
     said = {}
@@ -131,7 +131,7 @@ def served(port):
 
 
 def send(address, port, megabytes):
-    digest, part = sha256(), bytes(range(251)) * 4177  # close to a mebibyte, and no power of two in it
+    digest, part = sha256(), bytes(range(251)) * 4177  # about 1 MiB, not a multiple of a power of two
     with socket.socket() as stream:
         stream.settimeout(PATIENCE)
         stream.connect((address, port))
@@ -165,7 +165,7 @@ def main(path):
             try:
                 asked = json.loads(one)
                 answer({"answer": KNOWN[asked["do"]](*asked.get("with", []))})
-            except Exception as error:  # whatever it is, the other end wants to know it
+            except Exception as error:  # reported to the other end
                 answer({"error": f"{type(error).__name__}: {error}"})
 
 

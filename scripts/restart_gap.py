@@ -1,9 +1,9 @@
-"""The restarts of scripts/restart-gap, and the traffic meanwhile.
+"""Restarts and traffic of scripts/restart-gap.
 
     restart_gap.py VIFSWITCH DIRECTORY RUNS
 
-The switch runs over DIRECTORY/config.toml, with the taps tap-a, tap-b and tap-c in the namespaces
-gap-a, gap-b and gap-c. Each ends with a frame that comes after all others: nothing is guessed by time.
+Uses DIRECTORY/config.toml, with the taps tap-a, tap-b and tap-c in the namespaces gap-a, gap-b and gap-c. Each stream
+ends with a frame that is sent after all others.
 """
 
 import os
@@ -33,7 +33,7 @@ def number_of(data):
 
 
 class Switch:
-    """The switch, as a supervisor has it."""
+    """The switch, run as by a supervisor."""
 
     def __init__(self, program, directory):
         self.command = [program, "run", "--config", f"{directory}/config.toml"]
@@ -57,7 +57,7 @@ class Switch:
 
 
 class Stream:
-    """Frames from one port to a station behind another one, at a rate, in a thread of its own."""
+    """A thread that sends frames from one port to a station at another port, at a rate."""
 
     def __init__(self, sender, receiver):
         self.sender, self.receiver = sender.socket, receiver.socket
@@ -72,7 +72,7 @@ class Stream:
         try:
             self.sender.send(frame(HEARER, SPEAKER, number))
         except OSError:
-            pass  # nobody holds the tap between two lives of the switch: it is lost here
+            pass  # no process has the tap open while the switch is restarted: the frame is lost
 
     def take(self):
         while True:
@@ -93,18 +93,18 @@ class Stream:
                 self.offer(number)
             self.offered = max(due, self.offered)
             self.take()
-            # the rate is that of the clock; what is late is caught up with
+            # constant rate: late frames are sent at once
             select.select([], [], [], 0.0005)
 
     def await_one(self):
-        """Waits for a frame that has yet to be offered."""
+        """Waits until a frame that is yet to be sent arrives."""
         with self.heard:
             offered = self.offered
             if not self.heard.wait_for(lambda: self.last > offered, PATIENCE):
-                sys.exit("no frames came")
+                sys.exit("no frames arrive")
 
     def finish(self):
-        """Ends it. How many frames are lost."""
+        """Stops; returns the number of lost frames."""
         self.ended = True
         self.thread.join()
         last = self.offered
@@ -112,17 +112,17 @@ class Stream:
         end = time.monotonic() + PATIENCE
         while self.last <= last:
             if not select.select([self.receiver], [], [], max(0, end - time.monotonic()))[0]:
-                sys.exit("the last frame did not come")
+                sys.exit("the last frame did not arrive")
             self.take()
         return self.offered + 1 - self.came
 
 
 def flooded(speaker, third):
-    """How many frames the third port has heard that were not for it."""
+    """Number of frames that the third port has received although they were not for it."""
     third.heard = []
     speaker.send(frame(BROADCAST, SPEAKER, ALL))
     if not third.listen_until(frame(BROADCAST, SPEAKER, ALL)):
-        sys.exit("the third port hears nothing")
+        sys.exit("the third port receives nothing")
     return len(third.heard)
 
 
@@ -134,9 +134,9 @@ def main(program, directory, runs):
         a, b, c = (Port(f"gap-{name}", f"tap-{name}") for name in "abc")
         b.send(frame(BROADCAST, HEARER, ALL))
         if not c.listen_until(frame(BROADCAST, HEARER, ALL)):
-            sys.exit("the third port hears nothing")
+            sys.exit("the third port receives nothing")
         flooded(a, c)
-        # in order first: what was learned is kept then, and is there for the one that is killed, too
+        # orderly restarts first: they store the FDB, which the killed switch then restores, too
         for how, what in ((signal.SIGTERM, "planned"), (signal.SIGKILL, "kill -9")):
             gaps = []
             for _ in range(runs):

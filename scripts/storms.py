@@ -1,15 +1,15 @@
-"""What scripts/storm-lab has measured: notes of it, and the tables.
+"""Evaluates measurements of scripts/storm-lab: records, and tables.
 
-    storms.py loop SWITCH K SEEDS TOLD [EVENTS]     a run of `stormload loop`, and what the switch has said
-    storms.py storm SWITCH CLASS PAIR AT TOLD       a run of `stormload storm`
-    storms.py stalls TOLD                           a run of `stormload stalls`
-    storms.py line < RESULTS                        the last run, in a line
-    storms.py all QUICK < RESULTS                   the tables, and whether all promises were kept
-    storms.py markdown < RESULTS                    the tables, as docs/benchmarks.md has them
+    storms.py loop SWITCH K SEEDS TOLD [EVENTS]     records a run of `stormload loop`, with the switch's events
+    storms.py storm SWITCH CLASS PAIR AT TOLD       records a run of `stormload storm`
+    storms.py stalls TOLD                           records a run of `stormload stalls`
+    storms.py line < RESULTS                        prints the last run in one line
+    storms.py all QUICK < RESULTS                   prints the tables and the verdict
+    storms.py markdown < RESULTS                    prints the tables for docs/benchmarks.md
 
-Results are lines of JSON. A latency beside a storm is the median of the 99th percentiles of all tenths of a second of all
-runs: a machine whose cores stand still now and then, as virtual ones do, shows nothing else in that of a whole run. That
-one is printed as well, and so is for how long the cores stood still when nothing was to be done.
+Results are lines of JSON. The latency during a storm is the median of the 99th percentiles of all tenths of a second of
+all runs, because on a machine whose cores stall now and then, as virtual ones do, stalls dominate that of a whole run.
+That one is printed as well, and so is the time for which the cores stalled when idle.
 """
 
 import json
@@ -37,7 +37,7 @@ def loop(switch, k, seeds, path, events=None):
             for event in map(json.loads, file):
                 everybody = {f"l{number}" for number in range(int(k))}
                 culprits = set(event.get("ports", []))
-                # of siblings, two are named at least, and nobody else
+                # of siblings, at least two are named, and no other port
                 if event["kind"] == VERDICT and event.get("vm") == CULPRIT and len(culprits) > 1 and culprits <= everybody:
                     it["named"] = datetime.fromisoformat(event["time"]).timestamp() - it["closed"]
                     it["sentence"] = event["text"]
@@ -123,7 +123,7 @@ def promises(it, where, broken):
     lost = sum(it[part]["lost"] for part in ("during", "after"))
     if lost:
         broken.append(f"{where}: bystanders lost {lost} unicast frames")
-    # what a bystander hears anyway, and once more at most; or what the limits let through
+    # what a bystander receives in any case, and one copy more; or what the limits pass
     most = 2 * it["seeds"] if it["seeds_of"] == "foreign" else it["allowed"]
     if it["copies"] > most or it["contained"] != 0:
         broken.append(f"{where}: {it['copies']} copies, more than {most}, contained {short(it['contained'])}")
@@ -169,7 +169,7 @@ def everything(quick):
     for promise in broken:
         print(f"BROKEN  {promise}")
     if not broken:
-        print("all promises are kept")
+        print("all targets are met")
     return not broken
 
 

@@ -1,12 +1,12 @@
 """Traffic for scripts/demo, scripts/tour and scripts/uplinks, between network namespaces.
 
-    traffic.py frames                               raw frames from demo-fw-a, byte for byte
+    traffic.py frames                               frames from demo-fw-a arrive unmodified
     traffic.py spoof                                demo-web sends with the address of fw-b
-    traffic.py tcp FROM TO ADDRESS MEGABYTES        a transfer over TCP, checksums compared
+    traffic.py tcp FROM TO ADDRESS MEGABYTES        a TCP transfer, compared by checksum
     traffic.py speak SPACE TAP SENDER SPACE TAP     a broadcast from any sender, from one tap to another
 
-Needs root and nothing but Python itself. Each socket stands in the namespace in which it was
-opened. Nothing here waits for a while: it waits for a frame that comes after all others.
+Needs root and the Python standard library. Each socket belongs to the namespace in which it was opened. Checks wait for
+a frame that is sent after all others, never for a fixed time.
 """
 
 import ctypes
@@ -19,10 +19,10 @@ import sys
 import threading
 import time
 
-PATIENCE = 10  # seconds for anything that must come
-EXPERIMENT = 0x88B5  # an ethertype for local experiments, which no stack answers (IEEE 802)
+PATIENCE = 10  # seconds to wait for expected frames
+EXPERIMENT = 0x88B5  # ethertype for local experiments, which no stack answers (IEEE 802)
 EVERYTHING = 0x0003  # ETH_P_ALL
-OUTGOING = 4  # PACKET_OUTGOING: what this side sent itself
+OUTGOING = 4  # PACKET_OUTGOING: sent by this host
 BROADCAST = b"\xff" * 6
 
 FW_A = bytes.fromhex("02000000010a")
@@ -35,7 +35,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def inside(space, work):
-    """Does `work` in the namespace `space`, and comes back."""
+    """Runs `work` in the namespace `space`."""
     home, there = os.open("/proc/self/ns/net", os.O_RDONLY), os.open(f"/run/netns/{space}", os.O_RDONLY)
     try:
         if libc.setns(there, 0):
@@ -48,7 +48,7 @@ def inside(space, work):
 
 
 class Port:
-    """The guest's side of a port: sends and hears whole frames."""
+    """Guest side of a port: sends and receives whole frames."""
 
     def __init__(self, space, device):
         self.name, self.heard = device, []
@@ -65,7 +65,7 @@ class Port:
         self.socket.send(frame)
 
     def listen_until(self, last):
-        """Hears everything up to the frame `last`; False if that does not come."""
+        """Receives up to the frame `last`; False if it does not arrive."""
         end = time.monotonic() + PATIENCE
         while True:
             left = end - time.monotonic()
@@ -84,7 +84,7 @@ def experiment(to, sender, length, seed):
 
 
 def llc(to, sender, seed):
-    """An IEEE 802.3 frame with a length where others have a type: LLC, unnumbered information."""
+    """An IEEE 802.3 frame with LLC, unnumbered information."""
     payload = b"\x42\x42\x03" + random.Random(seed).randbytes(43)
     return to + sender + len(payload).to_bytes(2, "big") + payload
 
@@ -100,23 +100,23 @@ def ports():
 
 
 def gather(fw_a, fw_b, web, fw_c, db):
-    """Hears what there is to hear: each port up to a frame that was sent after all others."""
+    """Receives at each port up to a frame that was sent after all others."""
     last1, last2 = experiment(BROADCAST, FW_A, 60, "last of net1"), experiment(BROADCAST, FW_C, 60, "last of net2")
     back1, back2 = experiment(BROADCAST, WEB_A, 60, "back on net1"), experiment(BROADCAST, DB_A, 60, "back on net2")
     fw_a.send(last1)
     fw_c.send(last2)
     ended = [fw_b.listen_until(last1), web.listen_until(last1), db.listen_until(last2)]
-    # whatever would come back to a sender has come by now
+    # frames that return to their sender have arrived by now
     web.send(back1)
     db.send(back2)
     ended += [fw_a.listen_until(back1), fw_c.listen_until(back2)]
     if not all(ended):
-        sys.exit("a last frame did not arrive: nothing can be said about those before it")
+        sys.exit("a last frame did not arrive: no result")
 
 
 def compare(port, expected):
     wrong = [f for f in port.heard if f not in expected] + [f for f in expected if port.heard.count(f) != 1]
-    print(f"{port.name:6} expected {len(expected)}, heard {len(port.heard)}, wrong {len(wrong)}")
+    print(f"{port.name:6} expected {len(expected)}, received {len(port.heard)}, wrong {len(wrong)}")
     for frame in wrong[:5]:
         print(f"       {port.heard.count(frame)} times: {frame[:40].hex()}… ({len(frame)} bytes)")
     return not wrong and len(port.heard) == len(expected)
@@ -129,7 +129,7 @@ def frames():
     outside = [experiment(WEB_A, FW_A, length, f"outside {length}") for length in lengths]
     broadcast = [experiment(BROADCAST, FW_A, length, f"broadcast {length}") for length in lengths]
     spoken = [llc(FW_B, FW_A, "llc to fw-b"), llc(WEB_A, FW_A, "llc to web-a"), llc(BROADCAST, FW_A, "llc to all")]
-    # the other network's stations: whom nobody knows on this one may be flooded here, never there
+    # stations of the other network: unknown here, so flooded on this network only
     strangers = [experiment(DB_A, FW_A, 60, "to db-a"), experiment(FW_C, FW_A, 60, "to fw-c")]
     for frame in unicast + outside + broadcast + spoken + strangers:
         fw_a.send(frame)
@@ -153,7 +153,7 @@ def spoof():
 
 
 def speak(space, device, sender, other_space, other_device):
-    """When it has been heard, the switch has learned where its sender is, if it wants to know."""
+    """After it is received, the switch has learned its sender, if it learns at this port."""
     speaker, hearer = Port(space, device), Port(other_space, other_device)
     frame = experiment(BROADCAST, bytes.fromhex(sender.replace(":", "")), 60, "here I am")
     speaker.send(frame)

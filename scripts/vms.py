@@ -1,20 +1,20 @@
-"""Talks with the VMs of scripts/vm-lab, and has them talk with each other.
+"""Controls the VMs of scripts/vm-lab and checks traffic between them.
 
-    vms.py RUN boots SECONDS VM…            waits until each of them is ready
-    vms.py RUN run VM COMMAND               a shell command in the VM: its output, and success if it was one
+    vms.py RUN boots SECONDS VM…            waits until all of them are ready
+    vms.py RUN run VM COMMAND               runs a shell command in the VM; prints its output, fails if it fails
     vms.py RUN order VM MAC…                the VM has these NICs, in this order on its PCI bus
     vms.py RUN offloads VM on|off           its NICs have checksum and segmentation offloads, or none
-    vms.py RUN plug VM NETDEV DEVICE        a NIC more, while it runs; the options are QEMU's
-    vms.py RUN nat                          vm1 pings through vm2: what is on net1, and what on net2
-    vms.py RUN lost arp|nat                 the same when there is no answer: already to the question where
-                                            10.10.1.200 is, or not through vm2
-    vms.py RUN tcp MEGABYTES on|off         vm1 sends through vm2, in super-frames or frames
-    vms.py RUN stranger MAC                 vm2 sends from its eth1 as somebody else
-    vms.py RUN frames                       frames that are not IP, from a VM to its sibling and to all
-    vms.py RUN new                          the same from and to the NIC that was plugged in
+    vms.py RUN plug VM NETDEV DEVICE        adds a NIC to the running VM, with these QEMU options
+    vms.py RUN nat                          vm1 pings through vm2: frames on net1 and on net2
+    vms.py RUN lost arp|nat                 the same without an answer: to the ARP request for 10.10.1.200, or
+                                            from vm3
+    vms.py RUN tcp MEGABYTES on|off         vm1 sends through vm2, in GSO packets or frames
+    vms.py RUN stranger MAC                 vm2 sends from another MAC on its eth1
+    vms.py RUN frames                       frames other than IP, from a VM to its sibling and as broadcast
+    vms.py RUN new                          the same from and to the hotplugged NIC
 
-RUN is the directory with the sockets. The other end of the line is scripts/guest.py. Nothing here waits
-for a while: it waits for an answer, or for a frame that comes after all others.
+RUN is the directory of the sockets. scripts/guest.py is the other end of the serial line. Checks wait for an answer or
+for a frame that is sent after all others, never for a fixed time.
 """
 
 import json
@@ -23,13 +23,13 @@ import socket
 import sys
 import time
 
-PATIENCE = 90  # seconds for an answer: the processor may be emulated, and others may be busy on it
-EXPERIMENT = 0x88B5  # an ethertype for local experiments, which no stack answers (IEEE 802)
+PATIENCE = 90  # seconds for an answer: the processor may be emulated and busy
+EXPERIMENT = 0x88B5  # ethertype for local experiments, which no stack answers (IEEE 802)
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 
 VM1, VM2_1, VM2_2, VM3 = "02:00:00:00:01:11", "02:00:00:00:01:12", "02:00:00:00:02:12", "02:00:00:00:02:13"
 VM4_A, VM4_B, VM4_C, VM4_D = "02:00:00:00:01:14", "02:00:00:00:02:14", "02:00:00:00:01:15", "02:00:00:00:01:16"
-# where these are heard: (VM, NIC)
+# receivers of these: (VM, NIC)
 NET1 = {VM1: ("vm1", "eth1"), VM2_1: ("vm2", "eth1"), VM4_A: ("vm4", "eth0"), VM4_C: ("vm4", "eth2")}
 NET2 = {VM2_2: ("vm2", "eth2"), VM3: ("vm3", "eth1"), VM4_B: ("vm4", "eth1")}
 EVERYBODY = NET1 | NET2
@@ -37,7 +37,7 @@ VIRTIO_OFFLOADS = {"checksum, sent": 0, "checksum, received": 1, "TSO4, received
 
 
 def lives(path):
-    """Whether the process of this VM is there, and has not ended (proc(5))."""
+    """Whether the process of this VM exists and is no zombie (proc(5))."""
     with open(path.rsplit(".", 1)[0] + ".pid") as file:
         pid = file.read().strip()
     try:
@@ -48,7 +48,7 @@ def lives(path):
 
 
 class Line:
-    """A socket of QEMU's that takes and gives lines of JSON."""
+    """A QEMU socket that exchanges lines of JSON."""
 
     def __init__(self, path, patience=PATIENCE):
         end = time.monotonic() + patience
@@ -57,7 +57,7 @@ class Line:
                 self.socket = socket.socket(socket.AF_UNIX)
                 self.socket.connect(path)
                 break
-            except OSError as error:  # QEMU is not that far
+            except OSError as error:  # QEMU has not created it yet
                 if time.monotonic() > end or not lives(path):
                     sys.exit(f"{path}: {error}")
                 time.sleep(0.02)
@@ -66,7 +66,7 @@ class Line:
 
     def read(self):
         if not (line := self.lines.readline()):
-            sys.exit("the VM is gone")
+            sys.exit("the VM has ended")
         return json.loads(line)
 
     def write(self, it):
@@ -99,7 +99,7 @@ def experiment(to, sender, length, seed):
 
 
 def llc(to, sender, seed):
-    """An IEEE 802.3 frame with a length where others have a type: LLC, unnumbered information."""
+    """An IEEE 802.3 frame with LLC, unnumbered information."""
     payload = b"\x42\x42\x03" + random.Random(seed).randbytes(43)
     return (octets(to) + octets(sender) + len(payload).to_bytes(2, "big") + payload).hex()
 
@@ -110,7 +110,7 @@ def listen(stations):
 
 
 def gather(network, *speakers):
-    """What the stations of a network have heard. Two of them speak up, one after the other: each hears the other one last."""
+    """Frames received on a network. Two stations send a last frame each, one after the other; each receives the other's."""
     came, (first, second) = {}, speakers
     for speaker, hearers in (first, [mac for mac in network if mac != first]), (second, [first]):
         last = experiment(BROADCAST, speaker, 60, f"last of {speaker}")
@@ -127,7 +127,7 @@ def boots(seconds, *names):
     for name in names:
         try:
             if guests[name].read() != {"answer": "ready"}:
-                sys.exit(f"{name} says something else first")
+                sys.exit(f"unexpected first message of {name}")
         except TimeoutError:
             sys.exit(f"{name} is not ready after {seconds} seconds")
     return True
@@ -157,9 +157,9 @@ def offloads(name, wanted):
 
 
 def plug(name, netdev, device):
-    """QEMU's own protocol: https://www.qemu.org/docs/master/interop/qmp-spec.html"""
+    """QEMU Machine Protocol: https://www.qemu.org/docs/master/interop/qmp-spec.html"""
     line = Line(f"{RUN}/{name}.qmp")
-    line.read()  # its greeting
+    line.read()  # greeting
 
     def command(execute, arguments):
         line.write({"execute": execute, "arguments": arguments})
@@ -169,7 +169,7 @@ def plug(name, netdev, device):
             sys.exit(f"{execute} {arguments}: {said}")
 
     command("qmp_capabilities", {})
-    # the options as the command line has them: QMP itself wants to know of each which are numbers
+    # by command line, because QMP itself requires numbers as such
     command("human-monitor-command", {"command-line": f"netdev_add {netdev}"})
     command("human-monitor-command", {"command-line": f"device_add {device}"})
     return True
@@ -180,7 +180,7 @@ def heard_of(frames, kind):
 
 
 def nat():
-    """Five pings of vm1 to 10.10.1.200, which nobody has: vm2 makes them pings from 10.10.2.200 to vm3."""
+    """Five pings of vm1 to 10.10.1.200, which no interface has: vm2 translates them to pings from 10.10.2.200 to vm3."""
     listen(EVERYBODY)
     said = ask("vm1", "run", "ping -q -A -c 5 -w 20 10.10.1.200")["output"]
     print(said)
@@ -202,7 +202,7 @@ def nat():
 
 
 def lost(where):
-    """Two pings of vm1 to 10.10.1.200 that nobody answers."""
+    """Two pings of vm1 to 10.10.1.200 without an answer."""
     listen(EVERYBODY)
     said = ask("vm1", "run", "ping -q -c 2 -w 3 10.10.1.200")["output"]
     print(said)
@@ -248,16 +248,16 @@ def tcp(megabytes, offloads):
     checks = {
         "all of it arrives": (came.get("bytes"), came.get("digest")) == (total, sent),
         "from 10.10.2.200": came.get("peer") == "10.10.2.200",
-        "in super-frames": max(left, arrived) < least,
+        "in GSO packets": max(left, arrived) < least,
     }
     if offloads == "off":
-        del checks["in super-frames"]
+        del checks["in GSO packets"]
         checks["in frames"] = min(left, arrived) >= least
     return verdict(checks)
 
 
 def stranger(mac):
-    """When vm4 has heard it, the switch has learned where it came from."""
+    """After vm4 receives it, the switch has learned its source."""
     frame = experiment(BROADCAST, mac, 60, "here I am")
     listen({VM4_A: EVERYBODY[VM4_A]})
     ask("vm2", "say", "eth1", [frame])
@@ -266,7 +266,7 @@ def stranger(mac):
 
 
 def exchange(sender, sibling, stations):
-    """Each of them hears once what is for it and what is for all; net2 and the sender hear nothing."""
+    """Each NIC receives once each frame to it and each broadcast; net2 and the sender receive nothing."""
     to = [experiment(sibling, sender, length, f"to {sibling} {length}") for length in (60, 61, 1000, 1514)] + [llc(sibling, sender, "llc")]
     to_all = [experiment(BROADCAST, sender, length, f"to all {length}") for length in (60, 1514)] + [llc(BROADCAST, sender, "llc")]
     listen(stations | NET2)
@@ -287,7 +287,7 @@ def frames():
 
 
 def new():
-    """The NIC that was plugged in: vm1's first frame to it, and its first frames, arrive."""
+    """Hotplugged NIC: vm1's first frame to it, and its own first frames, arrive."""
     stations = NET1 | {VM4_D: ("vm4", ask("vm4", "nic", VM4_D))}
     return exchange(VM1, VM4_D, stations) and exchange(VM4_D, VM1, stations) and exchange(VM4_D, VM4_A, stations)
 

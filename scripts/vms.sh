@@ -1,19 +1,19 @@
-# The VMs of scripts/vm-lab: their kernel, their memory disk, their QEMU. To be sourced by it.
+# The VMs of scripts/vm-lab: kernel, initramfs, QEMU. Sourced by it.
 # shellcheck shell=bash
 
 console="console=ttyS0 quiet panic=-1 ipv6.disable_ipv6=1"
-# What the VMs load, with what these need. What has no hardware is left out by the kernel itself.
+# Modules that the VMs load, with their dependencies. The kernel ignores drivers without hardware.
 drivers=(virtio_pci virtio_net nf_tables nft_chain_nat nft_nat nft_ct)
 
-# find_kernel CACHE: Debian's kernel for clouds, unpacked there and not installed. Sets `kernel` to its
-# image, `version` and `modules`, the directory that has lib/modules.
+# find_kernel CACHE: downloads and unpacks Debian's cloud kernel there. Sets `kernel` to its image, `version`, and `modules`
+# to the directory that contains lib/modules.
 find_kernel() {
     local cache=$1 package log=$1/apt
     mkdir -p "$cache"
     package=$(newest_kernel)
     if [[ -z $package || ! -e $cache/$package/whole ]]; then
-        say "fetching the VMs' kernel"
-        # the package lists may be old or not there at all
+        say "downloading the kernel for the VMs"
+        # the package lists may be outdated or missing
         if ! apt-get update >"$log" 2>&1; then
             tail -n 5 "$log" >&2
             die "apt-get update fails (no network?)"
@@ -23,7 +23,7 @@ find_kernel() {
         rm -rf "${cache:?}/$package" "$cache/$package"_*.deb
         if ! (cd "$cache" && apt-get -o APT::Sandbox::User=root download "$package") >"$log" 2>&1; then
             tail -n 5 "$log" >&2
-            die "the package $package cannot be fetched (no network?)"
+            die "cannot download the package $package (no network?)"
         fi
         dpkg-deb -x "$cache/$package"_*.deb "$cache/$package"
         rm "$cache/$package"_*.deb
@@ -36,17 +36,17 @@ find_kernel() {
 
 newest_kernel() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image-/ { print $2; exit }'; }
 
-# build_disk DIRECTORY FILE: a memory disk with busybox, ip, nft, the drivers, Python and scripts/guest.py
+# build_disk DIRECTORY FILE: an initramfs with busybox, ip, nft, the drivers, Python and scripts/guest.py
 build_disk() {
     local tree=$1 programs=(/usr/bin/python3) program file
-    # sh of the host: the one in busybox does not look for ip where busybox has one
+    # the host's sh: the one in busybox does not find ip, because busybox has an ip applet
     for program in busybox sh ip nft; do programs+=("$(command -v "$program")"); done
     mkdir -p "$tree"/{bin,dev,proc,sys,drivers,lab}
     {
         printf '%s\n' "${programs[@]}"
-        # one that needs none is no failure
+        # a program without dependencies is no failure
         ldd "${programs[@]}" 2>/dev/null | grep -oE '/[^ :]+\.so[^ :]*' || true
-        # what guest.py imports
+        # modules that guest.py imports
         /usr/bin/python3 -I -S -B -c '
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -82,8 +82,8 @@ END
     rm -rf "$tree" "$tree".{files,drivers}
 }
 
-# qemu NAME OPTION…: starts a VM in the namespace of the switch's devices. Its process id stands in
-# $run/NAME.pid; what its kernel says in $run/NAME.console.
+# qemu NAME OPTION…: starts a VM in the namespace of the switch's devices. Writes its process id to $run/NAME.pid and its
+# kernel messages to $run/NAME.console.
 qemu() {
     local name=$1
     shift
@@ -95,8 +95,8 @@ qemu() {
     beside+=($!)
 }
 
-# nic_of TAP MAC KIND: sets `netdev` and `device` to QEMU's options for a NIC with this tap. Offload
-# headers do not pass XDP: for `xdp` the guest may have none of them.
+# nic_of TAP MAC KIND: sets `netdev` and `device` to QEMU's options for a NIC on this tap. The virtio_net_hdr does not pass
+# XDP: for `xdp` the NIC has no offloads.
 nic_of() {
     netdev=tap,id=$1,ifname=$1,script=no,downscript=no,vhost=off
     device=virtio-net-pci,netdev=$1,id=nic-$1,mac=$2,romfile=
@@ -106,7 +106,7 @@ nic_of() {
     fi
 }
 
-# start_vm NAME KIND MAC…: a VM with these NICs, in this order, on taps named NAME-0, NAME-1, …
+# start_vm NAME KIND MAC…: starts a VM with these NICs, in this order, on taps named NAME-0, NAME-1, …
 start_vm() {
     local name=$1 kind=$2 number=0 mac options=() netdev device
     shift 2
@@ -118,7 +118,7 @@ start_vm() {
     qemu "$name" "${options[@]}"
 }
 
-# stop_vms: ends all that were started
+# stop_vms: ends all VMs
 stop_vms() {
     local one
     for one in "${beside[@]}"; do stop "$one" || true; done
@@ -126,15 +126,15 @@ stop_vms() {
     rm -f "$run"/*.{line,qmp,pid,qemu,console}
 }
 
-# ready VM…: they boot. If one does not, what it said is shown.
+# ready VM…: waits until they have booted. Prints the console of one that has not.
 ready() {
     if vms boots 120 "$@"; then return; fi
     tail -n 20 "$run"/*.console "$run"/*.qemu
     return 1
 }
 
-# find_accelerator: KVM, if a guest really boots on it, and soon: that its file is there says little.
-# Sets `accelerator` to QEMU's options.
+# find_accelerator: KVM, if a guest boots with it in time: the existence of /dev/kvm is not sufficient. Sets `accelerator`
+# to QEMU's options.
 find_accelerator() {
     local emulated=(-accel "tcg,thread=multi" -cpu max)
     accelerator=("${emulated[@]}")
@@ -142,7 +142,7 @@ find_accelerator() {
         say "no /dev/kvm: the VMs are emulated"
         return
     fi
-    # the vulnerabilities of the host are none of the guest's business, and not every host lets it know them
+    # the guest does not need the CPU's vulnerability flags, and not every host can pass them
     accelerator=(-accel kvm -cpu "host,-arch-capabilities")
     qemu probe
     if vms boots 8 probe >"$run/said" 2>&1; then

@@ -1,9 +1,9 @@
-"""Traffic for scripts/uplinks: frames of the VMs of two hosts, and what is on the wires between them.
+"""Traffic for scripts/uplinks: frames of the VMs of two hosts, and frames on the wires between them.
 
-    wires.py trunk      host A alone; the ends of its wires in the namespace of host B are ours to use
-    wires.py across     both hosts: a frame of each VM to all, and one to its neighbour on the other host
+    wires.py trunk      host A alone; the wires' ends in the namespace of host B are used by this script
+    wires.py across     both hosts: a broadcast of each VM, and a frame to its neighbour on the other host
 
-Nothing here waits for a while: it waits for frames that come after all others.
+Checks wait for frames that are sent after all others, never for a fixed time.
 """
 
 import select
@@ -13,7 +13,7 @@ import time
 
 from traffic import BROADCAST, OUTGOING, PATIENCE, Port, compare, experiment, llc
 
-VLANS = {1: 120, 2: 121, 3: None}  # of the networks, on the wires
+VLANS = {1: 120, 2: 121, 3: None}  # VLAN ids of the networks on the wires
 SOL_PACKET, PACKET_AUXDATA = 263, 8  # packet(7)
 TP_STATUS_VLAN_VALID = 0x10
 BPDU, PAUSE, LLDP = (bytes.fromhex(f"0180c20000{last}") for last in ("00", "01", "0e"))
@@ -32,7 +32,7 @@ def tagged(frame, vlan):
 
 
 class Wire(Port):
-    """An end of a wire that no switch holds. Its kernel takes the tag off each frame; it is put back."""
+    """End of a wire without a switch. Restores the tag that the kernel removes from each frame."""
 
     def __init__(self, space, device):
         super().__init__(space, device)
@@ -49,7 +49,7 @@ class Wire(Port):
 
 
 def is_announcement(frame):
-    """The switch announces the stations of its ports by RARP when an uplink takes over, three times within some seconds."""
+    """The switch announces stations by RARP when an uplink becomes active, three times within seconds."""
     at = 16 if frame[12:14] == b"\x81\x00" else 12
     return frame[at : at + 2] == b"\x80\x35"
 
@@ -59,12 +59,12 @@ def receive(port):
 
 
 def listen_until(port, lasts):
-    """Hears everything up to the last one of `lasts` to come."""
+    """Receives until the last of `lasts` arrives."""
     end, missing = time.monotonic() + PATIENCE, list(lasts)
     while missing:
         left = end - time.monotonic()
         if left <= 0 or not select.select([port.socket], [], [], left)[0]:
-            sys.exit(f"{port.name}: a last frame did not arrive: nothing can be said about those before it")
+            sys.exit(f"{port.name}: a last frame did not arrive: no result")
         frame, address = receive(port)
         if address[2] == OUTGOING or is_announcement(frame):
             continue
@@ -75,7 +75,7 @@ def listen_until(port, lasts):
 
 
 def hears(port, expected):
-    """It has heard these, once each, and nothing else has come by now."""
+    """Checks that it has received these frames once each, and no others."""
     while select.select([port.socket], [], [], 0)[0]:
         frame, address = receive(port)
         if address[2] != OUTGOING and not is_announcement(frame):
@@ -84,7 +84,7 @@ def hears(port, expected):
 
 
 def leaving(vms, active, standby):
-    """What the VMs of host A send is on the active wire, each network with its tag, and nothing else."""
+    """Frames from VMs of host A are on the active wire, with their network's tag, and no others."""
     expected, lasts = [], []
     for network, port in vms.items():
         sender = mac(network, 1)
@@ -105,7 +105,7 @@ def leaving(vms, active, standby):
 
 
 def arriving(vms, active, standby):
-    """What comes by the active wire reaches the network of its tag, and what comes by the other one nobody."""
+    """Frames from the active wire reach the network of their tag; frames from the other wire reach no port."""
     expected = {}
     for network, vlan in VLANS.items():
         sender = mac(network, 2)
@@ -118,7 +118,7 @@ def arriving(vms, active, standby):
     active.send(tagged(experiment(BROADCAST, mac(9, 2), 60, "a VLAN that nobody has"), 999))
     for vlan in VLANS.values():
         active.send(tagged(llc(BPDU, mac(9, 2), "for one link"), vlan))
-    # twice: between the two every device has had its turn
+    # twice: all devices are polled in between
     for turn in "last", "very last":
         for network, vlan in VLANS.items():
             last = experiment(BROADCAST, mac(network, 2), 60, f"in {network} {turn}")
@@ -134,7 +134,7 @@ def trunk():
 
 
 def across():
-    """Each frame is heard once by its neighbour, by nobody else, and never comes back."""
+    """Each frame is received once, by its neighbour only, and never returns."""
     vms = {(host, network): vm(host, network) for host in "ab" for network in VLANS}
     expected = {}
     for (host, network), port in vms.items():
@@ -145,7 +145,7 @@ def across():
         for frame in frames:
             port.send(frame)
         expected[("b" if host == "a" else "a", network)] = frames
-    # a storm would come round again and again: what the first of these wake up the last ones hear
+    # frames of a loop would return: those of the first round are received by the last
     for turn in "first", "last":
         for host, other, number in ("a", "b", 1), ("b", "a", 2):
             for network in VLANS:
