@@ -4,6 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use super::trunk_tags::bridge;
 use support::host::daemon::{Daemon, Vif, config};
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{lay, tcp_both_ways};
@@ -280,6 +281,79 @@ fn offloads_that_change_later_are_followed() {
     let frame = experiment(there.mac, vif.mac, b"after all that");
     near.send(&frame);
     assert_eq!(far.take(), frame);
+}
+
+#[test]
+fn vlan_offloads_that_change_while_an_xdp_port_is_open_lose_no_tag() {
+    let (Some(host), Some(guest), Some(other)) = (Namespace::new(), Namespace::new(), Namespace::new()) else { return };
+    let vif = Vif { kind: "xdp", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
+    let there = Vif::new("b", 2, &other);
+    lay(&vif, &guest, 1500);
+    // A bridge keeps the tag beside the frame.
+    let near = bridge(&guest, "tap1");
+    let set = |namespace: &Namespace, feature: &str, on: &str| {
+        namespace.run_in(|| run("ethtool", &["-K", "tap1", feature, on]));
+    };
+    set(&host, "rxvlan", "off");
+    let daemon = Daemon::over(&[vif.clone(), there.clone()]);
+    daemon.await_active(&vif);
+    let far = Nic::new(&other, "tap2");
+    let passes = |what: &str| {
+        let plain = experiment(there.mac, vif.mac, format!("{what:<46}").as_bytes());
+        let frame = [&plain[..12], &[0x81, 0, 0, 5], &plain[12..]].concat();
+        near.send(&frame);
+        assert_eq!(far.take(), frame, "{what}");
+    };
+    passes("as opened");
+    // At the netdev of the port: it is reopened, and asked for the tag of each frame.
+    set(&host, "rxvlan", "on");
+    await_that("the event", || {
+        let events = events(&daemon, "port_down", &vif);
+        events.iter().any(|text| text.contains("VLAN tags") && text.contains("rx-vlan-hw-parse on")).then_some(())
+    });
+    daemon.await_active(&vif);
+    passes("the netdev takes tags out");
+    set(&host, "rxvlan", "off");
+    passes("and no longer");
+    // At the other end nobody hears of it, and nothing depends on it.
+    for on in ["off", "on"] {
+        set(&guest, "txvlan", on);
+        passes(on);
+    }
+    assert_eq!(events(&daemon, "port_down", &vif).len(), 1);
+    daemon.await_active(&vif);
+}
+
+#[test]
+fn the_mtu_of_a_foreign_netdev_is_followed() {
+    let (Some(host), Some(guest), Some(other)) = (Namespace::new(), Namespace::new(), Namespace::new()) else { return };
+    let there = Vif::new("b", 3, &other);
+    for (number, kind) in [(1, "packet"), (2, "xdp")] {
+        let vif = Vif { kind, netns: host.0.clone(), ..Vif::new("a", number, &guest) };
+        lay(&vif, &guest, 1500);
+        host.ip(&format!("link set dev {} mtu 1400", vif.name));
+        let daemon = Daemon::over(&[vif.clone(), there.clone()]);
+        daemon.await_active(&vif);
+        await_reason(
+            &daemon,
+            &vif,
+            &["has MTU 1400, its network has 1500", &format!("ip link set dev {} mtu 1500", vif.name)],
+        );
+        host.ip(&format!("link set dev {} mtu 1500", vif.name));
+        await_that("no warning", || {
+            let port = shown(&daemon, &vif.port);
+            (port["status"] == "ACTIVE" && !port["status_reason"].as_str()?.contains("MTU")).then_some(())
+        });
+        let said = events(&daemon, "port_down", &vif);
+        assert!(said.iter().any(|text| text.contains("1400") && text.contains("1500")), "{kind}: {said:?}");
+        let (near, far) = (Nic::new(&other, "tap3"), Nic::new(&guest, &vif.name));
+        let frame = experiment(vif.mac, there.mac, &[7; 1500]);
+        near.send(&frame);
+        far.take_until(&frame);
+        // And the other way: what does not pass any more is told.
+        host.ip(&format!("link set dev {} mtu 1400", vif.name));
+        await_reason(&daemon, &vif, &["has MTU 1400, its network has 1500"]);
+    }
 }
 
 #[test]

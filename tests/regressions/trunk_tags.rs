@@ -30,7 +30,7 @@ struct Lab {
 }
 
 /// A bridge with the netdev `outside` and i0, whose other end i1 is what speaks and hears.
-fn bridge(namespace: &Namespace, outside: &str) -> Nic {
+pub fn bridge(namespace: &Namespace, outside: &str) -> Nic {
     namespace.ip("link add br0 type bridge");
     namespace.ip("link add i0 type veth peer name i1");
     for name in [outside, "i0"] {
