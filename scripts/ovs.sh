@@ -1,17 +1,17 @@
-# Open vSwitch as a peer to measure against: in userspace with AF_XDP, its own or that of DPDK, and apart from one that
-# runs already. To be sourced by bash, with `ovs` the path of ovs-vsctl, `work` a directory and pause() a short wait;
-# for DPDK with huge pages mounted at $work/huge.
+# Open vSwitch to measure against: in userspace with AF_XDP, its own or that of DPDK, independent of one that is already
+# running. Sourced from bash, with `ovs` the path of ovs-vsctl, `work` a directory and pause() a short wait; DPDK needs huge
+# pages mounted at $work/huge.
 # shellcheck shell=bash
 
-# The daemon that is built with DPDK, if there is one.
+# Prints the path of the daemon built with DPDK, if installed.
 ovs_with_dpdk() {
     local daemon
     daemon=$(dirname "$(dirname "$ovs")")/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk
     if [[ -x $daemon ]]; then printf '%s' "$daemon"; fi
 }
 
-# start_ovs afxdp|dpdk SPACE NETDEV…: joins these netdevs of a namespace; one thread on core 1 does it. Sets `server`
-# and `loop` to the process ids of its database and of itself, and `ours` to that of the latter.
+# start_ovs afxdp|dpdk SPACE NETDEV…: connects these netdevs of a namespace, with one thread on core 1. Sets `server` and
+# `loop` to the process ids of database and daemon, and `ours` to the daemon's.
 start_ovs() {
     local kind=$1 space=$2 usr daemon waited port number=0
     shift 2
@@ -35,9 +35,9 @@ start_ovs() {
     fi
     OVS_RUNDIR=$work/ovs ip netns exec "$space" "$daemon" "unix:$work/ovs/db.sock" "--unixctl=$work/ovs/ctl" >"$work/ovs/log" 2>&1 9>&- &
     loop=$!
-    # shellcheck disable=SC2034 # for whoever sources this
+    # shellcheck disable=SC2034 # used by the sourcing script
     ours=$loop
-    # it waits until each of these is done
+    # ovs-vsctl waits until each change is applied
     vsctl add-br br0 -- set bridge br0 datapath_type=netdev
     for port; do
         case $kind in
@@ -50,7 +50,7 @@ start_ovs() {
     done
     if [[ -n $(vsctl --bare --columns=error list interface | tr -d '\n') ]]; then
         vsctl --columns=name,error list interface >&2
-        die "Open vSwitch does not have its ports"
+        die "Open vSwitch has not opened its ports"
     fi
 }
 

@@ -1,20 +1,20 @@
-# What scripts/bench measures, and what it measures that against: each of these joins a0 in bench-a with
-# b0 in bench-b, and tear_down takes it away. To be sourced by scripts/bench.
+# Setups measured by scripts/bench: each connects a0 in bench-a with b0 in bench-b; tear_down removes it. Sourced by
+# scripts/bench.
 # shellcheck shell=bash
 
 # shellcheck source=scripts/ovs.sh
 source "$root/scripts/ovs.sh"
 
-ours=   # process id of the switch or loop that is measured
+ours=   # process id of the measured switch or loop
 loop=   # process id of a bare loop, of testpmd, or of Open vSwitch
 holder= # process id of a guest
-server= # process id of a server of iperf3, or of the database of Open vSwitch
+server= # process id of an iperf3 server, or of Open vSwitch's database
 
-# write_config KIND POLL PORTS: of each port the device is a tap in bench-a (of the second one in
-# bench-b), or the end of a veth or tap in bench-sw that others own.
+# write_config KIND POLL PORTS: each port's device is a tap in bench-a (the second one's in bench-b), or the end of a foreign
+# veth or tap in bench-sw.
 write_config() {
     local port space device frames=8192
-    # the rings of a netdev hold frames for good
+    # the rings of a netdev occupy frames permanently
     if [[ $1 == xdp ]]; then frames=$((4096 * ($3 + 2))); fi
     cat <<END
 [switch]
@@ -62,7 +62,7 @@ set_up_netdevs() {
     start_ours "$@"
 }
 
-# add_veths [PORTS]: v0 to a0, v1 to b0, and as many more with their other ends in bench-a as are asked for
+# add_veths [PORTS]: v0 to a0, v1 to b0, and further ones to bench-a
 add_veths() {
     local port space name
     for ((port = 0; port < ${1:-2}; port++)); do
@@ -74,7 +74,7 @@ add_veths() {
     done
 }
 
-# set_up_bridge on|off: with or without the netfilter hooks of the bridge
+# set_up_bridge on|off: Linux bridge with or without netfilter hooks
 set_up_bridge() {
     local on=1
     if [[ $1 == off ]]; then on=0; fi
@@ -87,7 +87,7 @@ set_up_bridge() {
     ip -n bench-sw link set v1 master br0
 }
 
-# set_up_loop [poll]: a bare read/write loop over two taps with an offload header, as ours have
+# set_up_loop [poll]: a bare read/write loop over two taps with a virtio_net_hdr, as vifswitch uses
 set_up_loop() {
     local end
     ip netns exec bench-sw taskset -c 1 "${tapfwd[@]}" va vb vnet "$@" >"$work/loop" 2>&1 &
@@ -104,8 +104,8 @@ set_up_loop() {
     done
 }
 
-# set_up_testpmd KIND: DPDK's testpmd, which passes on what comes in at one end at the other one and looks
-# at nothing, over net_af_xdp or net_af_packet
+# set_up_testpmd KIND: DPDK's testpmd, which forwards between its two ports without looking at frames, over net_af_xdp or
+# net_af_packet
 set_up_testpmd() {
     add_veths
     start_testpmd "$1"
@@ -114,7 +114,7 @@ set_up_testpmd() {
 start_testpmd() {
     local waited
     huge_pages
-    # a terminal that says nothing: at the end of its input it would go
+    # keep its standard input open: testpmd ends at end of input
     ip netns exec bench-sw stdbuf -oL dpdk-testpmd -l 0,1 --no-pci --file-prefix="bench$$" --huge-dir="$work/huge" -m 256 \
         --vdev="net_$1""0,iface=v0" --vdev="net_$1""1,iface=v1" -- --forward-mode=io --nb-cores=1 --no-lsc-interrupt \
         --total-num-mbufs=32768 --record-core-cycles >"$work/testpmd" 2>&1 <&"$never" &
@@ -136,7 +136,7 @@ set_up_ovs() {
     start_ovs "${1:-afxdp}" bench-sw v0 v1
 }
 
-# Pages of 2 MiB for DPDK, mounted for us alone. release_pages gives back those that were not there before.
+# Reserves and mounts 2 MiB pages for DPDK. release_pages releases the additional ones.
 huge_pages() {
     if [[ -d $work/huge ]]; then return; fi
     pages_before=$(</proc/sys/vm/nr_hugepages)
@@ -152,8 +152,8 @@ release_pages() {
     printf '%s\n' "$pages_before" >/proc/sys/vm/nr_hugepages
 }
 
-# set_up_guest PORTS [testpmd]: a guest on core 0 that holds the other ends of taps of which the netdevs are in
-# bench-sw, and the switch with AF_XDP on them on core 1; or testpmd, on two of them
+# set_up_guest PORTS [testpmd]: a guest on core 0 that has opened the taps whose netdevs are in bench-sw, and the switch with
+# AF_XDP on them on core 1; or testpmd, on two of them
 set_up_guest() {
     local port line=''
     exec {guest}< <(exec ip netns exec bench-sw taskset -c 0 "$tapload" guest "$1" 9>&-)
