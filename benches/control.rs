@@ -1,14 +1,13 @@
-//! How control bears a full host: the switch as the program that it is, over many real taps in
-//! namespaces of its own. As root, and alone on the machine as far as that can be had.
+//! Control plane of a full host: the switch as a process, with many taps in the bench's namespaces. Run as root on an
+//! idle machine.
 //!
 //! ```text
 //! cargo bench --bench control -- [--ports 1000] [--networks 100] [--rounds 3] [--cycles 20]
 //! ```
 //!
-//! Each round begins with an empty switch and ends with one. Times are those of whoever asks: the
-//! command `apply` from its start to its end, a request over the socket from connecting to the whole
-//! answer, a start until the switch says that it is ready. Medians of all rounds, the least and the
-//! most beside them. Everything is removed again, also when it fails.
+//! Each round begins and ends with an empty switch. Measures at the client: the command `apply` from start to end, an
+//! API request from connect to the end of the response, a start until READY. Prints the median over all rounds, with
+//! minimum and maximum. Removes everything afterwards, also after a failure.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 use std::fmt::Write;
@@ -24,10 +23,10 @@ use vifswitch::control::api::responses::Status;
 use support::host::Namespace;
 use support::host::daemon::Daemon;
 
-/// Ports of a VM, which has a namespace of its own.
+/// Ports per VM; each VM has a namespace.
 const SIBLINGS: usize = 10;
 
-/// What is measured, in the order in which it is told.
+/// Measured values, in order of output.
 #[derive(Default)]
 struct Figures(Vec<(&'static str, &'static str, Vec<f64>)>);
 
@@ -43,7 +42,7 @@ impl Figures {
         self.note(what, "ms", spent.as_secs_f64() * 1e3);
     }
 
-    /// The median of what has been noted so far.
+    /// Prints the medians.
     fn print(&mut self) {
         for (what, unit, values) in &mut self.0 {
             values.sort_unstable_by(f64::total_cmp);
@@ -59,13 +58,13 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     (result, begin.elapsed())
 }
 
-/// How many there are of what.
+/// Dimensions of the configuration.
 struct Size {
     ports: usize,
     networks: usize,
 }
 
-/// A host with namespaces for the VMs, and the switch on it.
+/// The switch on a host with namespaces for the VMs.
 struct Bench {
     size: Size,
     daemon: Daemon,
@@ -74,7 +73,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// `None` where this cannot be measured.
+    /// `None` without the rights to create namespaces.
     fn new(size: Size) -> Option<Bench> {
         // One more, for the port that comes and goes.
         let spaces = (0..size.ports.div_ceil(SIBLINGS) + 1).map(|_| Namespace::new()).collect::<Option<_>>()?;
@@ -86,7 +85,7 @@ impl Bench {
         self.daemon.socket().with_file_name("state.db")
     }
 
-    /// A configuration with as many networks as there are, and these ports.
+    /// A configuration with all networks and `ports` ports.
     fn text(&self, ports: usize) -> String {
         let mut text = format!("[switch]\napi = {:?}\nstate = {:?}\n", self.daemon.socket(), self.state());
         for network in 0..self.size.networks {
@@ -126,7 +125,7 @@ impl Bench {
         serde_json::from_str(&answer.unwrap_or_else(|e| panic!("{path}: {e}\n{}", self.daemon.log()))).unwrap()
     }
 
-    /// Applies the configuration with so many ports by the command that operators use.
+    /// Applies a configuration with `ports` ports by the command `vifswitch apply`.
     fn apply(&self, ports: usize) -> Duration {
         self.daemon.configure(&self.text(ports));
         let socket = self.daemon.socket();
@@ -137,7 +136,7 @@ impl Bench {
         spent
     }
 
-    /// Whether all of these ports carry frames, and no others are there.
+    /// Checks that exactly these ports exist and are active.
     fn check(&self, ports: usize) {
         let there = self.daemon.ports();
         assert_eq!(there.len(), ports);
@@ -145,10 +144,10 @@ impl Bench {
             panic!("{down:?}");
         }
         let netdevs: usize = self.spaces.iter().map(|namespace| namespace.links().len() - 1).sum();
-        assert_eq!(netdevs, ports, "beside the loopback");
+        assert_eq!(netdevs, ports, "besides the loopback");
     }
 
-    /// A line of what the kernel tells of the switch, in MiB.
+    /// A value of /proc/PID/status of the switch, in MiB.
     fn memory(&self, key: &str) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.daemon.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
@@ -165,26 +164,26 @@ impl Bench {
         self.daemon.configure(&self.text(0));
         self.daemon.start();
         figures.note("memory of an empty switch (VmRSS)", "MiB", self.memory("VmRSS"));
-        figures.millis("apply all from nothing", self.apply(all));
+        figures.millis("apply all, from empty", self.apply(all));
         for _ in 0..cycles {
             let (port, vm) = (self.port(all), format!("/v1/vms/vm{}/ports", all / SIBLINGS));
-            figures.millis("attach one more", timed(|| self.request(Method::POST, &vm, Some(&port))).1);
+            figures.millis("attach one", timed(|| self.request(Method::POST, &vm, Some(&port))).1);
             let path = format!("/v1/ports/{}", port["port_id"].as_str().unwrap());
-            figures.millis("detach it", timed(|| self.request(Method::DELETE, &path, None)).1);
+            figures.millis("detach one", timed(|| self.request(Method::DELETE, &path, None)).1);
         }
         figures.millis("show all ports", timed(|| self.daemon.ports()).1);
         figures.note("memory with all (VmRSS)", "MiB", self.memory("VmRSS"));
         assert!(self.daemon.stop(Signal::TERM).success());
-        figures.millis("start over, all taps are there", self.start());
+        figures.millis("restart with all taps", self.start());
         self.check(all);
         self.daemon.stop(Signal::KILL);
-        figures.millis("start over after kill -9", self.start());
+        figures.millis("restart after kill -9", self.start());
         self.check(all);
         figures.millis("apply none: remove all", self.apply(0));
-        figures.note("the most memory, of the one that removed all (VmHWM)", "MiB", self.memory("VmHWM"));
+        figures.note("maximum memory until all are removed (VmHWM)", "MiB", self.memory("VmHWM"));
         let (ended, spent) = timed(|| self.daemon.stop(Signal::TERM));
         assert!(ended.success());
-        figures.millis("stop, with none", spent);
+        figures.millis("stop, empty", spent);
         std::fs::remove_file(self.state()).unwrap();
     }
 }
@@ -196,7 +195,7 @@ fn main() {
         None => default,
     };
     let size = Size { ports: number("--ports", 1000), networks: number("--networks", 100) };
-    println!("{} ports on {} networks, {} to a VM", size.ports, size.networks, SIBLINGS);
+    println!("{} ports on {} networks, {} per VM", size.ports, size.networks, SIBLINGS);
     let Some(mut bench) = Bench::new(size) else { return };
     let mut figures = Figures::default();
     for _ in 0..number("--rounds", 3) {

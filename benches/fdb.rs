@@ -1,6 +1,5 @@
-//! The table of stations alone: a search that finds and one that does not, a visit that refreshes,
-//! and a new station that displaces an old one; one by one, and in bursts whose places are fetched
-//! ahead. Stations are visited at random. Reported per visit.
+//! FDB alone: lookup hit, lookup miss, refresh, and learning of a new station that evicts an old one; one by one, and
+//! in bursts with prefetch. Stations are accessed at random. Reported per access.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 use std::cell::LazyCell;
@@ -15,7 +14,7 @@ use vifswitch::wire::Mac;
 const AGEING: u32 = 300;
 const PORTS: usize = 64;
 
-/// A table, and stations that are visited in this order again and again.
+/// An FDB, and the stations to access, in order.
 struct Fixture {
     fdb: Fdb,
     limits: Limits,
@@ -32,12 +31,12 @@ fn port(number: u64) -> PortId {
     PortId::new((number % PORTS as u64) as u16, 0)
 }
 
-/// The port behind which a station is.
+/// Port of a station.
 fn home(station: Station) -> PortId {
     port(station.mac().bits() & 0xffff_ffff)
 }
 
-/// Numbers that look random, the same each time.
+/// Deterministic pseudo-random numbers.
 struct Rng(u64);
 impl Rng {
     fn below(&mut self, sides: u64) -> u64 {
@@ -47,7 +46,7 @@ impl Rng {
 }
 
 impl Fixture {
-    /// A table that is full.
+    /// Creates a full FDB.
     fn new(stations: u64) -> Fixture {
         let limits = Limits { network: stations as u32, port: stations as u32 };
         let mut fdb = Fdb::new(stations as u32, HashKey::new([7; 16]));
@@ -61,8 +60,8 @@ impl Fixture {
         Fixture { known: visits(0), unknown: visits(stations), fdb, limits, now: 1 }
     }
 
-    /// Time for `visits` visits to these stations, burst by burst. With `ahead`, each burst is
-    /// fetched before its first visit, as a worker does it.
+    /// Time of `visits` accesses to these stations, burst by burst. `ahead`: prefetches each burst before its first
+    /// access, as a worker does.
     fn visit(
         fdb: &mut Fdb,
         stations: &[Station],
@@ -97,7 +96,7 @@ impl Fixture {
         spent
     }
 
-    /// Each station is seen for the first time in its second, or, mostly, once again in it.
+    /// Each station is refreshed for the first time in a second, or, mostly, once more in it.
     fn refresh(&mut self, visits: u64, ahead: bool) -> Duration {
         let limits = self.limits;
         let mut now = self.now;
@@ -111,7 +110,7 @@ impl Fixture {
         spent
     }
 
-    /// Every station is new, and the oldest of its port goes for it.
+    /// Each station is new and evicts the oldest one of its port.
     fn learn(&mut self, visits: u64, ahead: bool, fresh: &mut Rng) -> Duration {
         let (limits, now, len) = (self.limits, self.now, self.fdb.len());
         let mut spent = Duration::ZERO;
@@ -119,7 +118,7 @@ impl Fixture {
         while left > 0 {
             let now_visits = left.min(1 << 16);
             left -= now_visits;
-            // Numbers that were never used before, so that none is known.
+            // Unused numbers, so that no station is known.
             let first = (fresh.0 + 1) << 20;
             fresh.0 += 1;
             let stations: Vec<_> =
@@ -128,7 +127,7 @@ impl Fixture {
                 black_box(fdb.learn(station, hash, home(station), now, limits, AGEING));
             });
         }
-        assert_eq!(self.fdb.len(), len, "one comes, one goes");
+        assert_eq!(self.fdb.len(), len, "each new station evicts one");
         spent
     }
 }

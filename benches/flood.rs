@@ -1,6 +1,6 @@
-//! A worker that floods: broadcasts from one port to all others of its network, over cables that
-//! copy. The time is that of the worker alone, reported per copy. Once without storm limits, and once with those of
-//! a port and of its VM, so high that all of it passes: the difference is what they cost.
+//! Flooding by one worker: broadcasts from one port to all others of its network, over copying in-memory devices. Time
+//! of the worker alone, per copy. Without storm limits, and with limits of port and VM that pass all frames: the
+//! difference is the cost of the limits.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 use std::cell::LazyCell;
@@ -15,13 +15,13 @@ use vifswitch::wire::{Mac, Offload};
 
 use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
-/// More than all that is sent, though the clock stands still.
+/// A rate beyond all that is sent, although the clock does not advance.
 const PLENTY: Rate = Rate::new(16_000_000_000, u64::MAX);
 
-/// A network of this many members, each with limits on what it may send to everybody if so asked for.
+/// A network with this many ports, optionally with storm limits.
 fn network(members: usize, memory: RxMemory, limited: bool) -> Lab {
     let plugs: Vec<_> = (0..members).map(|port| PortSpec::new(0, port as u32)).collect();
-    // Few blocks, used again and again: what is measured is the worker, not memory that nobody has touched.
+    // Few chunks, which stay in the cache: measures the worker, not memory access.
     let loopback = LoopbackCapacity { blocks: 2, block_bytes: 1 << 17 };
     let mut lab = Lab::new(Setup { capacity: loopback, memory, ..Setup::default() }, &plugs);
     if limited {

@@ -1,6 +1,5 @@
-//! From one worker to another: two workers stepped by hand, port to port across them, against the
-//! same with one worker; and the ring that the parcels take, alone. Reported per frame; what two
-//! workers spend is added up, as they share one core here.
+//! Handoff between workers: two workers, stepped by hand, with one port each, compared to one worker with both; and the
+//! handoff ring alone. Reported per frame; the times of both workers are added, because they share one core here.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 use std::cell::LazyCell;
@@ -21,7 +20,7 @@ fn pair(workers: u16, memory: RxMemory) -> Lab {
     Lab::new(Setup { workers, memory, ..Setup::default() }, &[PortSpec::new(0, 0), PortSpec::new(0, 1)])
 }
 
-/// Time of all workers together for `frames` frames from port 0 to port 1.
+/// Total time of all workers for `frames` frames from port 0 to port 1.
 fn run(lab: &mut Lab, frames: u64, bytes: &[u8]) -> Duration {
     let before = lab.sum(1, |c| c.tx_frames.get());
     let mut spent = Duration::ZERO;
@@ -41,7 +40,7 @@ fn run(lab: &mut Lab, frames: u64, bytes: &[u8]) -> Duration {
     spent.mul_f64(frames as f64 / done as f64)
 }
 
-/// Time for `parcels` parcels to go through a ring in bursts, there and back again.
+/// Time of `frames` handoff frames through a ring, in bursts.
 fn ring(pool: &'static Pool, frames: u64) -> Duration {
     let mut magazine = Magazine::new(pool);
     let (mut there, mut here) = RingBuffer::<HandoffFrame>::new(1024);

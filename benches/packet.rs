@@ -1,12 +1,11 @@
-//! What a frame costs at a packet port: taken in and sent out over veths, by one thread. As root.
+//! Cost per frame of a packet port: receive and transmit over veths, by one thread. Run as root.
 //!
 //! ```text
 //! cargo bench --bench packet
 //! ```
 //!
-//! Bursts of 64 frames, the median burst of many, in nanoseconds a frame. What a frame costs the kernel
-//! at the other end of a veth is in the figures for sending: it does that in the sender's call. The
-//! ratios are what counts.
+//! Median over many bursts of 64 frames, in nanoseconds per frame. Transmit figures include the kernel's work at the
+//! veth's peer, which runs within the sender's system call. Compare ratios, not absolute values.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 use std::time::Instant;
@@ -22,7 +21,7 @@ use support::host::{EXPERIMENT, Namespace};
 
 const ROUNDS: usize = 2000;
 
-/// The median of what `work` takes, in nanoseconds a frame. `prepare_tx` is not counted.
+/// Median time of `work` in nanoseconds per frame. `prepare` is not counted.
 fn median<T>(mut prepare: impl FnMut() -> T, mut work: impl FnMut(T)) -> f64 {
     let mut spent: Vec<u128> = (0..ROUNDS)
         .map(|_| {
@@ -59,7 +58,7 @@ fn main() {
     let mut magazine = Magazine::new(Pool::new(4096).unwrap());
     let mut batch = Batch::new();
     let mut tx = TxBatch::with_capacity(BURST);
-    println!("{:<44} {:>8} {:>8}", "ns a frame", "60 B", "1514 B");
+    println!("{:<44} {:>8} {:>8}", "ns per frame", "60 B", "1514 B");
     let message = |what: &str, cost: &mut dyn FnMut(&[u8]) -> f64| {
         let costs = [60, 1514].map(|len| {
             let mut frame = [&[2, 0xbb, 0, 0, 0, 1], &[2, 0xaa, 0, 0, 0, 1], &EXPERIMENT.to_be_bytes()[..]].concat();
@@ -72,7 +71,7 @@ fn main() {
     let mut device = open(port, true);
     let nic = Nic::new(guest, "guest");
     let burst_from_nic = |frame: &[u8]| (0..BURST).for_each(|_| nic.send(frame));
-    message("received by the ring", &mut |frame| {
+    message("received by ring", &mut |frame| {
         median(
             || burst_from_nic(frame),
             |()| {
@@ -89,7 +88,7 @@ fn main() {
     socket.set_room(8 << 20, 0).unwrap();
     socket.bind(index, EVERYTHING).unwrap();
     let mut room = vec![0; 70_000];
-    message("received one by one", &mut |frame| {
+    message("received by recvmsg", &mut |frame| {
         median(
             || burst_from_nic(frame),
             |()| (0..BURST).for_each(|_| assert!(socket.receive(&mut room).unwrap().is_some())),
@@ -97,7 +96,7 @@ fn main() {
     });
     drop((socket, nic));
     let batch = Batch::new();
-    for (what, offloads) in [("sent, with an offload header", true), ("sent, without one", false)] {
+    for (what, offloads) in [("sent, with virtio_net_hdr", true), ("sent, without virtio_net_hdr", false)] {
         let mut device = open(port, offloads);
         message(what, &mut |frame| {
             median(

@@ -1,7 +1,6 @@
-//! Does control work show on the dataplane? A worker over cables, known unicast between 8 ports, 64
-//! bytes, and a million stations in its table; once left alone, and once while control on another
-//! core asks for the whole table over and over, as `show fdb` does. Both by turns, in one run: what
-//! counts is the ratio.
+//! Effect of control requests on the data path: one worker over in-memory devices, known unicast between 8 ports, 64
+//! bytes, a million FDB entries. Alone, and while control on another core reads the whole FDB repeatedly, as `show fdb`
+//! does. Alternating in one run; the ratio counts.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,9 +16,9 @@ use support::lab::{Lab, PortSpec, Setup, frame};
 
 const PORTS: usize = 8;
 const STATIONS: usize = 1 << 20;
-/// Frames in each cable between two refills.
+/// Frames per device between two refills.
 const FILL: usize = 64;
-/// Turns of each kind, and how long the worker works in one.
+/// Rounds of each kind, and the worker's time in one.
 const ROUNDS: usize = 31;
 const ROUND_TIME: Duration = Duration::from_millis(100);
 
@@ -34,7 +33,7 @@ fn learned_lab() -> Lab {
     let plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32)).collect();
     let mut lab = Lab::new(setup, &plugs);
     for number in 0..STATIONS {
-        // to the sender itself, so that nothing is flooded
+        // To itself, so that it is not flooded.
         let bytes = frame(station(number), station(number), 0x88b5, &[0; 46]);
         while !lab.send(number % PORTS, &bytes) {
             lab.settle();
@@ -47,13 +46,13 @@ fn learned_lab() -> Lab {
     lab
 }
 
-/// Nanoseconds of the worker for a frame, over a turn. Filling and emptying cables is not counted.
+/// Time of the worker per frame in nanoseconds, over a round, without filling and emptying the devices.
 fn round(lab: &mut Lab, next: &mut usize) -> f64 {
     let (mut spent, mut frames) = (Duration::ZERO, 0);
     while spent < ROUND_TIME {
         for port in 0..PORTS {
             for _ in 0..FILL {
-                // A stride that is prime to their number meets all of them, in an order of no use.
+                // A stride coprime to the number of stations visits all of them, in an order that defeats prefetching.
                 *next = (*next + 611_953 * PORTS) % STATIONS;
                 let other = *next * 5 % STATIONS;
                 let (source, to) = (station(*next + port), station(other + (port + 3) % PORTS));
@@ -63,7 +62,7 @@ fn round(lab: &mut Lab, next: &mut usize) -> f64 {
         }
         let now = lab.now;
         let begin = Instant::now();
-        // One breath takes them all, and a command if there is one: the most that control can ask.
+        // One iteration receives all frames and executes a pending command: the maximum rate of commands.
         let work = lab.workers[0].poll_once(now);
         spent += begin.elapsed();
         assert!(work.done >= PORTS * FILL);
@@ -85,7 +84,7 @@ fn main() {
         return;
     };
     let mut lab = learned_lab();
-    // What taught the table its stations went nowhere.
+    // Frames that the FDB was learned from were not transmitted.
     let counted = |lab: &Lab| (lab.total(|c| c.rx_frames.get()), lab.total(|c| c.forwarded.get()));
     let (received, forwarded) = counted(&lab);
     let workers = WorkerHandles::new(lab.mailboxes.clone(), lab.counters.clone());
@@ -113,7 +112,7 @@ fn main() {
             paging.store(true, Ordering::SeqCst);
             paged.push(round(&mut lab, &mut next));
             paging.store(false, Ordering::SeqCst);
-            // What is still asked is answered before the next turn.
+            // Pending requests are answered before the next round.
             while asking.load(Ordering::SeqCst) {
                 lab.step();
             }
@@ -123,7 +122,7 @@ fn main() {
         assert_eq!(received, forwarded, "nothing is flooded or dropped");
         let ratios = alone.iter().zip(&paged).map(|(alone, paged)| paged / alone).collect();
         let (alone, paged) = (median(alone), median(paged));
-        println!("alone {alone:.1} ns a frame, while the table is read {paged:.1} ns ({tables:?} tables)");
+        println!("alone {alone:.1} ns per frame, while the FDB is read {paged:.1} ns ({tables:?} reads)");
         println!("ratio {:.3}, median of {ROUNDS} pairs", median(ratios));
     });
 }

@@ -1,7 +1,6 @@
-//! A whole worker over cables that copy each frame in and out: known unicast, 64 and 1514 bytes, 8
-//! and 64 ports, 1 k to 1 M stations that are visited at random. The time is that of the worker
-//! alone; filling and emptying the cables is not counted. Reported per frame. And datagrams between ports with
-//! port security of each kind: the difference is what it costs.
+//! A whole worker over copying in-memory devices: known unicast, 64 and 1514 bytes, 8 and 64 ports, 1 k to 1 M stations
+//! at random. Time of the worker alone, without filling and emptying the devices, per frame. And UDP datagrams between
+//! ports with each kind of port security: the difference is its cost.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 use std::cell::LazyCell;
@@ -15,14 +14,14 @@ use vifswitch::wire::{Mac, Offload, Prefix};
 
 use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
-/// Frames in each cable between two refills.
+/// Frames per device between two refills.
 const FILL: usize = 64;
 
 fn station(number: usize) -> Mac {
     Mac::from_bits(0x0a_00_00_00_00_00 | number as u64)
 }
 
-/// Numbers that look random, the same each time.
+/// Deterministic pseudo-random numbers.
 struct Rng(u64);
 impl Rng {
     fn below(&mut self, sides: usize) -> usize {
@@ -33,13 +32,13 @@ impl Rng {
 
 fn learned_lab(ports: usize, stations: usize) -> Lab {
     let limits = Limits { network: stations as u32 + 1, port: stations as u32 + 1 };
-    // Few blocks, used again and again: what is measured is the worker, not memory that nobody has touched.
+    // Few chunks, which stay in the cache: measures the worker, not memory access.
     let loopback = LoopbackCapacity { blocks: ports / 2 + 4, block_bytes: 1 << 17 };
     let setup = Setup { capacity: loopback, slots: 16384, stations: stations as u32, limits, ..Setup::default() };
     let plugs: Vec<_> = (0..ports).map(|port| PortSpec::new(0, port as u32)).collect();
     let mut lab = Lab::new(setup, &plugs);
     for number in 0..stations {
-        // to the sender itself, so that nothing is flooded
+        // To itself, so that it is not flooded.
         let bytes = frame(station(number), station(number), 0x88b5, &[0; 46]);
         while !lab.send(number % ports, &bytes) {
             lab.settle();
@@ -54,7 +53,7 @@ fn learned_lab(ports: usize, stations: usize) -> Lab {
     lab
 }
 
-/// Nanoseconds of the worker for `frames` frames between random stations.
+/// Time of the worker for `frames` frames between random stations.
 fn run(lab: &mut Lab, stations: usize, len: usize, frames: u64, rng: &mut Rng) -> Duration {
     let ports = lab.ports.len();
     let payload = vec![0; len - 14];
@@ -88,7 +87,7 @@ fn run(lab: &mut Lab, stations: usize, len: usize, frames: u64, rng: &mut Rng) -
 }
 
 fn poll_once(c: &mut Criterion) {
-    let mut group = c.benchmark_group("breath");
+    let mut group = c.benchmark_group("poll_once");
     group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(3));
     for (ports, stations, len) in [
         (8, 16, 64),
@@ -110,15 +109,15 @@ fn poll_once(c: &mut Criterion) {
     group.finish();
 }
 
-/// Bindings that a port has beside its own, in the case in which it has many.
+/// Additional bindings per port in the case "many".
 const MANY: usize = 300;
 
-/// The address of IP of port `index`.
+/// IP address of port `index`.
 fn ip(index: usize) -> [u8; 4] {
     [10, 0, (index / 256) as u8, (index % 256) as u8]
 }
 
-/// Each port's security: off, its own MAC, bound to its address, and that with many more bindings.
+/// Ports with security off, own MAC, one binding, or that and many more bindings.
 fn secured_lab(ports: usize, mode: &str) -> Lab {
     let loopback = LoopbackCapacity { blocks: ports / 2 + 4, block_bytes: 1 << 17 };
     let bind = |mac, ip: [u8; 4]| Binding { mac, ip: Some(Prefix::host(ip.into())) };
@@ -137,7 +136,7 @@ fn secured_lab(ports: usize, mode: &str) -> Lab {
     Lab::new(Setup { capacity: loopback, slots: 16384, ..Setup::default() }, &plugs)
 }
 
-/// Nanoseconds of the worker for `frames` datagrams of UDP over IPv4, 64 bytes, each port to the next.
+/// Time of the worker for `frames` datagrams of UDP over IPv4, 64 bytes, from each port to the next.
 fn run_secured(lab: &mut Lab, frames: u64) -> Duration {
     let ports = lab.ports.len();
     let datagram = |port: usize| {
@@ -165,7 +164,7 @@ fn run_secured(lab: &mut Lab, frames: u64) -> Duration {
     spent.mul_f64(frames as f64 / done as f64)
 }
 
-/// What port security costs: the same datagrams between ports that all have it.
+/// Cost of port security: the same datagrams between ports with each kind.
 fn security(c: &mut Criterion) {
     let mut group = c.benchmark_group("security");
     group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(3));

@@ -1,6 +1,5 @@
-//! Super-frames divided and checksums completed, as a worker does it for ports without offloads: from a
-//! receive buffer into slots. Per frame that comes of it, and in bytes; beside it what copying the same
-//! bytes costs alone.
+//! Software segmentation and checksums, as a worker does them for ports without offloads: from a receive buffer into
+//! slots. Per resulting frame and per byte; compared to copying the same bytes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 use std::hint::black_box;
@@ -12,7 +11,7 @@ use vifswitch::wire::{Offload, Segmenter};
 use support::lab::mac;
 use support::lab::stream::open_frame;
 
-/// What fits a frame of 1514 bytes.
+/// MSS for frames of 1514 bytes.
 const SIZE: u16 = 1460;
 
 fn offload(kind: u8) -> Offload {
@@ -20,7 +19,7 @@ fn offload(kind: u8) -> Offload {
     Offload::read(&[1, kind, 54, 0, s0, s1, 34, 0, 16, 0, 0, 0])
 }
 
-/// A burst of one frame, in a receive buffer.
+/// A batch of one frame in a receive buffer.
 fn received(bytes: &[u8], offload: Offload) -> Batch {
     let mut batch = Batch::new();
     let received = batch.receive(true, |room| {
@@ -32,7 +31,7 @@ fn received(bytes: &[u8], offload: Offload) -> Batch {
     batch
 }
 
-/// Finishes the frame of a batch, and lets go of what comes of it. How many frames that was.
+/// Segments the frame of a batch and frees the segments; returns their number.
 fn finish(batch: &Batch, magazine: &mut Magazine, ready: &mut Vec<Frame>) -> usize {
     let view = batch.frame_ref(0);
     let mut work = Segmenter::new(view.head, view.tail(), view.frame.len(), view.frame.offload()).unwrap();
@@ -48,10 +47,10 @@ fn segment(c: &mut Criterion) {
     let pool = Pool::new(4096).unwrap();
     let mut magazine = Magazine::new(pool);
     let mut ready = Vec::with_capacity(128);
-    // As long as IPv4 can say.
+    // Maximum length of IPv4.
     let whole = open_frame(mac(1), mac(0), 0, 65_495);
     let single = open_frame(mac(1), mac(0), 0, SIZE.into());
-    let cases = [("a super-frame of 64 KiB", &whole, offload(1), 45), ("an open checksum", &single, offload(0), 1)];
+    let cases = [("a GSO packet of 64 KiB", &whole, offload(1), 45), ("a partial checksum", &single, offload(0), 1)];
     for (name, bytes, offload, frames) in cases {
         let batch = received(bytes, offload);
         assert_eq!(finish(&batch, &mut magazine, &mut ready), frames);

@@ -1,15 +1,15 @@
-//! What a broadcast storm costs the switch, with and without shedding it at the door: one worker over two AF_XDP
-//! ports on taps, of which one sends broadcasts as fast as its holder can, at the default limit. As root.
+//! Cost of a broadcast storm with and without early drop in XDP: one worker with two AF_XDP ports on taps, one of which
+//! receives broadcasts at full speed, with the default limit. Run as root.
 //!
 //! ```text
 //! cargo bench --bench shed -- [--runs 3] [--seconds 2]
 //! ```
 //!
-//! The holder of the tap writes on core 0, the worker is on core 1 and may sleep; on a tap the program runs on the
-//! core of the holder, so that its own cost is in the rate that the holder reaches. Without shedding the worker is
-//! the same, over a device that does not do as it is told. Of the processor time of the worker, in percent of a
-//! core and per frame of the storm, the medians of all runs, interleaved. On a machine that has other things to do
-//! it says nothing: where the worker is not on its core, frames are missed in either case.
+//! The tap's owner writes on core 0; the worker is on core 1 and may sleep. On a tap the program runs on the owner's
+//! core, so that its cost shows in the rate that the owner reaches. Without early drop the worker is the same, over a
+//! device that ignores requests to drop. Prints the worker's CPU time in percent of a core and per frame of the storm,
+//! as medians over interleaved runs. Needs an idle machine: if the worker does not get its core, frames are missed in
+//! either case.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 use std::io;
@@ -31,7 +31,7 @@ use support::host::Namespace;
 use support::host::nic::Nic;
 use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
-/// A device that sheds nothing, whatever it is told.
+/// A device that ignores requests to drop.
 struct NoEarlyDrop(Box<dyn Device>);
 
 impl Device for NoEarlyDrop {
@@ -64,21 +64,21 @@ impl Device for NoEarlyDrop {
     }
 }
 
-/// What a run came to.
+/// Result of a run.
 #[derive(Debug, Clone, Copy)]
 struct Figures {
-    /// Frames a second that the holder has written.
+    /// Frames per second that the owner has written.
     offered: f64,
-    /// Of these, what the rings had no room for.
+    /// Share of these that found the rings full.
     rx_missed: f64,
-    /// Of the time, what the worker was on its core.
+    /// Share of the time that the worker was running.
     busy: f64,
-    /// Nanoseconds of that for each frame that was written.
+    /// CPU time of the worker in nanoseconds per written frame.
     each: f64,
 }
 
 fn on_core(core: usize) {
-    assert!(cores::pin(core), "core {core} cannot be had");
+    assert!(cores::pin(core), "core {core} is not available");
 }
 
 fn run(sheds: bool, len: usize, long: Duration) -> Option<Figures> {
@@ -102,7 +102,7 @@ fn run(sheds: bool, len: usize, long: Duration) -> Option<Figures> {
             owner: name.into(),
         };
         let device = xdp::open(&settings, lab.pool).unwrap().queues.remove(0);
-        lab.close(port, 0).expect("its cable");
+        lab.close(port, 0).expect("its in-memory device");
         lab.open(RxQueue::new(port, 0, if sheds { device } else { Box::new(NoEarlyDrop(device)) }));
     }
     let worker = lab.workers.remove(0);
@@ -129,7 +129,7 @@ fn run(sheds: bool, len: usize, long: Duration) -> Option<Figures> {
     let rx_missed: u64 =
         queues.iter_mut().map(|queue| queue.device.rx_missed()).sum::<u64>() + lab.sum(0, |c| c.rx_missed.get());
     let received = lab.sum(0, |c| c.rx_frames.get());
-    // Some may be in the rings still.
+    // Some may still be in the rings.
     assert!(received + rx_missed <= sent, "{received} and {rx_missed} of {sent}");
     Some(Figures {
         offered: sent as f64 / elapsed.as_secs_f64(),
@@ -153,7 +153,7 @@ fn main() {
     };
     let (runs, long) = (number("--runs", 3), Duration::from_secs(number("--seconds", 2)));
     on_core(0);
-    println!("{:<10} {:<9} {:>12} {:>9} {:>10} {:>12}", "", "", "frames/s", "rx_missed", "CPU", "CPU a frame");
+    println!("{:<10} {:<9} {:>12} {:>9} {:>10} {:>12}", "", "", "frames/s", "rx_missed", "CPU", "CPU/frame");
     for len in [60, 1514] {
         let mut all = [Vec::new(), Vec::new()];
         for _ in 0..runs {
@@ -162,7 +162,7 @@ fn main() {
                 figures.push(run);
             }
         }
-        for (what, figures) in ["received", "shed"].iter().zip(&all) {
+        for (what, figures) in ["received", "dropped"].iter().zip(&all) {
             println!(
                 "{:<10} {what:<9} {:>12.0} {:>8.1}% {:>9.1}% {:>9.1} ns",
                 format!("{len} bytes"),

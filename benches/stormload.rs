@@ -1,5 +1,5 @@
-//! Load for `scripts/storm-lab`: two bystanders that talk while a guest makes a loop or a storm, and what they
-//! notice of it. No benchmark by itself: `cargo bench` leaves it alone.
+//! Load for `scripts/storm-lab`: traffic of two bystanders while a guest makes a loop or a storm, and what they
+//! observe. Not run by `cargo bench`.
 //!
 //! ```text
 //! stormload loop --a NETNS:DEVICE --b NETNS:DEVICE --guest NETNS:BRIDGE --seeds foreign|own
@@ -9,17 +9,17 @@
 //! stormload stalls [--time S] [--cpu N]
 //! ```
 //!
-//! `loop`: A asks B at a rate, and B answers, and says nothing else, so that it is found again only if the switch
-//! has not lost it. After a while the guest's bridge is set up, which closes a loop if it has two ports on one
-//! network, and set down again. `foreign`: until then A and B each send a broadcast every 50 ms; `own`: the
-//! guest's bridge itself sends a single one, when it is up. Who talks and listens has one core, who sets the bridge up
-//! and sends broadcasts the other one: a storm that runs where it began does not run where it is measured.
+//! `loop`: A sends requests to B at a rate, and B answers. B sends nothing else, so that the switch finds it only if it
+//! still has its FDB entry. After a while the guest's bridge is set up, which closes a loop if it has two ports on one
+//! network, and set down again. `foreign`: until then A and B each send a broadcast every 50 ms; `own`: the guest's
+//! bridge sends a single one after it is up. Requests and measurement run on one core; the bridge and the broadcasts on
+//! the other one, so that the storm does not run on the measuring core.
 //!
-//! `storm`: A sends to B at a rate; with what that leaves of the same core a third one sends as fast as it can.
+//! `storm`: A sends to B at a rate; with the rest of the same core a third host sends as fast as it can.
 //!
-//! `stalls`: does nothing but watch the clock of a core, for how long that core does something else.
+//! `stalls`: watches the clock of a core to measure how long the core does something else.
 //!
-//! All print one line of JSON. A frame is late, not lost, if it arrives within [`TIMEOUT`].
+//! All print one line of JSON. A frame that arrives within [`TIMEOUT`] is late, not lost.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 mod netdev;
@@ -38,21 +38,21 @@ use serde_json::{Value, json};
 use vifswitch::sys::packet::{NOTHING, Socket, Statistics};
 use vifswitch::wire::Mac;
 
-/// Ethertypes for local experiments (IEEE 802-2014, 9.2.3), which no stack answers: what the bystanders say to
-/// each other, and what is to be multiplied.
+/// Ethertypes for local experiments (IEEE 802-2014, 9.2.3), which no stack answers: requests of the bystanders, and
+/// frames to multiply.
 const TALK: u16 = 0x88b5;
 const NOISE: u16 = 0x88b6;
-/// How long a frame may take. Long, as who waits for a core that others have is late, and loses nothing.
+/// Maximum latency. Long, because a thread that waits for a busy core is late without losing frames.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two broadcasts of a bystander.
+/// Interval between broadcasts of a bystander.
 const SEED: Duration = Duration::from_millis(50);
-/// Between two looks at how many copies a bystander got.
+/// Sampling interval of a bystander's copies.
 const LOOK: Duration = Duration::from_millis(10);
-/// What is called a rate of copies is one over this time, and a latency is looked at by as much of it.
+/// Window for rates of copies and for latencies.
 const WINDOW: Duration = Duration::from_millis(100);
-/// For how long a core is elsewhere at least if it is said to stall: longer than an interrupt.
+/// Minimum duration of a stall: longer than an interrupt.
 const STALL: Duration = Duration::from_micros(200);
-/// Copies in a window that are still ordinary traffic.
+/// Maximum copies per window in ordinary traffic.
 const ORDINARY: u64 = 10;
 
 type Options<'a> = HashMap<&'a str, &'a str>;
@@ -87,7 +87,7 @@ fn frame(to: Mac, from: Mac, kind: u16) -> Vec<u8> {
     frame
 }
 
-/// One way, from a netdev to another.
+/// One direction, from a netdev to another.
 struct Way {
     from: Socket,
     to: Socket,
@@ -99,7 +99,7 @@ impl Way {
         Way { from: from.socket(NOTHING), to: to.socket(TALK), frame: frame(to.mac(), from.mac(), TALK) }
     }
 
-    /// Sends a frame with a number. One that the kernel refuses is lost, as others are.
+    /// Sends a numbered frame. A frame that the kernel refuses is lost, as others are.
     fn send(&mut self, number: usize) {
         self.frame[14..18].copy_from_slice(&(number as u32).to_be_bytes());
         match self.from.send(&self.frame) {
@@ -110,7 +110,7 @@ impl Way {
         }
     }
 
-    /// The number of the next frame that has come. What comes the other way, as loops have it, is none.
+    /// Number of the next received frame. Ignores frames of the other direction, which a loop returns.
     fn take(&self) -> Option<usize> {
         let mut room = [0; 2048];
         while let Some(received) = self.to.receive(&mut room).unwrap() {
@@ -122,14 +122,14 @@ impl Way {
     }
 }
 
-/// What one says to another: numbered frames, and when each was sent and came; or was answered, if it is.
+/// Numbered requests from one bystander to another, with the times of sending and of arrival, or of the answer.
 struct Talk {
     way: Way,
     back: Option<Way>,
     sent: Vec<Duration>,
-    /// Which were heard at the other end.
+    /// Requests received by the other one.
     received: Vec<bool>,
-    /// How many were heard there that had been heard before.
+    /// Duplicates received by the other one.
     again: u64,
     came: Vec<Option<Duration>>,
 }
@@ -147,7 +147,7 @@ impl Talk {
         self.way.send(self.sent.len() - 1);
     }
 
-    /// Sends those that are due by now, so many at most. Whether that was all.
+    /// Sends the requests that are due, at most `most`. Whether these were all.
     fn say_due(&mut self, begin: Instant, rate: f64, most: usize) -> bool {
         let due = ((begin.elapsed().as_secs_f64() * rate) as usize).saturating_sub(self.sent.len());
         for _ in 0..due.min(most) {
@@ -156,7 +156,7 @@ impl Talk {
         due <= most
     }
 
-    /// Takes what has come, so many at most of each way. Of copies the first one counts.
+    /// Receives at most `most` frames per direction. The first of several copies counts.
     fn receive(&mut self, begin: Instant, most: usize) {
         for _ in 0..most {
             let Some(number) = self.way.take() else { break };
@@ -179,23 +179,23 @@ impl Talk {
         }
     }
 
-    /// Whether all have come.
+    /// Whether all have arrived.
     fn is_complete(&self) -> bool {
         self.came.iter().all(Option::is_some)
     }
 
-    /// Whether a frame came, in time.
+    /// Whether a request arrived in time.
     fn arrived(&self, number: usize) -> bool {
         self.came[number].is_some_and(|came| came - self.sent[number] < TIMEOUT)
     }
 
-    /// Those that were sent in a span of time.
+    /// Requests sent within a time span.
     fn within(&self, from: Duration, to: Duration) -> impl Iterator<Item = usize> {
         (0..self.sent.len()).filter(move |&number| (from..to).contains(&self.sent[number]))
     }
 }
 
-/// What became of the frames of a span of time.
+/// Loss and latency of the requests of a time span.
 fn outcome(talk: &Talk, from: Duration, to: Duration) -> Value {
     let (mut sent, mut lost, mut times) = (0u64, 0u64, Vec::new());
     for number in talk.within(from, to) {
@@ -208,12 +208,12 @@ fn outcome(talk: &Talk, from: Duration, to: Duration) -> Value {
     json!({ "sent": sent, "lost": lost, "p50_us": at(0.5), "p99_us": at(0.99) })
 }
 
-/// When the guest's bridge was set up and down, by the clock of the one who measures.
+/// When the guest's bridge was set up or down.
 #[derive(Debug, Clone, Copy)]
 struct BridgeCycle {
-    /// Just before the loop was closed, and when it was open again.
+    /// Just before the loop was closed, or just after it was opened; since the start of the measurement.
     at: Duration,
-    /// The same as the world counts.
+    /// The same as wall clock time.
     wall: SystemTime,
 }
 
@@ -243,7 +243,7 @@ fn around(options: &Options) -> Value {
 }
 
 impl Loop<'_> {
-    /// Closes the loop and opens it again, and sends what is to go around in it.
+    /// Closes and opens the loop, and sends the broadcasts that circulate in it.
     fn make(&self, begin: Instant) {
         stay_on(number(self.options, "--other-cpu", 1.0) as usize);
         let [before, during] =
@@ -253,15 +253,15 @@ impl Loop<'_> {
             (place.socket(NOTHING), frame)
         });
         let bridge = |state: &str| {
-            let path = self.guest.netns.path().expect("a namespace with a name");
+            let path = self.guest.netns.path().expect("a named namespace");
             let ns = path.file_name().unwrap().to_str().unwrap();
             let done = Command::new("ip").args(["-n", ns, "link", "set", "dev", &self.guest.device, state]).status();
-            assert!(done.unwrap().success(), "the guest's bridge cannot be set {state}");
+            assert!(done.unwrap().success(), "cannot set the guest's bridge {state}");
         };
         let seed_until = |end: Duration| {
             while begin.elapsed() < end {
                 if !self.own {
-                    // one that cannot be sent in a storm is no less a storm
+                    // Ignores errors: the storm may fill the queue.
                     seeds.iter().for_each(|(socket, frame)| drop(socket.send(frame)));
                 }
                 thread::sleep(SEED.min(end.saturating_sub(begin.elapsed())));
@@ -278,7 +278,7 @@ impl Loop<'_> {
         self.opened.set(BridgeCycle { at: begin.elapsed(), wall: SystemTime::now() }).unwrap();
     }
 
-    /// Talks all the time, and counts.
+    /// Sends requests until the end, and measures.
     fn measure(&self, begin: Instant) -> Value {
         stay_on(number(self.options, "--cpu", 0.0) as usize);
         let [a, b] = &self.places;
@@ -308,9 +308,9 @@ impl Loop<'_> {
         let end = opened.at + seconds(self.options, "--after", 2.0);
         let (rate, burst) = (number(self.options, "--limit", 500.0), number(self.options, "--burst", 500.0));
         let copies = seen.between(closed.at, opened.at);
-        // what A alone has to say to B, twice, comes on top
+        // plus the first frames from A to B, twice
         let allowed = |t: Duration| burst + (rate + 2.0 / SEED.as_secs_f64()) * t.as_secs_f64() + 2.0;
-        // the last of those to come in a span, and nothing if the span ends with one of them
+        // time of the last one in the span; `null` if the span ends with one
         let until = |bad: Vec<Duration>| match bad.last() {
             None => json!(0.0),
             Some(&last) if last + 2 * WINDOW > opened.at => Value::Null,
@@ -342,7 +342,7 @@ impl Loop<'_> {
     }
 }
 
-/// How many broadcasts of the other bystander one gets in a time.
+/// Broadcasts of the other bystander that one receives within a time.
 fn seen_seeds(time: Duration) -> u64 {
     time.div_duration_f64(SEED).ceil() as u64
 }
@@ -352,10 +352,10 @@ fn wall(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
-/// How many frames a bystander had got at a time that were not said to it, or not for the first time.
+/// Samples of the number of frames that a bystander has received and that were not for it, or duplicates.
 struct Seen {
     noise: Socket,
-    /// Of noise, so far.
+    /// Broadcasts received so far.
     received: u64,
     samples: Vec<(Duration, u64)>,
 }
@@ -363,7 +363,7 @@ struct Seen {
 impl Seen {
     fn new(place: &Place) -> Seen {
         let noise = place.socket(NOISE);
-        // nobody reads them: what finds no room is counted as well, and costs least
+        // Not read: frames that do not fit are counted as well, at least cost.
         noise.set_room(0, 0).unwrap();
         Seen { noise, received: 0, samples: vec![] }
     }
@@ -374,7 +374,7 @@ impl Seen {
         self.samples.push((begin.elapsed(), self.received + talk.again));
     }
 
-    /// How many came between two times.
+    /// Number of frames received between two times.
     fn between(&self, from: Duration, to: Duration) -> u64 {
         let at = |time: Duration| {
             let after = self.samples.partition_point(|(at, _)| *at <= time);
@@ -397,7 +397,7 @@ fn storm(options: &Options) -> Value {
     };
     let (noise, socket) = (frame(to, x.mac(), NOISE), x.socket(NOTHING));
     let mut talk = Talk::new(&a, &b, false);
-    // the receiver speaks first, so that it is known where it is
+    // The receiver sends first, so that the switch learns its port.
     Way::new(&b, &a).send(0);
     let warm = Duration::from_millis(200);
     let (begin, mut storm) = (Instant::now(), 0u64);

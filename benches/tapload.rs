@@ -1,5 +1,5 @@
-//! Load for `scripts/bench`: a generator with a counting sink, and the least that a switch over taps
-//! could do, as the limit to compare with. No benchmark by itself: `cargo bench` leaves it alone.
+//! Load for `scripts/bench`: a generator with a counting sink, and a minimal switch over taps as the limit to compare
+//! with. Not run by `cargo bench`.
 //!
 //! ```text
 //! tapload blast --tx NETNS:DEVICE --rx NETNS:DEVICE [--cpu N] [--size 64] [--time S] [--rate PPS --lat]
@@ -8,18 +8,18 @@
 //! tapload distance
 //! ```
 //!
-//! `blast` sends as fast as it can and counts what the receiving netdev counts; or, with `--lat`, it
-//! sends at a rate and takes the time until each frame is read at the other end, by a reader that
-//! never sleeps. Sizes count the four bytes of the FCS. It prints one line of JSON.
+//! `blast` sends at full speed and reports the counters of the receiving netdev; or, with `--lat`, sends at a rate and
+//! measures the time until a busy-polling reader receives each frame. Sizes include the FCS (4 bytes). Prints one line
+//! of JSON.
 //!
-//! `forward` makes two taps in its own namespace and passes frames between them, for ever; `vnet`: with
-//! offload headers, `poll`: it sleeps when there is nothing to do.
+//! `forward` creates two taps in its namespace and forwards between them until killed; `vnet`: with `virtio_net_hdr`,
+//! `poll`: sleeps when idle.
 //!
-//! `guest` holds the other ends of taps v0, v1, …, as QEMU does, says "ready", and then writes 64-byte
-//! frames (the FCS counted) in bursts to the even ones and reads what comes at all of them, for ever.
+//! `guest` opens the taps v0, v1, …, as QEMU does, prints "ready", and then writes bursts of 64-byte frames (FCS
+//! included) to the even ones and reads from all of them, until killed.
 //!
-//! `distance` prints how many nanoseconds a cache line takes from core 0 to core 1 and back: some 60 between cores that share
-//! a cache, some 350 between cores that do not. In a virtual machine it changes as the host moves the two.
+//! `distance` prints the round trip time of a cache line between core 0 and core 1 in nanoseconds: some 60 with a
+//! common cache, some 350 without. In a virtual machine it changes when the host moves the virtual cores.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 mod netdev;
@@ -37,11 +37,11 @@ use vifswitch::sys::cores;
 use vifswitch::sys::packet::{NOTHING, Socket};
 use vifswitch::sys::tun::{Flags, Queue};
 
-/// An ethertype for local experiments, which no stack answers.
+/// Ethertype for local experiments, which no stack answers.
 const EXPERIMENT: u16 = 0x88b5;
 const HERE: [u8; 6] = [2, 0xaa, 0, 0, 0, 0];
 const THERE: [u8; 6] = [2, 0xbb, 0, 0, 0, 0];
-/// Frames in a call.
+/// Frames per system call.
 const BURST: usize = 32;
 const WARM_UP: Duration = Duration::from_millis(200);
 
@@ -80,7 +80,7 @@ fn forward(arguments: &[String]) {
             for _ in 0..BURST {
                 let Ok(len) = from.read(&mut room) else { break };
                 idle = false;
-                // what does not fit is lost, as in any switch
+                // Frames that do not fit are lost, as in any switch.
                 let _ = to.write(&room[..len]);
             }
         }
@@ -100,13 +100,13 @@ fn guest(ports: u8) {
     println!("ready");
     let mac = |port: u8| [2, 0, 0, 0, 0, port + 1];
     let frames: Vec<_> = (0..ports).step_by(2).map(|port| frame(mac(port + 1), mac(port), 64)).collect();
-    // as many frames in a round, however many ports there are
+    // The same number of frames per round for any number of ports.
     let burst = 2 * BURST / frames.len();
     let mut room = [0; 2048];
     loop {
         for (pair, frame) in taps.chunks_exact(2).zip(&frames) {
             for _ in 0..burst {
-                // refused as long as the netdev is not up
+                // Fails while the netdev is down.
                 let _ = pair[0].write(frame);
             }
             for tap in pair {
@@ -116,7 +116,7 @@ fn guest(ports: u8) {
     }
 }
 
-/// The time of one round trip: the best of some batches, so that a batch that was interrupted does not count.
+/// Round trip time: the minimum over several batches, so that interrupted ones do not count.
 fn distance() -> Duration {
     const BATCHES: u32 = 10;
     const ROUNDS: u32 = 10_000;
@@ -170,7 +170,7 @@ fn blast(arguments: &[String]) {
     cores::pin(number("--cpu", 0.0) as usize);
 
     let frame_there = frame(THERE, HERE, size);
-    // the receiver speaks first, so that it is known where it is
+    // The receiver sends first, so that the switch learns its port.
     send(to.socket(NOTHING), &frame(HERE, THERE, size), SendFlags::empty()).unwrap();
     if options.contains_key("--lat") {
         latency(&from.socket(NOTHING), &to.socket(EXPERIMENT), &frame_there, rate, time);
@@ -211,7 +211,7 @@ fn latency(sender: &Socket, receiver: &Socket, frame: &[u8], rate: f64, time: Du
     let mut times = Vec::with_capacity((time.as_secs_f64() * rate) as usize + 1);
     let (begin, mut sent) = (Instant::now(), 0u64);
     let mut room = [0; 2048];
-    // the first learn the way, and the last may still come
+    // Waits for the last frames.
     while begin.elapsed() < WARM_UP + time {
         let due = begin + Duration::from_secs_f64(sent as f64 / rate);
         if Instant::now() >= due {

@@ -1,5 +1,5 @@
-//! A netdev in a namespace, as the loads of `scripts/bench` and `scripts/storm-lab` use it.
-#![allow(dead_code)] // each of them uses a part of it
+//! A netdev in a namespace, for the load generators of `scripts/bench` and `scripts/storm-lab`.
+#![allow(dead_code)] // each of them uses a part
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -26,7 +26,7 @@ impl Place {
         within(&self.netns, || link::find(&self.device)).unwrap().unwrap().expect("the netdev").mac
     }
 
-    /// A socket for whole frames. It hears those of `ethertype`.
+    /// A packet socket that receives frames of `ethertype`.
     pub fn socket(&self, ethertype: u16) -> Socket {
         within(&self.netns, || {
             let socket = Socket::new().unwrap();
@@ -41,15 +41,15 @@ impl Place {
         .unwrap()
     }
 
-    /// Its counters, to be read from any namespace.
+    /// Counters of the netdev, readable from any namespace.
     pub fn counters(&self) -> Counters {
-        // of the thread: the process is in another namespace
+        // The thread's table: the process is in another namespace.
         let table = within(&self.netns, || File::open("/proc/thread-self/net/dev").unwrap()).unwrap();
         Counters { table, device: self.device.clone(), text: String::new() }
     }
 }
 
-/// What the kernel counts of a netdev.
+/// Receive counters of a netdev.
 pub struct Counters {
     table: File,
     device: String,
@@ -68,7 +68,7 @@ impl Counters {
     }
 }
 
-/// Stays on a core, and says so if that is not to be had.
+/// Pins this thread to a core.
 pub fn stay_on(core: usize) {
-    assert!(cores::pin(core), "core {core} is not to be had");
+    assert!(cores::pin(core), "core {core} is not available");
 }
