@@ -1,4 +1,4 @@
-//! Activation: ports that pin from their first frame on, pins that yield, live migration.
+//! Activation: inactive ports, pins that yield, live migration, VRRP. Needs root; makes its own namespaces.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ const OBSERVER: usize = 0;
 const OTHER: usize = 1;
 const VM: usize = 2;
 
-/// An observer, another VM, and the one that it is about, with the outside.
+/// An observer, another VM, the VM under test, and an external network.
 struct Scenario {
     daemon: Daemon,
     vifs: [Vif; 3],
@@ -33,12 +33,12 @@ struct Scenario {
     _host: Namespace,
 }
 
-/// Where the VM of a scene is.
+/// Index of the VM's port in a scenario.
 const HERE: &[usize] = &[0];
 const OUTSIDE: &[usize] = &[1];
 
 impl Scenario {
-    /// The port of the VM is there from the start, or is not attached yet.
+    /// The VM's port is attached from the start, or not yet.
     fn new(switch: &str, is_attached: bool) -> Option<Scenario> {
         let spaces = [Namespace::new()?, Namespace::new()?, Namespace::new()?];
         let (host, outside) = (Namespace::new()?, Namespace::new()?);
@@ -52,7 +52,7 @@ impl Scenario {
         Some(Scenario { daemon, vifs, spaces, outside, _host: host })
     }
 
-    /// With one worker, and with two where that can be.
+    /// With one worker, and with two if possible.
     fn each(is_attached: bool) -> impl Iterator<Item = Scenario> {
         [Some(""), two_workers()].into_iter().flatten().filter_map(move |switch| Scenario::new(switch, is_attached))
     }
@@ -72,7 +72,7 @@ impl Scenario {
     }
 }
 
-/// What speaks in a scene, and where the VM is said to be.
+/// Senders of a scenario, and the current port of the VM.
 struct Lines {
     observer: (Nic, Mac),
     other: (Nic, Mac),
@@ -100,7 +100,7 @@ impl Lines {
         });
     }
 
-    /// The VM sends a frame to the observer, from here or from outside.
+    /// The VM sends a frame to the observer, from this host or from the external network.
     fn speak(&self, is_present: bool, tale: &str) {
         let frame = experiment(self.observer.1, self.vm.1, tale.as_bytes());
         if is_present {
@@ -115,7 +115,7 @@ impl Lines {
         self.wire.send(&tagged(VLANS[0], frame));
     }
 
-    /// The other VM is announced outside, and speaks again: all that was reported before has been acted on then.
+    /// The other VM is announced externally and then sends: by then all earlier reports have been handled.
     fn await_all_reports(&self, scene: &Scenario, count: usize) {
         let port = &scene.vifs[OTHER].port;
         self.announce_outside(&rarp(self.other.1));
@@ -137,10 +137,10 @@ fn an_inactive_port_draws_no_traffic_before_its_first_frame() {
         scene.daemon.await_active(&vif);
         let lines = Lines::of(&scene);
         for round in 0..3 {
-            assert_eq!(lines.reached(&format!("waiting {round}")), OUTSIDE, "the VM has not been heard here");
+            assert_eq!(lines.reached(&format!("waiting {round}")), OUTSIDE, "the VM has not sent here");
         }
         lines.speak(false, "still outside");
-        // A frame that port security refuses is not heard.
+        // A frame that port security refuses does not activate the port.
         lines.vm.0.send(&experiment(observer.1, Mac::new([6, 0, 0, 0, 0, 1]), b"spoofed"));
         scene.daemon.await_port("a spoofed frame", &vif, |port| port.counts.drops.contains_key("spoofed_source"));
         assert_eq!(lines.reached("spoofed"), OUTSIDE);
@@ -155,7 +155,7 @@ fn an_inactive_port_draws_no_traffic_before_its_first_frame() {
         drop(lines);
         // A VM that only receives stays reachable over a restart, and when its port is set down and up.
         for signal in [Signal::TERM, Signal::KILL] {
-            await_that("that it is written down", || std::fs::metadata(scene.daemon.state()).ok().map(drop));
+            await_that("the stored state", || std::fs::metadata(scene.daemon.state()).ok().map(drop));
             scene.daemon.done(&["set", &vif.port, "promiscuous=false"], "");
             scene.restart(signal);
             let lines = Lines::of(&scene);
@@ -167,7 +167,7 @@ fn an_inactive_port_draws_no_traffic_before_its_first_frame() {
             lines.speak(false, "after down and up");
             assert_eq!(lines.reached("up again"), HERE);
         }
-        assert_eq!(events(&scene.daemon, "port_activated", &vif.port).len(), 1, "it is told once");
+        assert_eq!(events(&scene.daemon, "port_activated", &vif.port).len(), 1, "one event");
     }
 }
 
@@ -176,7 +176,7 @@ fn a_pin_yields_to_an_announcement_from_an_uplink_until_the_next_frame_of_the_po
     let forms: [fn(Mac) -> Vec<u8>; 3] = [rarp, gratuitous_arp, unsolicited_advertisement];
     for (round, mut scene) in Scenario::each(true).enumerate() {
         let vif = scene.vifs[VM].clone();
-        // No address moves as often as this one would: each form has a switch that knows of no move.
+        // Each form has its own switch, as the address would otherwise exceed the move limit.
         for (number, form) in forms.into_iter().enumerate() {
             let lines = Lines::of(&scene);
             assert_eq!(lines.reached(&format!("{round} {number} before")), HERE);
@@ -200,7 +200,7 @@ fn a_pin_yields_to_an_announcement_from_an_uplink_until_the_next_frame_of_the_po
     }
 }
 
-/// An external network that loops returns the announcements of the guest and those of the switch.
+/// An external network with a loop returns the announcements of the guest and of the switch.
 #[test]
 fn a_pin_does_not_yield_to_the_echo_of_a_local_announcement() {
     for scene in Scenario::each(true) {
@@ -214,13 +214,13 @@ fn a_pin_does_not_yield_to_the_echo_of_a_local_announcement() {
         let own = await_that("an announcement of the switch", || {
             wire.try_take_any().and_then(|frame| untagged(VLANS[0], &frame)).filter(is_own)
         });
-        // Where the address is pinned, and where it would be learned.
+        // On the network where the address is pinned, and on the one where it would be learned.
         for vlan in VLANS {
             (0..3).for_each(|_| lines.wire.send(&tagged(vlan, &own)));
         }
         for said in [rarp(vif.mac), gratuitous_arp(vif.mac)] {
             lines.vm.0.send(&said);
-            let came = await_that("what the guest says", || {
+            let came = await_that("the guest's announcement", || {
                 wire.try_take().and_then(|frame| untagged(VLANS[0], &frame)).filter(|frame| *frame == said)
             });
             lines.announce_outside(&came);
@@ -228,7 +228,7 @@ fn a_pin_does_not_yield_to_the_echo_of_a_local_announcement() {
         lines.await_all_reports(&scene, 1);
         assert_eq!(events(&scene.daemon, "pin_yielded", &vif.port).len(), 0);
         let uplinks: serde_json::Value = scene.daemon.get("/v1/uplinks");
-        assert_eq!(uplinks[0]["drops"]["own_announcement"], 6, "no guest has got them");
+        assert_eq!(uplinks[0]["drops"]["own_announcement"], 6, "no guest has received them");
         assert_eq!(lines.reached("at the end"), HERE);
     }
 }
@@ -242,9 +242,9 @@ fn an_address_that_flaps_stays_at_the_local_port() {
             await_events(&scene.daemon, "pin_yielded", &vif.port, round);
             lines.speak(true, "here");
             await_events(&scene.daemon, "port_activated", &vif.port, round);
-            // The guest has just been heard: a little later that can be no echo any more.
+            // Frames of the guest were just received; later an announcement can be no echo.
             let received = time::now();
-            await_that("that the echo is over", || {
+            await_that("the end of the echo time", || {
                 (time::now().since(received) > Duration::from_secs(1)).then_some(())
             });
         }
@@ -256,12 +256,12 @@ fn an_address_that_flaps_stays_at_the_local_port() {
             assert_eq!(lines.reached("dampened"), HERE);
         }
         assert_eq!(events(&scene.daemon, "pin_yielded", &vif.port).len(), 2);
-        lines.speak(true, "and is not kept from speaking");
+        lines.speak(true, "its frames are forwarded");
     }
 }
 
-/// A backup is attached after the master on another host has taken over, and later becomes the master. Only the periodic
-/// advertisements say where the virtual routers are.
+/// A backup is attached after the master on another host has taken over, and later becomes the master. Only the
+/// periodic advertisements show where the virtual routers are.
 #[test]
 fn the_address_of_a_virtual_router_follows_the_adverts_of_its_master() {
     let routers = [Mac::new([0, 0, 0x5e, 0, 1, 7]), Mac::new([0, 0, 0x5e, 0, 2, 7])];
@@ -272,7 +272,9 @@ fn the_address_of_a_virtual_router_follows_the_adverts_of_its_master() {
         let pinned = Some((vif.port.clone(), "pinned".into()));
         let outside = Some(("up0".into(), "learned".into()));
         scene.wire().send(&tagged(VLANS[0], &vrrp_advert(routers[0])));
-        await_that("the master is learned outside", || (station(&scene.daemon, routers[0]) == outside).then_some(()));
+        await_that("the master is learned at the uplink", || {
+            (station(&scene.daemon, routers[0]) == outside).then_some(())
+        });
         scene.daemon.attach(&vif);
         scene.daemon.await_active(&vif);
         let mut lines = Lines::of(&scene);
@@ -280,7 +282,7 @@ fn the_address_of_a_virtual_router_follows_the_adverts_of_its_master() {
             lines.vm.1 = router;
             assert_eq!(station(&scene.daemon, router), pinned);
             lines.announce_outside(&vrrp_advert(router));
-            lines.await_reached(OUTSIDE, "the master is outside");
+            lines.await_reached(OUTSIDE, "the master is external");
             let event = await_events(&scene.daemon, "pin_yielded", &vif.port, number + 1);
             assert_eq!(event["mac"], router.to_string());
             assert_eq!(station(&scene.daemon, router), outside);
@@ -294,11 +296,11 @@ fn the_address_of_a_virtual_router_follows_the_adverts_of_its_master() {
             lines.vm.0.send(&advert);
             await_events(&scene.daemon, "port_activated", &vif.port, number + 1);
             assert_eq!(station(&scene.daemon, router), pinned, "the master is here");
-            // A network that loops returns the next ones.
+            // A network with a loop returns the next ones.
             wire.rest();
             for _ in 0..3 {
                 lines.vm.0.send(&advert);
-                let came = await_that("the advertisement outside", || {
+                let came = await_that("the external advertisement", || {
                     wire.try_take().and_then(|frame| untagged(VLANS[0], &frame)).filter(|frame| *frame == advert)
                 });
                 lines.announce_outside(&came);
@@ -325,7 +327,7 @@ fn a_port_that_is_administratively_down_pins_nothing() {
             let places = [WirePlace(&lines.wire, Some(VLANS[0]))];
             arrives((&lines.observer.0, lines.observer.1), vif.mac, &places, tale)
         };
-        assert_eq!(down("down"), [0], "it goes where it may be");
+        assert_eq!(down("down"), [0], "the frame reaches every possible place");
         lines.speak(false, "from outside");
         assert_eq!(down("learned outside"), [0]);
         assert_eq!(station(&scene.daemon, vif.mac), Some(("up0".into(), "learned".into())));
@@ -335,7 +337,7 @@ fn a_port_that_is_administratively_down_pins_nothing() {
     }
 }
 
-/// How long a stream has been interrupted at most.
+/// Longest interruption of a stream.
 #[derive(Debug, Default)]
 struct Gap {
     last: Option<MonoTime>,
@@ -355,13 +357,13 @@ impl Gap {
     }
 }
 
-/// Somebody who asks the VM and the other observer all the time, and answers the other one.
+/// Sends requests to the VM and to the other observer continuously, and replies to the other one.
 struct Observer<'a> {
     nic: Nic,
     mac: Mac,
     other: Mac,
     vm: Mac,
-    /// Answers of the other observer.
+    /// Replies of the other observer.
     answers: &'a AtomicU64,
     gaps: &'a Mutex<[Gap; 2]>,
 }
@@ -395,7 +397,7 @@ impl Observer<'_> {
 
 const PAUSED: usize = 2;
 
-/// The VM at one of two places: it answers where it runs, and is deaf elsewhere.
+/// The VM at one of two places: it replies where it runs, and ignores frames elsewhere.
 fn run_vm(nic: &Nic, at: usize, mac: Mac, place: &AtomicUsize, done: &AtomicBool) {
     while !done.load(Ordering::Relaxed) {
         for frame in nic.rest() {
@@ -408,8 +410,8 @@ fn run_vm(nic: &Nic, at: usize, mac: Mac, place: &AtomicUsize, done: &AtomicBool
     }
 }
 
-/// Two hosts with a wire between them. The port at the destination is attached while the VM runs at the source, as
-/// libvirt does it; then the VM is paused, and runs at the destination, whose VMM announces it.
+/// Two hosts with a link between them. The port at the destination is attached while the VM runs at the source, as
+/// libvirt does; then the VM is paused, and resumes at the destination, whose VMM announces it.
 #[test]
 fn a_live_migration_interrupts_no_observer_for_half_a_second() {
     let spaces: Option<Vec<Namespace>> = (0..6).map(|_| Namespace::new()).collect();
@@ -445,7 +447,7 @@ fn a_live_migration_interrupts_no_observer_for_half_a_second() {
         let (place, done, answers) = (&place, &done, &answers);
         let at_source = Nic::new(at_source, &old.name);
         scope.spawn(move || run_vm(&at_source, 0, mac, place, done));
-        // So many answers of the control stream, which goes on whatever becomes of the VM: a second or more.
+        // This many replies of the control stream, which continues whatever happens to the VM: a second or more.
         let pass = |what: &str| {
             let before = answers.load(Ordering::Relaxed);
             await_that(what, || (answers.load(Ordering::Relaxed) >= before + 1600).then_some(()));
@@ -453,7 +455,7 @@ fn a_live_migration_interrupts_no_observer_for_half_a_second() {
         let has_answered = |gaps: &Mutex<[Gap; 2]>| gaps.lock().unwrap().iter().all(|gap| gap.last.is_some());
         await_that("both are answered", || gaps.iter().all(has_answered).then_some(()));
         pass("before the migration");
-        // The destination's tap is there before the VM is: QEMU has opened it, and is silent.
+        // The destination's tap exists before the VM: QEMU has opened it, and sends nothing.
         attach_waiting(&daemons[1], &new);
         daemons[1].await_active(&new);
         let rarps = Nic::new(at_destination, &new.name);
@@ -475,8 +477,8 @@ fn a_live_migration_interrupts_no_observer_for_half_a_second() {
         "longest gaps: VM {at_source:?} at the source, {at_destination:?} at the destination; control stream {control_there:?}, {control_here:?}"
     );
     for (gap, control) in [(at_source, control_there), (at_destination, control_here)] {
-        // Half a second, and what the machine itself stood still.
-        assert!(gap < Duration::from_millis(500) + 2 * control, "{gap:?}, and a stream beside it {control:?}");
+        // Half a second, plus the time for which the machine itself stood still.
+        assert!(gap < Duration::from_millis(500) + 2 * control, "{gap:?}, control stream {control:?}");
     }
     await_events(&daemons[0], "pin_yielded", &old.port, 1);
     await_events(&daemons[1], "port_activated", &new.port, 1);

@@ -1,4 +1,5 @@
-//! Whatever the kernel answers when frames are sent by AF_XDP: each frame leaves soon, or dies for a true reason.
+//! Errors of sends by AF_XDP: whatever the kernel returns, each frame is transmitted soon or dropped with its true
+//! reason. Needs root; makes its own namespaces; some tests need strace.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -12,17 +13,17 @@ use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions};
 use support::host::{Namespace, await_that};
 
-/// Bytes of the frames that are sent.
+/// Length of the frames.
 const LEN: usize = 60;
 
-/// Numbers of frames from here on are of those that come last.
+/// Numbers of the last frames start here.
 const LAST: u64 = 1 << 40;
 
-/// What the kernel answers to the calls with which a worker sends, until this is dropped.
+/// Return values injected into a worker's send calls, until dropped.
 struct Answers(Child);
 
 impl Answers {
-    /// `inject` as strace has it. `None`, and a word about it, where there is no strace.
+    /// `inject` in the notation of strace. Prints the reason and returns `None` without strace.
     fn inject(daemon: &Daemon, inject: &str) -> Option<Answers> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
         let is_worker = |task: &std::path::Path| {
@@ -54,7 +55,7 @@ impl Answers {
 
 impl Drop for Answers {
     fn drop(&mut self) {
-        // Whoever is killed leaves its tracee stopped; whoever is asked lets go of it.
+        // SIGKILL would leave the traced process stopped; on SIGTERM strace detaches.
         let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
         let _ = self.0.wait();
     }
@@ -67,10 +68,10 @@ fn setup() -> Option<Setup> {
     Some(setup)
 }
 
-/// The port once it is as `wanted` has it, as JSON.
+/// Waits until the port is as `wanted`, and returns it as JSON.
 fn shown(daemon: &Daemon, vif: &Vif, wanted: impl Fn(&Value) -> bool) -> Value {
     let mut last = Value::Null;
-    await_that(&format!("{} as it should be", vif.port), || {
+    await_that(&format!("{} as expected", vif.port), || {
         let all: Value = serde_json::from_str(&daemon.done(&["show", "ports", "--json"], "")).unwrap();
         last = all.as_array().unwrap().iter().find(|port| port["port_id"] == vif.port.as_str())?.clone();
         wanted(&last).then(|| last.clone())
@@ -85,13 +86,13 @@ fn frame(to: Mac, from: Mac, number: u64) -> Vec<u8> {
     experiment(to, from, &[&number.to_be_bytes()[..], &[0; LEN - 22]].concat())
 }
 
-/// A device that is full for a while: frames wait in its ring, and nothing tells when there is room again.
+/// A device is full for a while: frames wait in its ring, and no event tells when there is room again.
 #[test]
 fn frames_that_wait_for_room_leave_although_their_worker_sleeps() {
     let Some(setup) = setup() else { return };
     let (from, to) = (setup.nic(0), setup.nic(1));
     setup.send_and_await((0, &from), (1, &to), "hello");
-    // More often than a worker that wakes up once a second asks within the patience of this test.
+    // More often than a worker that wakes once a second retries within the timeout of this test.
     let Some(_answers) = Answers::inject(&setup.daemon, "error=EAGAIN:when=1..300") else { return };
     for number in 0..3 {
         from.send(&frame(setup.vifs[1].mac, setup.vifs[0].mac, number));
@@ -103,7 +104,7 @@ fn frames_that_wait_for_room_leave_although_their_worker_sleeps() {
     assert_eq!(port["drops"], serde_json::json!({}));
 }
 
-/// One error costs nobody anything; a netdev that is down costs what is sent meanwhile.
+/// A single error costs no frame; a netdev that is down costs the frames sent meanwhile.
 #[test]
 fn whatever_a_send_answers_the_frames_behind_it_go_on() {
     let Some(setup) = setup() else { return };
@@ -113,13 +114,13 @@ fn whatever_a_send_answers_the_frames_behind_it_go_on() {
     let errors = ["EAGAIN", "ENOBUFS", "ENOMEM", "EMSGSIZE", "EINVAL", "EINTR", "EIO", "ENXIO", "ENODEV", "ENETDOWN"];
     for error in errors {
         let before = shown(&setup.daemon, &setup.vifs[1], |_| true);
-        // A netdev that is gone says so each time.
+        // A netdev that is gone returns its error each time.
         let times = if matches!(error, "ENXIO" | "ENODEV") { "1" } else { "1..3" };
         let Some(_answers) = Answers::inject(&setup.daemon, &format!("error={error}:when={times}")) else { return };
         for number in sent..sent + 40 {
             from.send(&frame(there, here, number));
         }
-        // Others, sent one by one, tell that it goes on.
+        // Further single frames show that transmission continues.
         let last = frame(there, here, LAST + sent);
         let mut came = Vec::new();
         await_that(error, || {
@@ -128,20 +129,20 @@ fn whatever_a_send_answers_the_frames_behind_it_go_on() {
             came.contains(&(LAST + sent)).then_some(())
         });
         let distinct: Vec<u64> = came.iter().copied().filter(|&number| number < LAST).collect();
-        assert!(distinct.is_sorted_by(|one, next| one < next), "{error}: in order, and once: {distinct:?}");
+        assert!(distinct.is_sorted_by(|one, next| one < next), "{error}: reordered or duplicated: {distinct:?}");
         sent += 40;
         let port = shown(&setup.daemon, &setup.vifs[1], |port| {
             let forwarded = number(&shown(&setup.daemon, &setup.vifs[0], |_| true), "forwarded");
             number(port, "tx_frames") + number(&port["drops"], "link_down") == forwarded
         });
         let lost = number(&port["drops"], "link_down") - number(&before["drops"], "link_down");
-        assert!(distinct.len() as u64 + lost >= 40, "{error}: {distinct:?} came, {lost} died");
+        assert!(distinct.len() as u64 + lost >= 40, "{error}: {distinct:?} received, {lost} dropped");
         assert!(lost == 0 || error == "ENETDOWN", "{error}: {port}");
         assert_eq!(number(&port["drops"], "device_full"), 0, "{error}");
     }
 }
 
-/// A netdev without a carrier drops each frame that it is sent. It is the link that is down, and nothing is full.
+/// A netdev without carrier drops each frame. The drop reason is link down, not device full.
 #[test]
 fn frames_to_a_guest_that_has_set_its_interface_down_die_of_that() {
     let Some(setup) = setup() else { return };
@@ -157,9 +158,9 @@ fn frames_to_a_guest_that_has_set_its_interface_down_die_of_that() {
     let port = shown(&setup.daemon, &setup.vifs[1], |port| number(&port["drops"], "link_down") == 1000);
     assert_eq!(port["drops"], serde_json::json!({ "link_down": 1000 }));
     for counter in ["tx_frames", "tx_bytes"] {
-        assert_eq!(port[counter], before[counter], "{counter}: nothing has left");
+        assert_eq!(port[counter], before[counter], "{counter}: no frame was transmitted");
     }
-    // The first frame after that passes, and none is found that has waited.
+    // The first later frame passes, and no frame has waited.
     setup.spaces[1].ip(&format!("link set dev {} up", setup.vifs[1].name));
     shown(&setup.daemon, &setup.vifs[1], |port| port["status"] == "ACTIVE");
     to.rest();
@@ -172,7 +173,7 @@ fn frames_to_a_guest_that_has_set_its_interface_down_die_of_that() {
     });
 }
 
-/// A tap holds so many frames for its VMM, and drops those behind them: to the frame and to the byte.
+/// A tap queues a fixed number of frames for its VMM and drops later ones; they are counted to the frame and byte.
 #[test]
 fn what_a_tap_that_nobody_reads_has_dropped_does_not_count_as_sent() {
     let (Some(guest), Some(host)) = (Namespace::new(), Namespace::new()) else { return };
@@ -197,13 +198,13 @@ fn what_a_tap_that_nobody_reads_has_dropped_does_not_count_as_sent() {
     assert_eq!(came.len() as u64, went);
     let expected: Vec<_> = (0..went).map(|number| frame(vifs[1].mac, vifs[0].mac, number)).collect();
     assert!(came == expected, "the first ones");
-    // There is room again.
+    // The queue has room again.
     let later = frame(vifs[1].mac, vifs[0].mac, sent);
     from.send(&later);
     assert_eq!(held.take(), later);
 }
 
-/// Frames in the ring of a netdev that goes are lost, and somebody says so.
+/// Frames in the ring of a deleted netdev are lost and counted.
 #[test]
 fn frames_that_wait_when_their_netdev_goes_are_counted() {
     let Some(setup) = setup() else { return };
@@ -227,7 +228,7 @@ fn delete_netdev(setup: &Setup) {
     host.ip(&format!("link del dev {}", setup.vifs[1].name));
 }
 
-/// A netdev whose driver runs no programs is bound in the network stack. Trying the driver first is not in the way.
+/// A netdev whose driver runs no XDP programs is bound in generic mode, after the driver was tried.
 #[test]
 fn a_netdev_whose_driver_runs_no_programs_is_bound_all_the_same() {
     let Some(host) = Namespace::new() else { return };

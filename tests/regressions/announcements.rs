@@ -1,4 +1,4 @@
-//! Announcements of local stations to the external network.
+//! Announcements of local stations to external networks. Needs root; makes its own namespaces.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use support::host::nic::{Nic, experiment};
 use support::host::setup::two_workers;
 use support::host::{Namespace, await_that};
 
-/// Announcements that have come by a wire: how often each address, by VLAN.
+/// Number of announcements received on a link, by VLAN and address.
 type Came = BTreeMap<(u16, Mac), usize>;
 
-/// Takes what has come.
+/// Receives pending announcements.
 fn take(wire: &Nic, came: &mut Came) {
     while let Some(frame) = wire.try_take_any() {
         for vlan in VLANS {
@@ -27,7 +27,7 @@ fn take(wire: &Nic, came: &mut Came) {
     }
 }
 
-/// Waits until each of these has come three times, and a while longer, in which no more may come.
+/// Waits until each of these was received three times, and checks for some time that no further one arrives.
 fn await_announced(wire: &Nic, wanted: &[(u16, Mac)], tale: &str) -> Duration {
     let (mut came, start) = (Came::new(), time::now());
     let mut first = None;
@@ -40,7 +40,7 @@ fn await_announced(wire: &Nic, wanted: &[(u16, Mac)], tale: &str) -> Duration {
         has(&came, 3).then_some(())
     });
     let last = time::now();
-    await_that("that no more come", || {
+    await_that("the absence of further announcements", || {
         take(wire, &mut came);
         (time::now().since(last) > Duration::from_millis(500)).then_some(())
     });
@@ -54,14 +54,14 @@ fn uplink(daemon: &Daemon, id: &str) -> Value {
     all.as_array().unwrap().iter().find(|uplink| uplink["uplink_id"] == id).unwrap().clone()
 }
 
-/// A VRRP address that two VMs may use: it is pinned to neither.
+/// A VRRP address that two VMs may use: pinned to neither.
 const SHARED: Mac = Mac::new([0, 0, 0x5e, 0, 1, 9]);
-/// An allowed address of one VM alone.
+/// An allowed address of one VM only.
 const PAIR: Mac = Mac::new([0, 0, 0x5e, 0, 1, 1]);
-/// What a guest without port security forwards for.
+/// A station behind a guest without port security.
 const GUEST_STATION: Mac = Mac::new([6, 0, 0, 0, 0, 0x77]);
 
-/// Four VMs: two that receive only, one that forwards for others, one whose port is down; and two wires.
+/// Four VMs: two only receive, one forwards for others, one has its port down; and two links.
 struct Scenario {
     daemon: Daemon,
     vifs: Vec<Vif>,
@@ -97,17 +97,17 @@ impl Scenario {
         Nic::new(&self.outside, name)
     }
 
-    /// All frames that guests have got are from guests.
+    /// Asserts that guests have received frames of guests only.
     fn check_guests(&self, nics: &[Nic]) {
         for (nic, vif) in nics.iter().zip(&self.vifs) {
             let mut all = std::iter::from_fn(|| nic.try_take_any());
-            assert!(all.all(|frame| announced(&frame).is_none()), "{} has got an announcement", vif.port);
+            assert!(all.all(|frame| announced(&frame).is_none()), "{} has received an announcement", vif.port);
         }
     }
 
     fn check_books(&self) {
         let is_balanced = || self.daemon.get::<Value>("/v1/audit")["balanced"].as_bool();
-        await_that("that everything is accounted for", || is_balanced().filter(|&is_balanced| is_balanced));
+        await_that("balanced counters", || is_balanced().filter(|&is_balanced| is_balanced));
     }
 
     fn nics(&self) -> Vec<Nic> {
@@ -126,7 +126,7 @@ fn local_stations_are_announced_where_an_uplink_takes_over() {
         let (first, second, nics) = (scene.wire("up0"), scene.wire("up1"), scene.nics());
         let waiting = Vif::new("waiting", 4, &scene.spaces[4]);
         attach_waiting(&scene.daemon, &waiting);
-        // One that a guest forwards for, and one that is pinned to nobody.
+        // A station behind a guest, and an address that is not pinned.
         nics[2].send(&experiment(Mac::BROADCAST, GUEST_STATION, &[0; 46]));
         nics[1].send(&experiment(Mac::BROADCAST, SHARED, &[0; 46]));
         await_that("both have been learned", || {
@@ -139,7 +139,7 @@ fn local_stations_are_announced_where_an_uplink_takes_over() {
             own.into_iter().chain([PAIR, SHARED, GUEST_STATION]).map(|mac| (net1, mac)).collect();
         wanted.sort_unstable();
         let announced = |id| uplink(&scene.daemon, id)["announcements"].as_u64().unwrap_or_default();
-        // The second uplink carries the frames at first if it was opened first.
+        // The second uplink is active first if it was opened first.
         await_that("the preferred uplink", || {
             uplink(&scene.daemon, "up0")["active"].as_bool().filter(|&active| active)
         });
@@ -194,22 +194,22 @@ fn a_port_is_announced_when_it_becomes_active_or_moves_and_with_first_frame_at_t
         scene.daemon.await_active(&attached);
         let mut came = Came::new();
         let start = time::now();
-        await_that("that it is not announced", || {
+        await_that("the absence of its announcement", || {
             take(&wire, &mut came);
             (time::now().since(start) > Duration::from_millis(1500)).then_some(())
         });
-        assert_eq!(came, Came::new(), "it has not been heard");
+        assert_eq!(came, Came::new(), "the port has not sent");
         let guest = Nic::new(&scene.spaces[4], &attached.name);
         guest.send(&experiment(scene.vifs[0].mac, attached.mac, &[0; 46]));
         await_announced(&wire, &[(net1, attached.mac)], "heard");
         await_events(&scene.daemon, "port_activated", &attached.port, 1);
-        // The wire is pulled, and plugged in elsewhere.
+        // The link goes down and comes up elsewhere.
         scene.outside.ip("link set dev up0 down");
         await_events(&scene.daemon, "port_down", "up0", 1);
         scene.outside.ip("link set dev up0 up");
         let mut all: Vec<(u16, Mac)> = scene.vifs.iter().map(|vif| (net1, vif.mac)).collect();
         all.extend([(net1, PAIR), (net1, attached.mac)]);
-        await_announced(&wire, &all, "the wire is back");
+        await_announced(&wire, &all, "the link is up again");
         scene.check_guests(&nics);
         scene.check_books();
         drop(scene.host);

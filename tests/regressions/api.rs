@@ -1,4 +1,5 @@
-//! Requests that disconnect, come in pieces, or ask for what can never work.
+//! API requests that disconnect, arrive in parts, or can never succeed. Needs root for the tests with netdevs or
+//! strace.
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use support::host::daemon::{Daemon, TIMEOUT, config, keeping};
 use support::host::{Namespace, await_that};
 
-/// Waits until there is something to read, for a while.
+/// Waits until the stream is readable, up to the timeout.
 fn is_answered(stream: &UnixStream, timeout: Timespec) -> bool {
     poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&timeout)).unwrap() > 0
 }
@@ -23,7 +24,7 @@ fn head(method: &str, path: &str, length: usize) -> String {
     )
 }
 
-/// Python's http.client sends the head and then the body.
+/// Python's http.client sends the head first and then the body.
 #[test]
 fn a_refusal_reaches_a_client_that_sends_its_body_after_the_head() {
     let daemon = Daemon::over(&[]);
@@ -45,7 +46,7 @@ fn a_refusal_reaches_a_client_that_sends_its_body_after_the_head() {
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{method} {path}: {answer}");
     }
-    // One that never sends its body holds nobody up, and is answered.
+    // A client that never sends its body delays no other, and is answered.
     let mut silent = UnixStream::connect(daemon.socket()).unwrap();
     silent.set_read_timeout(Some(TIMEOUT)).unwrap();
     silent.write_all(head("POST", "/v1/nothing", 100).as_bytes()).unwrap();
@@ -53,7 +54,7 @@ fn a_refusal_reaches_a_client_that_sends_its_body_after_the_head() {
     let mut answer = String::new();
     silent.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
-    // On a connection that stays, the next request is answered as well.
+    // On a persistent connection the next request is answered too.
     let mut stream = UnixStream::connect(daemon.socket()).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let request = head("POST", "/v1/nothing", 3).replace("close", "keep-alive") + "abc";
@@ -76,12 +77,12 @@ fn changes_whose_clients_have_left_are_not_made() {
     let mut daemon = Daemon::new();
     daemon.configure(&keeping(&config(&daemon.socket(), "", &[], &[]), &daemon.state()));
     daemon.start();
-    // A slow disk: each change takes a second to be kept.
+    // A slow disk: storing each change takes a second.
     let pid = daemon.pid().to_string();
     let delay = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,fsync"];
     let inject = ["-e", "inject=fdatasync,fsync:delay_enter=1000000", "-p", &pid];
     let mut tracer = Command::new("strace").args(delay).args(inject).spawn().unwrap();
-    await_that("it is traced", || {
+    await_that("strace to attach", || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         (!status.contains("TracerPid:\t0")).then_some(())
     });
@@ -99,11 +100,11 @@ fn changes_whose_clients_have_left_are_not_made() {
     tracer.wait().unwrap();
     assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
     let made = daemon.events().iter().filter(|event| event.text.contains("left-")).count();
-    // The first one was on its way when its client left; the last one is told of by what took its place.
+    // The first one was being stored when its client left; the last one shows in the result of its replacement.
     assert!(made <= 3, "{made} of 24 were made");
 }
 
-/// A change of nearly a megabyte is one line of the history, and no long one.
+/// A change of nearly 1 MB is one event of bounded length.
 #[test]
 fn events_are_bounded_in_bytes() {
     let Some(namespace) = Namespace::new() else { return };
@@ -133,7 +134,7 @@ fn events_are_bounded_in_bytes() {
     assert!(daemon.log().len() < 200_000, "{} bytes of log", daemon.log().len());
 }
 
-/// Events have numbers without gaps, by which they are resumed whatever the clock does.
+/// Events have numbers without gaps, by which clients resume whatever the clock does.
 #[test]
 fn events_are_resumed_by_their_number() {
     let Some(namespace) = Namespace::new() else { return };
@@ -145,7 +146,7 @@ fn events_are_resumed_by_their_number() {
     daemon.await_active(&vif);
     let read = |daemon: &Daemon, query: &str| -> Vec<Value> {
         let page = daemon.page(&format!("/v1/events{query}"));
-        // In between stand the lengths of the pieces.
+        // Skips the chunk sizes between the lines.
         page.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
     };
     let ids = |events: &[Value]| events.iter().map(|event| event["id"].as_u64().unwrap()).collect::<Vec<_>>();
@@ -157,7 +158,7 @@ fn events_are_resumed_by_their_number() {
     let last = *all.last().unwrap();
     assert_eq!(ids(&read(&daemon, &format!("?after={}", last - 2))), [last - 1, last]);
     assert_eq!(ids(&read(&daemon, &format!("?after={last}"))), [] as [u64; 0]);
-    // They go on behind those of the start before.
+    // They continue the numbers of the start before.
     let start = read(&daemon, "")[0]["start"].clone();
     assert_eq!(daemon.stop(rustix::process::Signal::TERM).code(), Some(0));
     daemon.start();
@@ -177,7 +178,7 @@ fn a_supervisor_that_does_not_read_holds_up_nothing() {
     let mut daemon = Daemon::new();
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif)));
     let (mut command, file) = (daemon.command(), daemon.file());
-    // A beat every 20 ms. From READY on nobody reads.
+    // A notification every 20 ms. From READY on nobody reads.
     command.env("WATCHDOG_USEC", "60000");
     daemon.start_as(command, "--config", &file);
     let start = vifswitch::time::now();
@@ -189,19 +190,18 @@ fn a_supervisor_that_does_not_read_holds_up_nothing() {
     assert_eq!(daemon.stop(rustix::process::Signal::TERM).code(), Some(0));
 }
 
-/// The greatest resident set that a process has had, in bytes.
+/// Peak resident set size of a process, in bytes.
 fn peak(daemon: &Daemon) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
 }
 
-/// Clients that send much, slowly, or do not read cost no more memory than the bounds of a listener allow, and a flood is
-/// told to come again.
+/// Clients that send much, slowly, or do not read use bounded memory, and a flood is told to retry.
 #[test]
 fn hostile_clients_are_refused_and_memory_is_bounded() {
     const MIB: usize = 1 << 20;
-    // Bodies, and the buffers of as many connections as a listener has.
+    // Bodies, and the buffers of all connections of a listener.
     const BOUND: usize = 64 * MIB + 64 * MIB / 2 + 16 * MIB;
     let daemon = Daemon::over(&[]);
     assert!(daemon.ports().is_empty());
@@ -213,7 +213,7 @@ fn hostile_clients_are_refused_and_memory_is_bounded() {
         stream
     };
 
-    // More questions at once than may wait for their turn.
+    // More requests at once than may wait.
     let request = "GET /v1/networks HTTP/1.1\r\nhost: vifswitch\r\n\r\n".repeat(30);
     let last = request[..request.len() / 30 - 2].to_owned() + "connection: close\r\n\r\n";
     let flood: Vec<_> = (0..40)
@@ -233,12 +233,12 @@ fn hostile_clients_are_refused_and_memory_is_bounded() {
     assert_eq!(reported.matches("retry-after: 1").count(), answers(429));
 
     for _ in 0..2 {
-        // Bodies that come but for their end, heads without an end, and answers that are not read.
+        // Bodies without their last byte, heads without an end, and responses that are not read.
         let long = vec![b' '; 15 * MIB];
         let slow: Vec<_> = (0..12)
             .map(|_| {
                 let mut stream = connect();
-                // One that is refused may be cut off.
+                // A refused connection may be closed.
                 let _ = stream.write_all(head("PUT", "/v1/config", 16 * MIB).as_bytes());
                 let _ = stream.write_all(&long);
                 stream

@@ -1,5 +1,6 @@
-//! A frame that a device refuses, or that no device could send, costs itself only: whatever the kernel answers to it, the
-//! others go on, in order, and the device goes on receiving.
+//! A frame that a device refuses, or that no device can send, costs only itself: whatever the kernel returns for it,
+//! other frames follow in order, and the device continues to receive. Needs root; makes its own namespaces; some
+//! tests need strace.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,7 +22,7 @@ use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, lay, two_workers};
 use support::host::{Namespace, await_that};
 
-/// The offload header of the virtio specification, without a buffer count.
+/// `virtio_net_hdr` without num_buffers.
 pub type Header = [u8; 10];
 
 pub fn header(flags: u8, gso_type: u8, len: u16, size: u16, start: u16, offset: u16) -> Header {
@@ -34,7 +35,7 @@ pub fn ethernet(to: Mac, from: Mac, kind: u16, payload: &[u8]) -> Vec<u8> {
     support::host::nic::frame(to, from, kind, payload)
 }
 
-/// The ones' complement sum of 16-bit words.
+/// Ones' complement sum of 16-bit words.
 pub fn sum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], *word.get(1).unwrap_or(&0)])));
     let sum = words.sum::<u32>();
@@ -52,7 +53,7 @@ pub fn ipv4(protocol: u8, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// The sum of the pseudo-header of what is in such a packet.
+/// Pseudo-header sum for such a packet.
 pub fn pseudo(protocol: u8, len: usize) -> u16 {
     let [a, b] = (len as u16).to_be_bytes();
     sum(&[10, 5, 0, 1, 10, 5, 0, 2, 0, protocol, a, b])
@@ -76,8 +77,8 @@ pub fn udp(payload: &[u8]) -> Vec<u8> {
     datagram
 }
 
-/// Frames that are too long, that lie about themselves, or that no header has a word for. None of them shall cost
-/// another one anything.
+/// Frames that are too long, whose headers are inconsistent, or that the ring's header cannot express. None may cost
+/// another frame.
 pub fn bad_frames(to: Mac, from: Mac) -> Vec<(&'static str, Header, Vec<u8>)> {
     const PLAIN: Header = [0; 10];
     let body = vec![0x5a; 4000];
@@ -129,16 +130,16 @@ pub fn bad_frames(to: Mac, from: Mac) -> Vec<(&'static str, Header, Vec<u8>)> {
     ]
 }
 
-/// A guest that can send anything.
+/// A guest that can send any bytes.
 pub enum Hostile {
-    /// By a packet socket that knows offload headers, on its own netdev.
+    /// By a packet socket with `virtio_net_hdr` on its own netdev.
     Socket(Nic),
-    /// By the file of a tap of which the switch has the netdev, as a virtual machine monitor does.
+    /// By the file of a tap whose netdev the switch uses, as a VMM does.
     File(Queue),
 }
 
 impl Hostile {
-    /// Sends a frame, unless its own kernel refuses that.
+    /// Sends a frame, unless the guest's own kernel refuses it.
     pub fn send(&self, header: Header, frame: &[u8]) {
         match self {
             Hostile::Socket(nic) => drop(nic.try_send(&[&header[..], frame].concat())),
@@ -147,7 +148,7 @@ impl Hostile {
     }
 }
 
-/// The file of a tap that is made for this, up, with an offload header.
+/// The file of a new tap, up, with `virtio_net_hdr`.
 pub fn owned_taps(namespace: &Namespace, name: &str) -> Queue {
     let flags = Flags { vnet_header: true, multi_queue: false, exclusive: true };
     let file = namespace.run_in(|| Queue::open(name, flags)).unwrap();
@@ -156,7 +157,7 @@ pub fn owned_taps(namespace: &Namespace, name: &str) -> Queue {
     file
 }
 
-/// A port of kind `on`; with an MTU of its own at the guest's end, where the switch does not set it.
+/// A port of kind `on`; with its own MTU at the guest's end, where the switch does not set it.
 pub fn guest(vm: &str, number: u8, on: DeviceKind, host: &Namespace, mtu: u16) -> (Namespace, Vif) {
     let namespace = Namespace::new().unwrap();
     let mut vif = Vif::new(vm, number, &namespace);
@@ -172,22 +173,22 @@ pub fn pause(microseconds: i64) {
     let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: microseconds * 1000 });
 }
 
-/// The numbered frames of one sender to one receiver.
+/// Numbered frames of one sender to one receiver.
 #[derive(Debug, Default)]
 pub struct Stream {
     pub sent: u32,
     pub came: u32,
-    /// How many came.
+    /// Received frames.
     pub count: u64,
-    /// What came elsewhere than in its turn.
+    /// Frames received out of order.
     pub wrong: Vec<u32>,
     last: Option<MonoTime>,
-    /// The longest pause between two frames that came.
+    /// Longest pause between two received frames.
     max_gap: Duration,
 }
 
 impl Stream {
-    /// The next frame.
+    /// Next frame to send.
     fn next(&mut self, to: Mac, from: Mac) -> Vec<u8> {
         let mut payload = [0; 46];
         payload[..4].copy_from_slice(&self.sent.to_be_bytes());
@@ -208,7 +209,7 @@ impl Stream {
     }
 }
 
-/// What reaches one receiver, by who sent it.
+/// Frames of one receiver, by sender.
 pub struct Receiver {
     mac: Mac,
     nic: Nic,
@@ -220,12 +221,12 @@ impl Receiver {
         Receiver { mac, nic, streams: BTreeMap::new() }
     }
 
-    /// The next frame from a sender.
+    /// Next frame from a sender.
     pub fn next(&mut self, from: Mac) -> Vec<u8> {
         self.streams.entry(from).or_default().next(self.mac, from)
     }
 
-    /// Reads what has come. Whether there was any.
+    /// Receives pending frames. Whether there were any.
     pub fn read(&mut self) -> bool {
         let mut any = false;
         while let Some(frame) = self.nic.try_take_any() {
@@ -245,7 +246,7 @@ impl Receiver {
     }
 }
 
-/// Reads until all that was sent has come, or nothing has come for a second.
+/// Receives until all sent frames have arrived, or nothing has arrived for a second.
 pub fn settle(receivers: &mut [Receiver]) {
     let mut last = time::now();
     while !receivers.iter().all(Receiver::has_all) && time::now().since(last) < Duration::from_secs(1) {
@@ -256,7 +257,7 @@ pub fn settle(receivers: &mut [Receiver]) {
     }
 }
 
-/// The drops of all ports by kind of device and reason.
+/// Drops of all ports, by device kind and reason.
 fn drops(daemon: &Daemon) -> BTreeMap<(String, String), u64> {
     let mut all = BTreeMap::<_, u64>::new();
     for port in daemon.get::<Vec<Value>>("/v1/ports") {
@@ -268,7 +269,7 @@ fn drops(daemon: &Daemon) -> BTreeMap<(String, String), u64> {
     all
 }
 
-/// Receivers, bystanders, and hostile guests, of each kind of device on one network, and a plain veth beside the switch.
+/// Receivers, bystanders and hostile guests of each device kind on one network, and a veth outside the switch.
 struct Pairs {
     daemon: Daemon,
     vifs: Vec<Vif>,
@@ -313,27 +314,30 @@ impl Pairs {
         Some(Pairs { daemon, vifs, receivers, bystanders, hostile, cable, _spaces: spaces })
     }
 
-    /// Whether this bad frame halts the ring of its port, which costs that some frames: there is a test of its own for that.
+    /// Whether this bad frame halts the receive ring of its port, which costs some frames: tested separately.
     fn halts_ring(&self, source: usize, kind: usize) -> bool {
         bad_frames(Mac::BROADCAST, Mac::BROADCAST)[kind].0 == UNKNOWN_TO_THE_RING
             && matches!(self.hostile[source].1, Hostile::File(_))
     }
 
-    /// Every frame that was no bad one has come, in order.
+    /// Asserts that every good frame has arrived, in order.
     fn all_came(&self, what: &str) {
         for (receiver, vif) in self.receivers.iter().zip(&self.vifs) {
             for (from, stream) in &receiver.streams {
                 let Stream { sent, came, wrong, .. } = stream;
                 let who = format!("{from} to {}, {what}", vif.kind);
                 let drops = drops(&self.daemon);
-                assert!(wrong.is_empty() && came == sent, "{who}: {came} of {sent}, out of turn: {wrong:?}; {drops:?}");
+                assert!(
+                    wrong.is_empty() && came == sent,
+                    "{who}: {came} of {sent}, out of order: {wrong:?}; {drops:?}"
+                );
             }
         }
     }
 
-    /// Bystanders and one hostile guest send to each receiver for some milliseconds, and the hostile one sends each a bad
-    /// frame in the midst of it. The longest silence at a receiver and who heard it, and that of the veth, which is used in
-    /// the same way at the same time.
+    /// Bystanders and one hostile guest send to each receiver for some milliseconds; in between the hostile guest
+    /// sends each a bad frame. Returns the longest pause at a receiver, which receiver it was, and the longest pause
+    /// on the veth, which carries the same load at the same time.
     fn silence(&mut self, source: usize, kind: usize) -> (Duration, String, Duration) {
         let streams = self.receivers.iter_mut().flat_map(|receiver| receiver.streams.values_mut());
         streams.for_each(|stream| (stream.last, stream.max_gap) = (None, Duration::ZERO));
@@ -363,21 +367,21 @@ impl Pairs {
     }
 }
 
-/// A veth that the switch has nothing to do with.
+/// A veth outside the switch.
 fn lay_cable(host: &Namespace) {
     host.ip("link add cable0 type veth peer name cable1");
     ["cable0", "cable1"].iter().for_each(|name| host.ip(&format!("link set dev {name} up")));
 }
 
-/// How much longer a port may be silent than a plain veth.
+/// Maximum difference between the pause at a port and on the veth.
 const SILENCE: Duration = Duration::from_millis(10);
 
-/// How often a silence is measured again that is longer. The veth knows of no standstill of the switch's own threads, which
-/// others that use the machine cause now and then; what a frame causes comes back with each such frame.
+/// Number of attempts with a longer pause. The veth does not show stalls of the switch's threads, which other load on
+/// the machine causes now and then; a pause caused by a frame recurs with each such frame.
 const TRIES: usize = 8;
 
-/// From every kind of device to every kind, with one worker and with two: guests send all kinds of bad frames, and in
-/// between good ones, which all arrive, in order, as do those of others.
+/// From every device kind to every kind, with one worker and with two: guests send all kinds of bad frames, and good
+/// ones in between, which all arrive in order, as do those of others.
 #[test]
 fn bad_frames_cost_no_other_frame_on_any_pair_of_kinds() {
     for switch in [Some(""), two_workers()].into_iter().flatten() {
@@ -406,7 +410,7 @@ fn bad_frames_cost_no_other_frame_on_any_pair_of_kinds() {
         let drops = drops(&pairs.daemon);
         let count = |kind: &str, reason: &str| drops.get(&(kind.into(), reason.into())).copied().unwrap_or_default();
         for kind in ["packet", "xdp"] {
-            assert!(count(kind, "device_refused") > 0, "{kind}, those that are too long: {drops:?}");
+            assert!(count(kind, "device_refused") > 0, "{kind}, frames that are too long: {drops:?}");
         }
         for kind in ["tap", "packet", "xdp"] {
             assert_eq!(count(kind, "device_full"), 0, "{kind}: {drops:?}");
@@ -415,8 +419,8 @@ fn bad_frames_cost_no_other_frame_on_any_pair_of_kinds() {
     }
 }
 
-/// Behind a bad frame, no receiver waits longer for good ones than on a plain veth, give or take 10 ms: from every kind of
-/// device to every kind, with every kind of bad frame, with one worker and with two.
+/// After a bad frame, receivers wait for good ones at most 10 ms longer than on a veth: from every device kind to
+/// every kind, with every kind of bad frame, with one worker and with two.
 #[test]
 fn no_bad_frame_silences_a_port_on_any_pair_of_kinds() {
     for switch in [Some(""), two_workers()].into_iter().flatten() {
@@ -434,7 +438,7 @@ fn no_bad_frame_silences_a_port_on_any_pair_of_kinds() {
                     tried.push((max_gap, who, cable));
                 }
                 let from = pairs.hostile[source].0;
-                assert!(tried.len() < TRIES, "{name} from {from} with {switch:?}; silent for, and the veth: {tried:?}");
+                assert!(tried.len() < TRIES, "{name} from {from} with {switch:?}; pauses of port and veth: {tried:?}");
             }
             pairs.all_came(&format!("{name} with {switch:?}"));
         }
@@ -448,11 +452,11 @@ pub fn rx_missed(daemon: &Daemon, vif: &Vif) -> u64 {
     port["rx_missed"].as_u64().unwrap_or_default()
 }
 
-/// The header of a ring has no word for it, and the kernel halts the ring.
+/// The ring's header cannot express it, and the kernel halts the ring.
 pub const UNKNOWN_TO_THE_RING: &str = "UDP fragmentation";
 
-/// A ring that has come to a halt is left at once: its port is not silent for longer than a cable would be, give or take
-/// 10 ms. The cable is a veth that is used in the same way at the same time.
+/// A halted ring is replaced at once: its port pauses at most 10 ms longer than a veth with the same load at the same
+/// time.
 #[test]
 fn a_frame_that_halts_the_ring_of_a_port_does_not_silence_it() {
     let switches = [Some(""), two_workers()].into_iter().flatten();
@@ -460,7 +464,7 @@ fn a_frame_that_halts_the_ring_of_a_port_does_not_silence_it() {
         let Some(host) = Namespace::new() else { return };
         let (namespace, receiver) = guest("receiver", 1, on, &host, 1500);
         lay_cable(&host);
-        // The machine may be busy with others for as long as it likes: once is enough.
+        // The machine may be busy: one attempt within the bound suffices.
         let mut tried = Vec::new();
         for number in (2..).take(TRIES) {
             let name = format!("tap{number}");
@@ -488,27 +492,27 @@ fn a_frame_that_halts_the_ring_of_a_port_does_not_silence_it() {
             settle(&mut ports);
             settle(&mut cables);
             let [port, cable] = [&ports, &cables].map(|receivers| &receivers[0].streams[&vif.mac]);
-            assert_eq!((cable.came, port.came), (1000, 1000), "the last one came: {port:?}");
-            // And the one that was to blame.
+            assert_eq!((cable.came, port.came), (1000, 1000), "the last frame arrived: {port:?}");
+            // Including the frame that halted the ring.
             let lost = 1000 - port.count + 1;
-            let counted = await_that("all that was lost is counted", || {
+            let counted = await_that("all lost frames to be counted", || {
                 Some(rx_missed(&daemon, &vif)).filter(|&missed| missed >= lost)
             });
             await_reason(&daemon, &vif, "halted the receive ring");
-            // Both rings may have met a frame while one took over from the other.
+            // Both rings may have received a frame during the switch-over.
             assert!(counted <= lost + 2, "{counted} for {lost}");
             daemon.await_idle();
             if port.max_gap <= cable.max_gap + SILENCE {
                 break;
             }
             tried.push((port.max_gap, cable.max_gap));
-            assert!(tried.len() < TRIES, "{on:?}, silent for, and the cable: {tried:?}");
+            assert!(tried.len() < TRIES, "{on:?}, pauses of port and veth: {tried:?}");
             host.ip(&format!("link del dev {name}"));
         }
     }
 }
 
-/// An uplink by which frames for a guest with a smaller MTU come in, some of them too long for it.
+/// An uplink receives frames for a guest with a smaller MTU, some of them too long for it.
 #[test]
 fn a_frame_too_long_for_one_receiver_costs_no_other_frame() {
     let Some(host) = Namespace::new() else { return };
@@ -556,8 +560,8 @@ pub fn has_strace() -> bool {
     found
 }
 
-/// Whatever the kernel answers to a system call that receives, the frames behind it come, in order, and the port stays
-/// open. A call that fails here has taken no frame: none is missing.
+/// Whatever a receive call returns, later frames arrive in order, and the port stays open. A call that fails here has
+/// taken no frame: none is missing.
 #[test]
 fn whatever_the_kernel_answers_to_a_read_costs_no_other_frame() {
     if !has_strace() {
@@ -600,26 +604,26 @@ fn whatever_the_kernel_answers_to_a_read_costs_no_other_frame() {
             drop(trace);
             let stream = &receivers[0].streams[&sender.mac];
             assert!(stream.wrong.is_empty() && stream.came == 100, "{error} by {call}: {stream:?}");
-            // A tap drops the frame that a read fails for.
+            // A tap drops the frame whose read fails.
             let is_loss = match call {
                 "read" => ["EINVAL", "EMSGSIZE", "ENOBUFS", "ENOMEM", "EFAULT"].contains(&error),
                 _ => false,
             };
             if is_loss {
                 let counted = || (rx_missed(&daemon, &sender) > missed_before).then_some(());
-                await_that(&format!("what {error} by {call} may have cost is counted"), counted);
+                await_that(&format!("the cost of {error} by {call} is counted"), counted);
             }
         }
         assert_eq!(opened(), before, "{call}: no device was opened again");
     }
 }
 
-/// Waits until a port says this as the reason of its status.
+/// Waits until the status reason of a port contains this.
 pub fn await_reason(daemon: &Daemon, vif: &Vif, said: &str) {
     daemon.await_port(said, vif, |port| port.status_reason.contains(said));
 }
 
-/// Whatever the kernel answers to a system call that sends a frame, that frame is counted as lost, and no other one is.
+/// Whatever a send call returns, its frame is counted as lost, and no other.
 #[test]
 fn whatever_the_kernel_answers_costs_one_frame() {
     if !has_strace() {
@@ -639,7 +643,7 @@ fn whatever_the_kernel_answers_costs_one_frame() {
             let lost =
                 |ports: &[vifswitch::control::api::responses::PortView]| ports[1].counts.drops.values().sum::<u64>();
             let mut receivers = [Receiver::new(vif.mac, Nic::new(&namespace, &vif.name))];
-            // Every fifth call fails: of frames that go one by one, the one in the middle of those that come together.
+            // Every fifth call fails: with single sends, the middle one of a burst.
             let trace = Trace::of(&daemon, &format!("inject={call}:error={error}:when=3+5"));
             for _ in 0..20 {
                 (0..5).for_each(|_| sender.send(&receivers[0].next(from.mac)));
@@ -648,12 +652,12 @@ fn whatever_the_kernel_answers_costs_one_frame() {
             }
             settle(&mut receivers);
             let failed = trace.injected();
-            // What has no frame behind it is not noticed otherwise.
+            // A failure is noticed only with the next frame.
             sender.send(&receivers[0].next(from.mac));
             settle(&mut receivers);
             let stream = &receivers[0].streams[&from.mac];
             let missing = u64::from(stream.sent) - stream.count;
-            let counted = await_that("all is counted", || Some(lost(&daemon.await_idle()) - lost(&before)));
+            let counted = await_that("all frames to be counted", || Some(lost(&daemon.await_idle()) - lost(&before)));
             assert_eq!(missing, counted, "{error} by {call}: {:?}", daemon.port(&vif).counts.drops);
             assert_eq!(missing, failed, "{error} by {call}: one frame for each call that failed");
             assert!(stream.came == stream.sent, "{error} by {call}: {missing} of {}", stream.sent);
@@ -665,7 +669,7 @@ fn whatever_the_kernel_answers_costs_one_frame() {
 /// A worker of a switch under strace.
 pub struct Trace {
     strace: Child,
-    /// What it has written down.
+    /// Its log.
     calls: NamedTempFile,
 }
 
@@ -680,23 +684,23 @@ impl Trace {
         let calls = NamedTempFile::new().unwrap();
         let strace =
             Command::new("strace").args(["-q", "-p", &id, "-e", inject, "-o"]).arg(calls.path()).spawn().unwrap();
-        await_that("strace is attached", || {
+        await_that("strace to attach", || {
             let status = std::fs::read_to_string(task.join("status")).unwrap();
             (!status.contains("TracerPid:\t0\n")).then_some(())
         });
         Trace { strace, calls }
     }
 
-    /// Lets go of the worker. How many of its calls have failed that were to send a frame.
+    /// Detaches from the worker. Returns the number of failed calls that were to send a frame.
     fn injected(mut self) -> u64 {
         self.let_go();
         let calls = std::fs::read_to_string(self.calls.path()).unwrap();
-        // A worker also writes to the bells of others, eight bytes each time.
+        // A worker also writes eight bytes to the notifiers of others.
         calls.lines().filter(|call| call.ends_with("(INJECTED)") && !call.contains(", 8) = ")).count() as u64
     }
 
     fn let_go(&mut self) {
-        // It lets go of the thread then.
+        // strace detaches on SIGINT.
         let _ = kill_process(Pid::from_child(&self.strace), Signal::INT);
         let _ = self.strace.wait();
     }

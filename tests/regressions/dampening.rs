@@ -1,4 +1,5 @@
-//! Addresses that move: when that is normal, and what is said where it is not.
+//! MAC addresses that move legitimately (VRRP, bonds, HSR), and the events where they do not. Needs root; makes its
+//! own namespaces.
 
 use std::time::Duration;
 
@@ -11,13 +12,13 @@ use support::host::nic::{Nic, experiment, frame};
 use support::host::setup::{DeviceKind, guests};
 use support::host::{Namespace, await_that};
 
-/// The virtual router of VRRP group 198 (RFC 9568, 7.3).
+/// Virtual router MAC of VRRP group 198 (RFC 9568, 7.3).
 const ROUTER: Mac = Mac::from_bits(0x0000_5e00_01c6);
 
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 
-/// A client and two routers; those may use the address of the group.
+/// A client and two routers, which may use the address of the group.
 struct Scenario {
     daemon: Daemon,
     vifs: Vec<Vif>,
@@ -26,7 +27,7 @@ struct Scenario {
 }
 
 impl Scenario {
-    /// The keys of the two routers.
+    /// `keys`: further keys of the two routers' ports.
     fn new(keys: [&str; 2]) -> Option<Scenario> {
         let (spaces, mut vifs) = guests(&["a", "b", "c"], &[DeviceKind::Tap], 1500)?;
         for (vif, keys) in vifs[1..].iter_mut().zip(keys) {
@@ -44,15 +45,15 @@ impl Scenario {
         await_that("the frame of a router", || self.nics[0].rest().iter().any(|came| came == frame).then_some(()));
     }
 
-    /// Where the address of the group is, and how it is known.
+    /// Port and kind of the FDB entry of the group's address.
     fn place(&self) -> (String, String) {
         let stations: Value = self.daemon.get("/v1/fdb");
         let of = |station: &&Value| station["mac_address"] == ROUTER.to_string();
-        let station = stations.as_array().unwrap().iter().find(of).expect("it is known").clone();
+        let station = stations.as_array().unwrap().iter().find(of).expect("the station is known").clone();
         (station["port_id"].as_str().unwrap().into(), station["kind"].as_str().unwrap().into())
     }
 
-    /// The text of each event whose kind says so.
+    /// Events of these kinds.
     fn events(&self, kinds: &[&str]) -> Vec<Value> {
         let events = self.daemon.page("/v1/events");
         let events = events.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -66,7 +67,8 @@ fn pairs() -> String {
     format!("allowed_address_pairs = [{{ mac_address = \"{ROUTER}\" }}]")
 }
 
-/// What the master sends each second, and what the kernel of a backup sends from the same address when it starts.
+/// An advert as the master sends it every second, and as the kernel of a starting backup sends it from the same
+/// address.
 fn advert(number: u8) -> Vec<u8> {
     let payload = [&[0x45, 0xc0, 0, 0x28, 0, number, 0, 0, 0xff, 0x70, 0, 0, 10, 5, 0, 2, 224, 0, 0, 18][..], &[0; 26]];
     frame(Mac::new([0x01, 0, 0x5e, 0, 0, 0x12]), ROUTER, IPV4, &payload.concat())
@@ -81,7 +83,7 @@ fn of_a_backup(number: u8) -> Vec<u8> {
 fn a_virtual_address_follows_the_master_while_a_backup_starts() {
     let Some(scene) = Scenario::new([&pairs(), &pairs()]) else { return };
     scene.speaks(1, &advert(0));
-    scene.speaks(2, &advert(1)); // now c is the master, and b starts as a backup
+    scene.speaks(2, &advert(1)); // c is the master now, and b starts as a backup
     for number in 2..8 {
         scene.speaks(1, &of_a_backup(number));
         scene.speaks(2, &advert(number));
@@ -90,11 +92,11 @@ fn a_virtual_address_follows_the_master_while_a_backup_starts() {
     let hello = experiment(ROUTER, scene.vifs[0].mac, b"to the master");
     scene.nics[0].send(&hello);
     await_that("a frame to the master", || scene.nics[2].rest().contains(&hello).then_some(()));
-    assert!(!scene.nics[1].rest().contains(&hello), "the backup gets none");
+    assert!(!scene.nics[1].rest().contains(&hello), "the backup receives none");
     assert_eq!(scene.events(&DAMPENED), Vec::<Value>::new());
 }
 
-/// Nobody said which addresses a port without security may use, so that it can take none from another one.
+/// For a port without port security no addresses are configured, so that it can take over none.
 #[test]
 fn a_port_without_security_takes_no_virtual_address_by_moving_it() {
     let Some(scene) = Scenario::new([&pairs(), "port_security = \"off\""]) else { return };
@@ -103,11 +105,11 @@ fn a_port_without_security_takes_no_virtual_address_by_moving_it() {
     scene.nics[2].send(&advert(1));
     let refused =
         || scene.daemon.drops(&scene.vifs[2], "foreign_source") + scene.daemon.drops(&scene.vifs[2], "spoofed_mac");
-    await_that("a frame of the other one to be refused", || (refused() > 0).then_some(()));
+    await_that("a frame of the other router to be refused", || (refused() > 0).then_some(()));
     assert_eq!(scene.place().0, "port-2");
 }
 
-/// A VM that storms is held to four moves, as are all addresses that nobody is allowed to use.
+/// A storming VM has the ordinary limit of four moves, as have addresses that no port is allowed to use.
 #[test]
 fn a_virtual_address_is_dampened_where_a_port_storms() {
     let storm = "storm = { broadcast = { pps = 10, burst = 10 } }";
@@ -125,7 +127,7 @@ fn a_virtual_address_is_dampened_where_a_port_storms() {
         };
         scene.vifs[1..].iter().map(of).sum::<u64>()
     };
-    // More than four moves, and fewer in each second than are free where nobody storms.
+    // More than four moves, and fewer per second than are allowed without a storm.
     let is_refused = (0..40u8).any(|number| {
         storm();
         scene.nics[if number % 2 == 0 { 2 } else { 1 }].send(&advert(number));
@@ -133,13 +135,13 @@ fn a_virtual_address_is_dampened_where_a_port_storms() {
         await_that("a while", || (time::now().since(sent) > Duration::from_millis(50)).then_some(()));
         refused() > 0
     });
-    assert!(is_refused, "it moves on and on");
-    let event = await_that("it is dampened", || scene.events(&DAMPENED).pop());
+    assert!(is_refused, "further moves are allowed");
+    let event = await_that("the station to be dampened", || scene.events(&DAMPENED).pop());
     assert_eq!(event["mac"], ROUTER.to_string(), "{event:#}");
-    assert_eq!(scene.place().0, "port-3", "at the one that does not storm");
+    assert_eq!(scene.place().0, "port-3", "at the port that does not storm");
 }
 
-/// LACP of the second leg of a bond has the address of the first one.
+/// LACP of the second port of a bond has the address of the first one.
 #[test]
 fn the_second_leg_of_a_bond_is_named_with_the_key_that_allows_it() {
     // On one network and on two.
@@ -162,7 +164,7 @@ fn the_second_leg_of_a_bond_is_named_with_the_key_that_allows_it() {
         assert_eq!(event["vm"], "a", "{event:#}");
         assert_eq!(event["ports"], serde_json::json!(["port-2", "port-1"]), "{event:#}");
         assert_eq!(event["mac"], vifs[0].mac.to_string(), "{event:#}");
-        // However often and however long it happens, it is told once.
+        // However often and long it happens, there is one event.
         let (mut sent, start) = (100, time::now());
         await_that("two seconds", || {
             leg.send(&lacp);
@@ -172,7 +174,7 @@ fn the_second_leg_of_a_bond_is_named_with_the_key_that_allows_it() {
         let refused = || daemon.drops(&vifs[1], "spoofed_source");
         await_that("all of them to be refused", || (refused() == sent).then_some(()));
         assert_eq!(reported().len(), 1);
-        // What the event says helps.
+        // The remedy in the event works.
         let pair = format!("allowed_address_pairs=[{{ mac_address = \"{}\" }}]", vifs[0].mac);
         daemon.done(&["set", "port-2", &pair], "");
         leg.send(&frame(Mac::BROADCAST, vifs[0].mac, 0x88b5, &[1; 46]));
@@ -181,8 +183,8 @@ fn the_second_leg_of_a_bond_is_named_with_the_key_that_allows_it() {
     }
 }
 
-/// The ring of HSR (IEC 62439-3): each node sends a frame both ways, and passes on what comes by one of its ports to the
-/// other. So on each network between two nodes the same source arrives from both sides.
+/// An HSR ring (IEC 62439-3): each node sends a frame in both directions, and forwards frames from one port to the
+/// other, so that on each network between two nodes the same source arrives from both sides.
 struct Ring {
     daemon: Daemon,
     vifs: Vec<Vif>,
@@ -194,7 +196,7 @@ struct Ring {
 const SOURCE: Mac = Mac::from_bits(0x0a00_0000_0001);
 const DESTINATION: Mac = Mac::from_bits(0x0a00_0000_0002);
 
-/// By which port a frame leaves a node and by which it comes to the next one, all the way round.
+/// Egress port of a node and ingress port of the next one, around the ring.
 const ROUND: [[(usize, usize); 3]; 2] = [[(1, 2), (3, 4), (5, 0)], [(0, 5), (4, 3), (2, 1)]];
 
 impl Ring {
@@ -210,7 +212,7 @@ impl Ring {
         Some(Ring { daemon, vifs, nics, _spaces: spaces })
     }
 
-    /// Sends a frame one way round. Whether it comes to each node, or else where it died.
+    /// Sends a frame around in one direction. Fails with the node at which it was dropped.
     fn send(&self, way: usize, number: u32) -> Result<(), String> {
         let sent = experiment(DESTINATION, SOURCE, &[&[way as u8][..], &number.to_be_bytes(), &[0; 41]].concat());
         for (from, to) in ROUND[way] {
@@ -218,7 +220,7 @@ impl Ring {
             let refused = || self.daemon.drops(vif, "dampened_source") + self.daemon.drops(vif, "dampened_source");
             let before = refused();
             self.nics[from].send(&sent);
-            let arrived = await_that("the frame at the next node, or its end", || {
+            let arrived = await_that("the frame at the next node, or its drop", || {
                 let came = self.nics[to].rest().contains(&sent);
                 (came || refused() > before).then_some(came)
             });
@@ -248,14 +250,14 @@ fn a_source_may_come_both_ways_round_a_ring_with_the_setting_that_the_event_name
             ring.send(way, number).unwrap();
         }
     }
-    // One way round is enough, whichever it is, and at once.
+    // One direction suffices, whichever it is, and at once.
     (200..220).for_each(|number| ring.send(1, number).unwrap());
     (220..240).for_each(|number| ring.send(0, number).unwrap());
     let ports: Value = ring.daemon.get("/v1/ports");
     assert!(ports.as_array().unwrap().iter().all(|port| port["mac_learning"] == false), "{ports:#}");
 }
 
-/// The legs of a bond are one interface of the guest: what it sends by one of them does not come back by the other.
+/// The ports of a bond are one interface of the guest: its floods by one port do not return by the other.
 #[test]
 fn what_one_leg_of_a_bond_floods_does_not_come_back_by_the_other() {
     let Some((spaces, mut vifs)) = guests(&["a", "a", "b"], &[DeviceKind::Tap], 1500) else { return };
@@ -275,11 +277,11 @@ fn what_one_leg_of_a_bond_floods_does_not_come_back_by_the_other() {
         let leg = usize::from(number % 2);
         nics[leg].send(&solicitation);
         await_that("the other VM to receive it", || nics[2].rest().contains(&solicitation).then_some(()));
-        // What is for all comes by both legs, and nothing else came before it.
+        // Broadcasts arrive by both ports, and nothing else has arrived before.
         let marker = frame(Mac::BROADCAST, vifs[2].mac, 0x88b5, &[number; 46]);
         nics[2].send(&marker);
         for nic in &nics[..2] {
-            assert!(nic.take() == marker, "its own frame came back");
+            assert!(nic.take() == marker, "its own frame returned");
         }
     }
 }

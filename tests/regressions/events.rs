@@ -1,4 +1,5 @@
-//! Guests cannot flood the event log; events are complete and bounded.
+//! Guests cannot flood the event log; events are complete and bounded. Needs root; makes its own namespaces; some
+//! tests need strace.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -14,15 +15,15 @@ use vifswitch::sys::tun::{Flags, Queue};
 use support::host::daemon::{Daemon, Vif, config, keeping};
 use support::host::{Namespace, await_that, run};
 
-/// The events as the API tells them.
+/// Events of the API.
 fn events(daemon: &Daemon) -> Vec<Value> {
-    // In between stand the lengths of the pieces.
+    // Skips the chunk sizes between the lines.
     let page = daemon.page("/v1/events");
     page.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// A guest that takes its link down and up as fast as it can is reported with the number of times, and the last word
-/// is true.
+/// A guest that toggles its link as fast as possible is reported with a number of changes, and the last reported
+/// state is true.
 #[test]
 fn a_flapping_guest_floods_neither_events_nor_log() {
     let Some(namespace) = Namespace::new() else { return };
@@ -34,7 +35,7 @@ fn a_flapping_guest_floods_neither_events_nor_log() {
     let vifs = [1, 2].map(|number| Vif { kind: "packet", ..Vif::new("vm", number, &namespace) });
     let daemon = Daemon::over(&vifs);
     vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
-    // Each time is waited for, so that none is missed.
+    // Each change is awaited, so that none is missed.
     let mut flaps = 0;
     for _ in 0..60 {
         namespace.ip("link set guest1 down");
@@ -54,8 +55,8 @@ fn a_flapping_guest_floods_neither_events_nor_log() {
         let (_, rest) = event["text"].as_str()?.split_once("; and ")?;
         rest.split_once(" more events of this port in 10 seconds")?.0.parse().ok()
     };
-    // The first port_up, the flaps, and perhaps more: a flap that is slow is seen as several changes.
-    await_that("all are accounted for", || {
+    // The first port_up, the flaps, and perhaps more: a slow flap may be seen as several changes.
+    await_that("all flaps to be counted", || {
         let said = of("port-1");
         let all = said.len() as u64 + said.iter().filter_map(others).sum::<u64>();
         (all > flaps && said.iter().any(|event| others(event).is_some())).then_some(())
@@ -67,7 +68,7 @@ fn a_flapping_guest_floods_neither_events_nor_log() {
     assert!(lines <= 40, "{lines} lines");
 }
 
-/// What is remembered is answered while the disk hangs.
+/// Events in memory are answered while the disk hangs.
 #[test]
 fn events_do_not_wait_for_the_disk() {
     let Some(namespace) = Namespace::new() else { return };
@@ -84,14 +85,14 @@ fn events_do_not_wait_for_the_disk() {
     let delay = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,fsync"];
     let inject = ["-e", "inject=fdatasync,fsync:delay_enter=12000000", "-p", &pid];
     let mut tracer = Command::new("strace").args(delay).args(inject).spawn().unwrap();
-    await_that("it is traced", || {
+    await_that("strace to attach", || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         (!status.contains("TracerPid:\t0")).then_some(())
     });
-    // From here on writing hangs.
+    // From here on writes hang.
     namespace.ip("link del tap1");
     let start = vifswitch::time::now();
-    await_that("what has happened is answered", || {
+    await_that("events are answered", || {
         events(&daemon).iter().any(|event| event["kind"] == "port_down").then_some(())
     });
     let took = vifswitch::time::now().since(start);
@@ -101,7 +102,7 @@ fn events_do_not_wait_for_the_disk() {
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
 }
 
-/// `vifswitch events --follow --json`, until this is dropped.
+/// `vifswitch events --follow --json`, until dropped.
 struct Follower {
     child: Child,
     directory: tempfile::TempDir,
@@ -121,7 +122,7 @@ impl Follower {
         std::fs::read_to_string(self.directory.path().join("err")).unwrap()
     }
 
-    /// What it has printed: each event by its start and its number.
+    /// Printed events, by start and number.
     fn printed(&self) -> Vec<(String, u64)> {
         let printed = std::fs::read_to_string(self.directory.path().join("out")).unwrap();
         let whole = printed.rsplit_once('\n').map_or("", |(whole, _)| whole);
@@ -130,11 +131,11 @@ impl Follower {
         lines.filter(|line: &Value| line["id"].is_u64()).map(|line| name(&line)).collect()
     }
 
-    /// Waits until it has printed all that the switch remembers, and sees that it has printed nothing twice.
+    /// Waits until it has printed all stored events, and asserts that none was printed twice.
     fn await_all(&mut self, daemon: &Daemon) {
         let all: Vec<_> = events(daemon).iter().map(name).collect();
         await_that("all events are printed", || {
-            assert!(self.child.try_wait().unwrap().is_none(), "it has ended: {}", self.said());
+            assert!(self.child.try_wait().unwrap().is_none(), "the follower has ended: {}", self.said());
             let printed: HashSet<_> = self.printed().into_iter().collect();
             all.iter().all(|event| printed.contains(event)).then_some(())
         });
@@ -154,7 +155,7 @@ fn name(event: &Value) -> (String, u64) {
     (event["start"].as_str().unwrap().to_owned(), event["id"].as_u64().unwrap())
 }
 
-/// It ended with the switch. Now it goes on where it was, and says so where that cannot be.
+/// It ended with the switch. Now it continues after the last event, and reports where that is impossible.
 #[test]
 fn a_follower_outlives_restarts_and_prints_each_event_once() {
     let Some(namespace) = Namespace::new() else { return };
@@ -212,7 +213,7 @@ fn events_of_a_state_that_becomes_usable_after_the_start_are_all_answered_once()
     let early = await_that("the port is reported", || Some(events(&daemon)).filter(|early| early.iter().any(is_up)));
     assert!(early[0]["text"].as_str().unwrap().contains("stored events are missing here"), "{early:?}");
     assert!(early[0].get("id").is_none());
-    await_that("the follower has gone on", || {
+    await_that("the follower continues", || {
         let printed = follower.printed();
         early[1..].iter().all(|event| printed.contains(&name(event))).then_some(())
     });
@@ -239,14 +240,14 @@ fn events_of_a_state_that_becomes_usable_after_the_start_are_all_answered_once()
     }
 }
 
-/// What a guest, a container or a client can do again and again is reported a limited number of times, whatever it is;
-/// and what happens to others is reported all the same.
+/// Events that a guest, a container or a client can cause repeatedly are limited; events of other ports are reported
+/// nevertheless.
 #[test]
 fn nothing_that_others_provoke_floods_events_or_log() {
     const TIMES: usize = 100;
     const MOST: usize = 45;
     let Some(namespace) = Namespace::new() else { return };
-    // One netdev that the switch makes, where its guest is root; one tap of a hypervisor that comes and goes; a bystander.
+    // A netdev of the switch in a container with root; a tap of a hypervisor that is recreated; a bystander.
     namespace.ip("tuntap add dev tap2 mode tap multi_queue");
     namespace.ip("link set tap2 up");
     namespace.ip("link add tap3 type veth peer name guest3");
@@ -263,7 +264,7 @@ fn nothing_that_others_provoke_floods_events_or_log() {
         std::fs::write(&file, (0..TIMES).map(lines).collect::<String>()).unwrap();
         run("ip", &["-n", &namespace.0, "-force", "-batch", file.to_str().unwrap()]);
     };
-    // Each time is waited for, so that none is missed.
+    // Each change is awaited, so that none is missed.
     let open_and_close = || {
         for _ in 0..30 {
             let flags = Flags { vnet_header: false, multi_queue: true, exclusive: false };

@@ -1,4 +1,4 @@
-//! The table of stations: closed ports, limits, and what workers tell each other.
+//! FDB: stations of closed ports, limits, MAC updates, large tables. Needs root; makes its own namespaces.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -15,17 +15,17 @@ use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, guests};
 use support::host::{Finally, Namespace, await_that};
 
-/// Stations that may be learned behind a port.
+/// MAC limit of a port.
 const QUOTA: u64 = 8;
 
-/// As many stations as a port may have are behind it, and the port becomes another generation: it is taken down and up,
-/// or goes to another VM. The first of them that speaks then is the one that was silent longest.
+/// A port at its limit gets a new generation: it is set down and up, or moved to another VM. The first station that
+/// sends then is the one that was silent longest.
 #[test]
 fn a_port_at_its_quota_may_become_another_one_while_its_stations_talk() {
     let Some((spaces, mut vifs)) = guests(&["a", "b"], &[DeviceKind::Tap], 1500) else { return };
     vifs[0].more = "port_security = \"off\"".into();
     let mut daemon = Daemon::new();
-    // A large table, which is swept slowly: dead stations stay in it for long.
+    // A large table ages slowly: invalid entries stay long.
     let text = |vm: &str| {
         let mut vifs = vifs.clone();
         vifs[0].vm = vm.into();
@@ -62,7 +62,7 @@ fn a_port_at_its_quota_may_become_another_one_while_its_stations_talk() {
         }
         daemon.await_active(&vifs[0]);
         arrive(&said(0, QUOTA), &mut daemon);
-        // Strangers displace all of them.
+        // Other stations evict all of them.
         arrive(&said(100, 3 * QUOTA), &mut daemon);
     }
     assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
@@ -71,13 +71,13 @@ fn a_port_at_its_quota_may_become_another_one_while_its_stations_talk() {
     assert_eq!(stations.as_array().unwrap().iter().filter(of).count() as u64, QUOTA, "{stations:#}");
 }
 
-/// What was learned before a port was taken down does not count against its limit when it is up again.
+/// Stations learned before a port was set down do not count towards its limit once it is up again.
 #[test]
 fn stations_from_before_a_port_was_down_do_not_count_against_its_mac_limit() {
     let Some((spaces, mut vifs)) = guests(&["a", "b"], &[DeviceKind::Tap], 1500) else { return };
     vifs[0].more = "port_security = \"off\"\nmac_limit = 8\nmac_limit_policy = \"drop\"".into();
     let mut daemon = Daemon::new();
-    // A large table, which is swept slowly.
+    // A large table ages slowly.
     let text = config(&daemon.socket(), "", &[("net1", 1500)], &vifs);
     daemon.configure(&text.replace("stations = 4096", "stations = 2000000"));
     daemon.start();
@@ -88,7 +88,7 @@ fn stations_from_before_a_port_was_down_do_not_count_against_its_mac_limit() {
         let frames: Vec<Vec<u8>> = frames.map(|mac| experiment(vifs[1].mac, mac, &[7; 46])).collect();
         frames.iter().for_each(|frame| talker.send(frame));
         let mut came = Vec::new();
-        await_that("a frame from each station, or its end", || {
+        await_that("a frame from each station, or its drop", || {
             came.extend(listener.rest().into_iter().filter(|frame| frames.contains(frame)));
             let refused = daemon.drops(&vifs[0], "mac_limit");
             assert_eq!(refused, 0, "in round {round}");
@@ -103,14 +103,14 @@ fn stations_from_before_a_port_was_down_do_not_count_against_its_mac_limit() {
 /// Stations in the table.
 const STATIONS: u64 = 262_144;
 
-/// How much longer the bystander may hear nothing than the far end of a plain veth.
+/// Maximum difference between the gap of the bystander's stream and that of a veth.
 const GAP: Duration = Duration::from_millis(10);
 
-/// How often a gap is measured again that is longer. The veth knows of no standstill of the switch's own threads, which
-/// others that use the machine cause now and then; what the table causes comes back each time.
+/// Number of attempts with a longer gap. The veth does not show stalls of the switch's threads, which other load on
+/// the machine causes now and then; a gap caused by the table recurs each time.
 const TRIES: usize = 8;
 
-/// Between two frames of a stream.
+/// Interval between two frames of a stream.
 const INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
 
 /// Numbered frames from one netdev to another.
@@ -132,7 +132,7 @@ impl Stream {
 
     fn send(&mut self) {
         let (to, from) = self.addresses;
-        // Nobody holds the tap between two lives of the switch.
+        // Between two runs of the switch the tap has no carrier.
         let _ = self.sender.try_send(&experiment(to, from, &self.sent.to_be_bytes()));
         self.sent += 1;
     }
@@ -156,7 +156,7 @@ impl Stream {
     }
 }
 
-/// The longest gaps while something was done, and how many frames were lost through the switch.
+/// Longest gaps during an operation, and frames lost through the switch.
 #[derive(Debug)]
 struct Gaps {
     switch: Duration,
@@ -164,7 +164,7 @@ struct Gaps {
     missing: u64,
 }
 
-/// Two streams that one thread sends and receives: through the switch, and by a veth that the switch has nothing to do with.
+/// Two streams, sent and received by one thread: through the switch, and over a veth outside the switch.
 struct Streams {
     switch: Stream,
     control: Stream,
@@ -175,7 +175,7 @@ impl Streams {
         [&mut self.switch, &mut self.control].into_iter().for_each(&mut work);
     }
 
-    /// The longest gaps while `work` is done by another thread.
+    /// Longest gaps while another thread does `work`.
     fn gaps_during(&mut self, work: impl FnOnce() + Send) -> Gaps {
         self.both(|stream| (stream.missing, stream.last, stream.max_gap) = (0, None, Duration::ZERO));
         let done = AtomicBool::new(false);
@@ -184,7 +184,7 @@ impl Streams {
                 let _done = Finally(&done);
                 work();
             });
-            // What comes behind the end shows a gap that reaches up to it.
+            // Later frames show a gap that lasts to the end.
             let mut behind = 0;
             while behind < 20 {
                 self.both(Stream::send);
@@ -202,7 +202,7 @@ impl Streams {
         Gaps { switch: self.switch.max_gap, control: self.control.max_gap, missing: self.switch.missing }
     }
 
-    /// The same, for work that must cost no frame: the gap, that of the control, and by how much it may be longer.
+    /// The same for work that must cost no frame: gap, gap of the control, and allowed difference.
     fn compared(&mut self, work: impl FnOnce() + Send) -> (Duration, Duration, Duration) {
         let gaps = self.gaps_during(work);
         assert_eq!(gaps.missing, 0, "frames of the stream");
@@ -210,13 +210,13 @@ impl Streams {
     }
 }
 
-/// A station of those that one port has.
+/// A station behind the port.
 fn station(number: u64) -> Mac {
     Mac::from_bits(0x0a00_0000_0000 + number)
 }
 
-/// Has all stations learned behind the port of `teacher`. They speak to `sink`, where nobody reads. Now and then one of them
-/// speaks to the receiver of the stream, and the others wait for that: the queue of a tap is short.
+/// Makes the switch learn all stations behind the port of `teacher`. They send to `sink`, where nobody receives. Now
+/// and then one sends to the receiver of the stream, and the others wait for it: the queue of a tap is short.
 fn teach(teacher: &Nic, sink: &Vif, streams: &Streams) {
     let (to, _) = streams.switch.addresses;
     for first in (0..STATIONS).step_by(512) {
@@ -227,14 +227,14 @@ fn teach(teacher: &Nic, sink: &Vif, streams: &Streams) {
     }
 }
 
-/// How many stations the switch has learned.
+/// Number of learned stations.
 fn learned(daemon: &Daemon) -> u64 {
     daemon.get::<serde_json::Value>("/v1/networks")[0]["stations"].as_u64().unwrap()
 }
 
-/// 262144 stations that are shown, flushed, kept and learned again at a start hold up nobody's frames: the longest gap
-/// between two frames of a stream is that of a plain veth at the same time, give or take 10 ms. The gap of a restart itself
-/// is that of one without stations, give or take a half.
+/// Showing, flushing, storing and restoring 262144 stations delays no frame: the longest gap of a stream is at most
+/// 10 ms longer than on a veth at the same time. The gap of a restart is that of one without stations, plus at most
+/// half.
 #[test]
 fn a_table_of_262144_stations_that_is_shown_flushed_or_restored_holds_up_no_frames() {
     let Some((spaces, mut vifs)) = guests(&["a", "b", "c", "d"], &[DeviceKind::Tap], 1500) else { return };
@@ -269,7 +269,7 @@ fn a_table_of_262144_stations_that_is_shown_flushed_or_restored_holds_up_no_fram
                 }
                 tried.push((gap, control));
             }
-            panic!("{what}; silent for, and the control: {tried:?}");
+            panic!("{what}; gaps of stream and control: {tried:?}");
         };
     measure("shown as a table", &mut |daemon, streams| {
         streams.compared(|| {
@@ -294,7 +294,7 @@ fn a_table_of_262144_stations_that_is_shown_flushed_or_restored_holds_up_no_fram
         await_that("all stations", || (learned(daemon) == STATIONS).then_some(()));
         daemon.done(&["flush"], "");
         let control = streams.gaps_during(|| restart(daemon)).switch;
-        // What a restart takes depends on the machine, and so does what the first stations add to it.
+        // The time of a restart depends on the machine, as does what the first stations add to it.
         (gap, control, GAP.max(control / 2))
     });
     measure("taken back", &mut |daemon, streams| {

@@ -1,4 +1,5 @@
-//! What the host's own network stack does with guest frames is prevented or told.
+//! Effects of the host's network stack on guest frames are prevented or warned of. Needs root; makes its own
+//! namespaces.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -13,7 +14,7 @@ use vifswitch::wire::Mac;
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 1);
 
-/// A namespace that stands for the host: it has an address, on no netdev of the switch, and IPv6.
+/// A namespace in the role of the host: it has an address, on no netdev of the switch, and IPv6.
 struct Host {
     host: Namespace,
     guest: Namespace,
@@ -38,7 +39,7 @@ fn host_with_addresses(device: &str) -> Option<Host> {
 }
 
 impl Host {
-    /// Asks by ARP who has the host's address.
+    /// Sends an ARP request for the host's address.
     fn request(&self, nic: &Nic) {
         let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1];
         arp.extend(self.vif.mac.octets());
@@ -48,7 +49,7 @@ impl Host {
         nic.send(&frame(Mac::BROADCAST, self.vif.mac, 0x0806, &arp));
     }
 
-    /// A router advertisement of the guest's, as a default route for an hour.
+    /// A router advertisement of the guest: a default route for an hour.
     fn advertise(&self, nic: &Nic) {
         let source = [0xfe80_u16, 0, 0, 0, 0, 0xff, 0xfe00, 0x0101];
         let target = [0xff02_u16, 0, 0, 0, 0, 0, 0, 1];
@@ -90,28 +91,30 @@ fn that_the_hosts_stack_hears_guests_is_told_with_the_remedy() {
     let Some(lab) = host_with_addresses("") else { return };
     let daemon = Daemon::over(std::slice::from_ref(&lab.vif));
     daemon.await_active(&lab.vif);
-    await_that("what the stack does", || SAID.iter().all(|piece| reason(&daemon).contains(piece)).then_some(()));
+    await_that("the warning about the host stack", || {
+        SAID.iter().all(|piece| reason(&daemon).contains(piece)).then_some(())
+    });
     let checked = String::from_utf8(daemon.try_command(&["check", "FILE"]).stdout).unwrap();
     assert!(SAID.iter().all(|piece| checked.contains(piece)), "{checked}");
     let doctor = daemon.try_command(&["doctor", &format!("{}:tap1", lab.host.0)]);
     let doctor = String::from_utf8(doctor.stdout).unwrap();
     assert!(SAID.iter().all(|piece| doctor.contains(piece)), "{doctor}");
-    // Whoever makes the settings is left in peace.
+    // Restores the settings of the namespace afterwards.
     lab.host.run_in(|| {
         fs::write("/proc/sys/net/ipv4/conf/tap1/arp_ignore", "8").unwrap();
         fs::write("/proc/sys/net/ipv6/conf/tap1/disable_ipv6", "1").unwrap();
     });
-    await_that("nothing to say", || reason(&daemon).is_empty().then_some(()));
+    await_that("no warning", || reason(&daemon).is_empty().then_some(()));
 }
 
 #[test]
 fn an_isolated_netdev_answers_no_guest_and_takes_no_route_from_it() {
     let Some(lab) = host_with_addresses("") else { return };
-    // As a control, what happens without.
+    // Control: what happens without isolation.
     let nic = Nic::new(&lab.guest, "tap1");
     let answers = |frame: &Vec<u8>| frame[12..14] == [8, 6] && frame[20..22] == [0, 2];
     lab.request(&nic);
-    await_that("an answer of the host's", || nic.try_take().filter(answers));
+    await_that("a reply of the host", || nic.try_take().filter(answers));
     await_that("a route from the guest", || {
         lab.advertise(&nic);
         lab.has_default_route().then_some(())
@@ -128,17 +131,17 @@ fn an_isolated_netdev_answers_no_guest_and_takes_no_route_from_it() {
     nic.rest();
     lab.request(&nic);
     lab.advertise(&nic);
-    // What comes behind them has arrived, so they have been there.
+    // A later frame has arrived, so that the earlier ones were processed.
     let last = experiment(there.mac, lab.vif.mac, b"behind them");
     nic.send(&last);
-    assert!(far.take_until(&last).iter().any(|frame| frame[12..14] == [8, 6]), "the switch has them all");
+    assert!(far.take_until(&last).iter().any(|frame| frame[12..14] == [8, 6]), "the switch has received all frames");
     let back = experiment(lab.vif.mac, there.mac, b"and back");
     far.send(&back);
-    assert!(!nic.take_until(&back).iter().any(answers), "nobody on the network has that address");
+    assert!(!nic.take_until(&back).iter().any(answers), "no station on the network has that address");
     assert!(!lab.has_default_route());
-    // It ends with the switch, however that ends.
+    // Isolation ends with the switch, even if killed.
     daemon.stop(rustix::process::Signal::KILL);
-    await_that("the stack is back", || {
+    await_that("the host stack receives again", || {
         lab.request(&nic);
         nic.try_take().filter(answers)
     });

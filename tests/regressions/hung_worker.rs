@@ -1,4 +1,4 @@
-//! A worker that hangs takes neither control nor the other workers with it.
+//! A hung worker blocks neither control nor other workers. Needs root; makes its own namespaces.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use support::host::inject::{Stopped, thread_of};
 use support::host::nic::Nic;
 use support::host::setup::{DeviceKind, guests, pass};
 
-/// Questions filled its mailbox, and the next one blocked control for good.
+/// Requests filled its mailbox, and the next one blocked control permanently.
 #[test]
 fn control_does_not_wait_for_a_worker_that_hangs() {
     let Some((spaces, vifs)) = guests(&["a", "b", "c"], &[DeviceKind::Tap], 1500) else { return };
@@ -20,15 +20,15 @@ fn control_does_not_wait_for_a_worker_that_hangs() {
     vifs[..2].iter().for_each(|vif| drop(daemon.await_active(vif)));
     let hang = |daemon: &Daemon| Stopped::new(thread_of(daemon.pid(), "vifswitch-w0").unwrap());
     let stopped = hang(&daemon);
-    // More questions than its mailbox holds, by clients that do not wait for the answers.
+    // More requests than its mailbox holds, by clients that do not wait for the reply.
     for _ in 0..80 {
         let mut stream = UnixStream::connect(daemon.socket()).unwrap();
         stream.write_all(b"GET /v1/fdb HTTP/1.1\r\nhost: vifswitch\r\n\r\n").unwrap();
     }
     assert_eq!(daemon.ports().len(), 2, "control answers");
-    // What takes an answer of the worker is answered without it.
+    // Pages that need a worker's reply are answered without it.
     assert_eq!(daemon.get::<Vec<NetworkView>>("/v1/networks").len(), 1);
-    // Changes are made, and reach the worker when it answers again.
+    // Changes are made, and reach the worker when it runs again.
     daemon.attach(&vifs[2]);
     daemon.detach(&vifs[1]);
     for _ in 0..40 {
@@ -37,7 +37,7 @@ fn control_does_not_wait_for_a_worker_that_hangs() {
     }
     assert!(daemon.log().contains("the worker has not answered for"), "{}", daemon.log());
     drop(stopped);
-    await_that("it answers again", || daemon.log().contains("the worker answers again").then_some(()));
+    await_that("the worker to reply again", || daemon.log().contains("the worker answers again").then_some(()));
     await_that("its devices are opened again", || daemon.log().contains("its worker hung").then_some(()));
     let left = [&vifs[0], &vifs[2]];
     left.iter().for_each(|vif| drop(daemon.await_active(vif)));

@@ -1,4 +1,4 @@
-//! Nobody who reads the log, or fails to, can hold up or end the switch.
+//! Readers of the log, slow or gone, neither block nor end the switch. Needs root for the tests with netdevs.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,19 +13,19 @@ use vifswitch::control::api::responses::Status;
 use support::host::daemon::{Daemon, Vif, config};
 use support::host::{Namespace, await_that};
 
-/// A pipe of which no other process gets the reading end: it would be one more reader.
+/// A pipe whose read end no other process inherits, which would be another reader.
 fn pipe() -> (OwnedFd, OwnedFd) {
     pipe_with(PipeFlags::CLOEXEC).unwrap()
 }
 
-/// A pipe that one page fills.
+/// A pipe with a capacity of one page.
 fn small_pipe() -> (File, OwnedFd) {
     let (read, write) = pipe();
     fcntl_setpipe_size(&write, 4096).unwrap();
     (read.into(), write)
 }
 
-/// Many changes, each of which is logged. Each is answered.
+/// Many changes, each logged and answered.
 fn change_often(daemon: &Daemon) {
     for number in 0..120 {
         let security = ["port_security=off", "port_security=mac"][number % 2];
@@ -33,7 +33,7 @@ fn change_often(daemon: &Daemon) {
     }
 }
 
-/// A switch with a port on one end of a veth pair, whose other end is the guest's.
+/// A switch with a port on a veth whose peer is the guest's.
 fn guest(log: impl Into<Stdio>, environment: &[(&str, &str)]) -> Option<(Daemon, Namespace, Vif)> {
     let namespace = Namespace::new()?;
     namespace.ip("link add port1 type veth peer name guest1");
@@ -49,7 +49,7 @@ fn guest(log: impl Into<Stdio>, environment: &[(&str, &str)]) -> Option<(Daemon,
     Some((daemon, namespace, vif))
 }
 
-/// The guest takes its link down and up again, which is logged both times.
+/// The guest sets its link down and up, which is logged both times.
 fn flap(daemon: &Daemon, namespace: &Namespace, vif: &Vif) {
     namespace.ip("link set guest1 down");
     daemon.await_port("no carrier", vif, |port| port.status == Status::Down);
@@ -63,7 +63,7 @@ fn a_log_that_nobody_reads_holds_up_neither_changes_nor_the_watchdog_nor_the_end
     let Some((mut daemon, namespace, vif)) = guest(write, &[("WATCHDOG_USEC", "3000000")]) else { return };
     change_often(&daemon);
     flap(&daemon, &namespace, &vif);
-    daemon.await_note("WATCHDOG=1"); // of the past
+    daemon.await_note("WATCHDOG=1"); // earlier notifications
     while daemon.note_within(rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }).is_some() {}
     daemon.await_note("WATCHDOG=1");
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
@@ -90,7 +90,7 @@ fn a_log_on_a_full_disk_ends_nothing() {
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
 }
 
-/// Log lines that were lost, as the metrics have it.
+/// Lost log lines, from the metrics.
 fn lost(metrics: &str) -> u64 {
     metrics.lines().find_map(|line| line.strip_prefix("vifswitch_log_lines_lost_total ")?.parse().ok()).unwrap()
 }
@@ -114,10 +114,10 @@ fn log_lines_that_are_lost_are_counted_and_logged_in_their_place() {
     let mut changes = 0;
     while lost(&daemon.page("/metrics")) < 10 {
         changes += 1;
-        assert!(changes < 1000, "nothing is lost");
+        assert!(changes < 1000, "no line is lost");
         apply(&daemon, 1500 + changes);
     }
-    // There is a reader again. It reads what waited, then how much is missing, then what comes.
+    // A reader starts: it reads the pending lines, the number of lost ones, and later lines.
     let reader = thread::spawn(move || {
         let mut text = String::new();
         read.read_to_string(&mut text).map(|_| text).unwrap()
@@ -136,7 +136,7 @@ fn log_lines_that_are_lost_are_counted_and_logged_in_their_place() {
     assert!(text.lines().next_back().unwrap().contains("stopped"), "{text}");
 }
 
-/// A command whose standard output is a pipe that nobody reads any more, as behind `| head -1`.
+/// A command whose standard output is a closed pipe, as with `| head -1`.
 #[test]
 fn a_command_whose_reader_has_left_ends_quietly() {
     let Some((daemon, ..)) = guest(Stdio::null(), &[]) else { return };
@@ -165,7 +165,7 @@ fn a_command_whose_reader_has_left_ends_quietly() {
         let said = String::from_utf8_lossy(&ended.stderr).into_owned();
         assert_eq!(ended.status.code(), Some(0), "{arguments:?}: {said}");
         assert_eq!(said, "", "{arguments:?}");
-        // On a full disk it has failed, and is not killed by saying so.
+        // On a full disk the command has failed, and is not killed by reporting it.
         let code = run(arguments, full(), full()).status.code();
         assert!(matches!(code, Some(0..=3)), "{arguments:?}: {code:?}");
     }

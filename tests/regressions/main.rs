@@ -1,5 +1,6 @@
-//! One named case for each fault that a running switch has had, each through the program, its configuration file and its
-//! API alone. `VIFSWITCH=path cargo test --test regressions` runs them against another build.
+//! One named case for each fault that a running switch has had, through the program, its configuration file and its
+//! API only. Needs root; makes its own namespaces. `VIFSWITCH=path cargo test --test regressions` runs them against
+//! another build.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)] // tests
 
 mod activation;

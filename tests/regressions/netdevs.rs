@@ -1,4 +1,5 @@
-//! What a netdev can do, and every later change of it, is asked, watched and told.
+//! Properties of netdevs are read at opening and watched, and changes are reported. Needs root; makes its own
+//! namespaces.
 
 use std::process::Command;
 
@@ -12,13 +13,13 @@ use support::host::{Namespace, await_that, run};
 use vifswitch::time;
 use vifswitch::wire::Mac;
 
-/// A port as it is shown, whatever this build knows of it.
+/// A port in the API, with keys that this build may not know.
 fn shown(daemon: &Daemon, port: &str) -> Value {
     let ports: Value = daemon.get("/v1/ports");
     ports.as_array().unwrap().iter().find(|shown| shown["port_id"] == port).unwrap().clone()
 }
 
-/// Waits until the reason that is shown for a port has all of these pieces.
+/// Waits until the status reason of a port contains all of these texts.
 fn await_reason(daemon: &Daemon, vif: &Vif, chunks: &[&str]) {
     let has = |reason: &str| chunks.iter().all(|piece| reason.contains(piece));
     await_that(&format!("{chunks:?} in the reason of {}", vif.port), || {
@@ -26,7 +27,7 @@ fn await_reason(daemon: &Daemon, vif: &Vif, chunks: &[&str]) {
     });
 }
 
-/// The texts of the events of this kind about a port.
+/// Texts of the events of this kind about a port.
 fn events(daemon: &Daemon, kind: &str, vif: &Vif) -> Vec<String> {
     let lines = daemon.page("/v1/events");
     let all = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -47,7 +48,7 @@ fn await_event(daemon: &Daemon, vif: &Vif, piece: &str) {
     });
 }
 
-/// A switch whose own namespace is `namespace`: netdevs there stand in the host's namespace for it.
+/// A switch in `namespace`, which is then the host's namespace to it.
 fn living_in(namespace: &Namespace, vifs: &[Vif]) -> Daemon {
     let mut daemon = Daemon::new();
     let text = config(&daemon.socket(), "", &[("net1", 1500)], vifs);
@@ -80,10 +81,10 @@ fn somebody_changes_a_tap_in_its_namespace_and_it_is_told_with_both_values() {
     namespace.ip("link set dev tap1 master br0");
     await_reason(&daemon, &vif, &["has master br0, port has none"]);
     await_event(&daemon, &vif, "has master br0, port has none");
-    // Whoever lives there has the last word.
+    // In a namespace of others, their change stays.
     let link = namespace.link("tap1").unwrap();
     assert_eq!((link.mac, link.mtu), (Mac::from_bits(0x0299_9999_9999), 900));
-    // All as it was: nothing is left to say.
+    // Restored: no reason is left.
     namespace.ip("link set dev tap1 nomaster");
     namespace.ip(&format!("link set dev tap1 mtu 1500 address {}", vif.mac));
     await_event(&daemon, &vif, "as the port has it again");
@@ -103,7 +104,7 @@ fn a_tap_that_is_renamed_moved_or_set_down_is_told() {
     ns.ip("link set dev blue up");
     await_reason(&daemon, &vif, &["has name blue, port has tap1"]);
     assert_eq!(shown(&daemon, &vif.port)["status"], "ACTIVE");
-    // It is still the same netdev, and followed under its new name.
+    // The same netdev, followed under its new name.
     ns.ip("link set dev blue address 02:99:99:99:99:99");
     await_reason(&daemon, &vif, &["has MAC address 02:99:99:99:99:99"]);
     ns.ip(&format!("link set dev blue netns {}", elsewhere.0));
@@ -127,11 +128,11 @@ fn a_tap_of_ours_in_the_hosts_namespace_is_put_right() {
         pause = pause.max(time::now().since(start));
     }
     await_event(&daemon, &vif, "had MTU 900, port has 1500; put right");
-    await_that("ACTIVE with nothing to say", || {
+    await_that("ACTIVE without a reason", || {
         let shown = shown(&daemon, &vif.port);
         (shown["status"] == "ACTIVE" && shown["status_reason"] == "").then_some(())
     });
-    // Whoever does it again and again is not fought at full speed, and the port says what is wrong meanwhile.
+    // Repeated changes are corrected at a limited rate, and the port reports the difference in between.
     let start = time::now();
     for _ in 0..100 {
         namespace.ip("link set dev tap1 mtu 900");
@@ -140,7 +141,7 @@ fn a_tap_of_ours_in_the_hosts_namespace_is_put_right() {
     namespace.ip("link set dev tap1 mtu 900");
     let restored = || events(&daemon, "netdev_changed", &vif).iter().filter(|text| text.contains("put right")).count();
     let elapsed = time::now().since(start).as_secs() + pause.as_secs();
-    // The pause doubles from one second on.
+    // The pause doubles, starting at one second.
     let most = 5 + usize::try_from(elapsed.checked_ilog2().unwrap_or(0)).unwrap();
     assert!(restored() <= most, "{} in {elapsed} s: {:#?}", restored(), events(&daemon, "netdev_changed", &vif));
 }
@@ -157,7 +158,7 @@ fn a_guest_that_changes_its_address_all_the_time_fills_no_log() {
     }
     await_reason(&daemon, &vif, &["has MAC address 02:99:00:00:00:63"]);
     let reported = events(&daemon, "netdev_changed", &vif).len() as u64;
-    assert!(reported >= 1, "it is told");
+    assert!(reported >= 1, "the event");
     assert!(reported <= 9 + time::now().since(start).as_secs() / 10, "{reported} events");
 }
 
@@ -178,7 +179,7 @@ fn what_others_change_of_their_netdev_is_told() {
     }
 }
 
-/// One flow for each of 64 source ports, from a guest whose netdev spreads them over its queues.
+/// One flow for each of 64 source ports, from a guest whose netdev distributes them over its queues.
 fn flows(guest: &Namespace, to: &str) {
     guest.run_in(|| {
         for port in 20_000..20_064 {
@@ -245,7 +246,7 @@ fn a_port_that_asks_for_fewer_queues_than_there_are_now_is_down_with_the_setting
     host.run_in(|| run("ethtool", &["-L", "tap1", "rx", "4", "tx", "4"]));
     await_reason(&daemon, &vif, &["the netdev has 4 receive queues, but queues = 1", "ethtool -L tap1"]);
     assert_eq!(shown(&daemon, &vif.port)["status"], "DOWN");
-    // The other way round, there are fewer than were bound.
+    // The reverse: fewer queues than were bound.
     host.run_in(|| run("ethtool", &["-L", "tap1", "rx", "1", "tx", "1"]));
     daemon.await_active(&vif);
 }
@@ -262,10 +263,10 @@ fn offloads_that_change_later_are_followed() {
     let said = || [events(&daemon, "port_down", &vif), events(&daemon, "netdev_changed", &vif)].concat();
     let is_said = |piece: &str| said().iter().any(|text| text.contains(piece)).then_some(());
     await_that("the end of TSO", || is_said("tx-tcp-segmentation off"));
-    // Nothing is opened again for it, and no GSO packet is lost.
+    // The device is not reopened, and no GSO packet is lost.
     guest.ip("addr add 10.5.0.1/24 dev tap1");
     other.ip("addr add 10.5.0.2/24 dev tap2");
-    // A short stream first: one whose GSO packets are lost takes for ever.
+    // A short stream first: one whose GSO packets are lost takes forever.
     for len in [100_000, 4_000_000] {
         tcp_both_ways(&other, &guest, std::net::Ipv4Addr::new(10, 5, 0, 1), len);
         assert_eq!(daemon.drops(&vif, "device_refused"), 0, "{len} bytes");
@@ -276,9 +277,9 @@ fn offloads_that_change_later_are_followed() {
     host.ip("link set dev tap1 gso_max_segs 10");
     await_that("a limit of segments", || is_said("gso_max_segs was 65535 and is 10"));
     daemon.await_active(&vif);
-    // It still carries frames.
+    // The port still carries frames.
     let (near, far) = (Nic::new(&guest, "tap1"), Nic::new(&other, "tap2"));
-    let frame = experiment(there.mac, vif.mac, b"after all that");
+    let frame = experiment(there.mac, vif.mac, b"after all changes");
     near.send(&frame);
     assert_eq!(far.take(), frame);
 }
@@ -373,7 +374,7 @@ fn gro_beyond_64_kib_is_told_by_check_doctor_and_the_port() {
         let said = String::from_utf8(daemon.try_command(command).stdout).unwrap();
         assert!(said.contains(found) && said.contains(remedy), "{command:?}: {said}");
     }
-    // What it says is true.
+    // The remedy works.
     host.ip("link set dev tap1 gro_max_size 65536");
     await_event(&daemon, &vif, "as the port has it again");
     assert_eq!(shown(&daemon, &vif.port)["status_reason"], "");
@@ -393,16 +394,16 @@ fn no_remark_about_a_vxlan_netdev_leads_into_fragments() {
     let daemon = Daemon::over(std::slice::from_ref(&vif));
     daemon.await_active(&vif);
     await_reason(&daemon, &vif, &["longer frames are dropped", "MTU to 1550, or the network's to 1450"]);
-    // The naive remedy: now they pass, in fragments.
+    // The naive remedy: frames pass, in fragments.
     host.ip("link set dev vx1 mtu 1500");
     await_reason(&daemon, &vif, &["longer than 1450 bytes", "are fragmented", "MTU to 1550"]);
     for namespace in [&host, &other] {
         namespace.ip("link set dev under mtu 1550");
     }
-    // Nobody tells of a route; it is asked for when the port is opened.
+    // Routes cause no event; the route is read when the port is opened.
     host.ip("link set dev vx1 down");
     host.ip("link set dev vx1 up");
-    await_that("nothing to say", || {
+    await_that("no reason", || {
         let port = shown(&daemon, &vif.port);
         let reason = port["status_reason"].as_str()?;
         (port["status"] == "ACTIVE" && !reason.contains("fragments") && !reason.contains("MTU")).then_some(())
@@ -438,10 +439,10 @@ fn partial_checksums_that_come_in_by_xdp_are_told() {
     let far = Nic::new(&guest, "tap2");
     let send_some = || {
         flows(&guest, "10.5.0.2");
-        // Whatever else is there to be read would fill the socket.
+        // Other pending frames would fill the socket.
         far.rest();
     };
-    // Complete checksums are nothing to speak of.
+    // Complete checksums cause no warning.
     let start = time::now();
     await_that("two seconds of complete checksums", || {
         send_some();
@@ -449,7 +450,7 @@ fn partial_checksums_that_come_in_by_xdp_are_told() {
     });
     assert!(!shown(&daemon, &vif.port)["status_reason"].as_str().unwrap().contains("checksum"));
     guest.run_in(|| run("ethtool", &["-K", "tap1", "tx", "on"]));
-    await_that("the remark on partial checksums", || {
+    await_that("the warning on partial checksums", || {
         send_some();
         let port = shown(&daemon, &vif.port);
         port["status_reason"].as_str()?.contains("partial checksums").then_some(())
@@ -483,7 +484,7 @@ fn full_size_frames_with_two_tags_are_refused_with_the_mtu_to_set() {
     near.send(&two);
     await_reason(&daemon, &to, &["has refused frames", "ip link set dev tap2 mtu 1508"]);
     await_event(&daemon, &to, "mtu 1508");
-    // Of the MTU, tags count but an outer one of 802.1Q.
+    // VLAN tags count towards the MTU, except for an outer 802.1Q tag.
     let of_8021q = tagged(&[0x81, 0, 0, 5, 0x81, 0, 0, 6]);
     let of_8021ad = tagged(&[0x88, 0xa8, 0, 5]);
     for (mtu, passing) in [(1504, &[&of_8021q, &of_8021ad][..]), (1508, &[&of_8021q, &of_8021ad, &two])] {

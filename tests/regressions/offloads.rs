@@ -1,5 +1,5 @@
-//! Offload work passes where the netdev takes it, and is done by the switch where it does not: never silence, never a
-//! wrong checksum.
+//! Offloads pass where the netdev takes them, and are completed by the switch elsewhere; no frame is lost silently or
+//! has a wrong checksum. Needs root; makes its own namespaces.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,7 +14,7 @@ use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, lay, tcp_both_ways};
 use support::host::{Namespace, await_that, run};
 
-/// A guest by `packet`, on the other side of a veth.
+/// A guest on `packet`, at the peer of a veth.
 fn packet(vm: &str, number: u8, host: &Namespace) -> Option<(Namespace, Vif)> {
     let namespace = Namespace::new()?;
     let mut vif = Vif::new(vm, number, &namespace);
@@ -29,7 +29,7 @@ fn turn_off(namespace: &Namespace, name: &str, features: &[&str]) {
     }
 }
 
-/// The next frames with IPv4 in them, so many.
+/// The next IPv4 frames.
 fn take(nic: &Nic, count: usize, header: usize) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     while frames.len() < count {
@@ -41,7 +41,7 @@ fn take(nic: &Nic, count: usize, header: usize) -> Vec<Vec<u8>> {
     frames
 }
 
-/// Asserts that each frame is a segment of TCP with right checksums, and that they carry the payload, in order.
+/// Asserts that the frames are TCP segments with right checksums that carry the payload in order.
 fn assert_segments(frames: &[Vec<u8>], size: usize, payload: &[u8]) {
     let mut all: Vec<u8> = Vec::new();
     for frame in frames {
@@ -66,8 +66,8 @@ fn counter(daemon: &Daemon, vif: &Vif, name: &str) -> u64 {
     port[name].as_u64().unwrap_or_default()
 }
 
-/// A GSO packet of more than 128 segments: virtio sets no limit, so it passes where the egress takes it, and is segmented
-/// where it does not.
+/// A GSO packet of more than 128 segments: virtio sets no limit, so it passes where the egress port takes it, and is
+/// segmented elsewhere.
 #[test]
 fn a_small_mss_passes_whole_or_in_segments() {
     let Some(host) = Namespace::new() else { return };
@@ -86,7 +86,7 @@ fn a_small_mss_passes_whole_or_in_segments() {
         let header = header(1, 1, 54, size as u16, 34, 16);
         sender.send(&[&header[..], &packet(to.mac)].concat());
         let came = take(&whole, 1, 10).remove(0);
-        assert!(came[10..] == packet(to.mac), "it passes as it was, {} bytes", came.len());
+        assert!(came[10..] == packet(to.mac), "forwarded unmodified, {} bytes", came.len());
         assert_eq!(&came[1..2], &header[1..2], "the type");
         assert_eq!(&came[4..6], &header[4..6], "the size of a segment");
         sender.send(&[&header[..], &packet(plain.mac)].concat());
@@ -96,7 +96,7 @@ fn a_small_mss_passes_whole_or_in_segments() {
     assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
 }
 
-/// What a netdev takes is asked at opening: GSO packets that it does not take are segmented before.
+/// Offloads of a netdev are read at opening: GSO packets that it does not take are segmented before.
 #[test]
 fn a_netdev_without_tso_gets_segments() {
     for off in ["tso", "tx-tcp-segmentation", "gso_max_size", "gso_max_segs"] {
@@ -121,7 +121,7 @@ fn a_netdev_without_tso_gets_segments() {
         let segments: Vec<Vec<u8>> = take(&there, count, 10).iter().map(|frame| completed(frame)).collect();
         assert_segments(&segments, 1448, &payload);
         assert_eq!(counter(&daemon, &to, "segmented"), 1, "{off}");
-        // And streams, which is what it is for.
+        // TCP streams as well.
         from_space.ip(&format!("addr add 10.5.0.1/24 dev {}", from.name));
         to_space.ip(&format!("addr add 10.5.0.2/24 dev {}", to.name));
         tcp_both_ways(&from_space, &to_space, Ipv4Addr::new(10, 5, 0, 2), 2_000_000);
@@ -129,7 +129,7 @@ fn a_netdev_without_tso_gets_segments() {
     }
 }
 
-/// Sets a limit of GSO packets, which `ip` may be too old to know.
+/// Sets a limit of GSO packets, which an old `ip` does not know.
 fn set_limit(namespace: &Namespace, name: &str, limit: LinkAttribute) {
     let index = namespace.link(name).unwrap().index;
     namespace.run_in(|| {
@@ -142,8 +142,8 @@ fn set_limit(namespace: &Namespace, name: &str, limit: LinkAttribute) {
     });
 }
 
-/// GSO packets beyond 64 KiB (BIG TCP) do not fit a receive buffer. They are counted, the port says which limit the sender
-/// exceeds, and streams complete; with the limit that it names, none is lost any more.
+/// GSO packets beyond 64 KiB (BIG TCP) do not fit a receive buffer. They are counted, the port names the limit that
+/// the sender exceeds, and streams complete; with the recommended limit none is lost.
 #[test]
 fn gso_packets_beyond_64_kib_are_counted_and_told_and_streams_complete() {
     const ADDRESSES: [[IpAddr; 2]; 2] = [
@@ -180,10 +180,10 @@ fn gso_packets_beyond_64_kib_are_counted_and_told_and_streams_complete() {
         });
         let remedy = format!("`ip link set dev NETDEV {name} 65536`");
         await_oversize(&daemon, &from, &remedy);
-        // What it says is true.
+        // The remedy works.
         set_limit(&from_space, &from.name, limit(65_536));
         await_that("streams of which none is lost", || {
-            // What was lost before may still have to be counted.
+            // Earlier losses may still have to be counted.
             let before = counter(&daemon, &from, "rx_missed");
             (0..4).for_each(|_| tcp_both_ways(&from_space, &to_space, to_address, 1_000_000));
             (counter(&daemon, &from, "rx_missed") == before).then_some(())
@@ -193,7 +193,7 @@ fn gso_packets_beyond_64_kib_are_counted_and_told_and_streams_complete() {
     }
 }
 
-/// Waits until the port and an event warn of one GSO packet beyond 64 KiB, with this remedy.
+/// Waits until the port and an event warn of a GSO packet beyond 64 KiB, with this remedy.
 fn await_oversize(daemon: &Daemon, vif: &Vif, remedy: &str) {
     let is_told = |text: &str| {
         let pieces = [&vif.name, "a GSO packet of ", "rx_missed", remedy];
@@ -206,7 +206,7 @@ fn await_oversize(daemon: &Daemon, vif: &Vif, remedy: &str) {
     });
 }
 
-/// A GSO packet beyond 64 KiB costs itself only, read from the ring or from the socket.
+/// A GSO packet beyond 64 KiB costs only itself, received by the ring or by the socket.
 #[test]
 fn a_gso_packet_beyond_64_kib_costs_itself_only() {
     let Some(host) = Namespace::new() else { return };
@@ -244,7 +244,7 @@ fn a_gso_packet_beyond_64_kib_costs_itself_only() {
     assert!(daemon.port(&from).status_reason.contains("a GSO packet of 70054 bytes"));
 }
 
-/// A frame behind its offload header, its checksum completed if it was left partial.
+/// A frame after its `virtio_net_hdr`, with its checksum completed if partial.
 fn completed(frame: &[u8]) -> Vec<u8> {
     let (header, frame) = frame.split_at(10);
     let mut frame = frame.to_vec();
@@ -257,8 +257,8 @@ fn completed(frame: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The offload header has no word for tunnels. A GSO packet of TCP in VXLAN is segmented by the switch, each segment in a
-/// tunnel of its own.
+/// `virtio_net_hdr` cannot express tunnels. A TCP GSO packet in VXLAN is segmented by the switch, each segment with
+/// its own outer headers.
 #[test]
 fn a_gso_packet_in_a_tunnel_is_segmented() {
     let Some(host) = Namespace::new() else { return };
@@ -298,7 +298,7 @@ fn a_gso_packet_in_a_tunnel_is_segmented() {
     assert!(daemon.await_idle().iter().all(|port| port.counts.drops.is_empty()));
 }
 
-/// Two guests with VXLAN between them, over ports that take all offloads but those of tunnels.
+/// Two guests with VXLAN between them, over ports that take all offloads except tunnels.
 #[test]
 fn streams_in_vxlan_pass_between_packet_ports() {
     let Some(setup) = Setup::new(SetupOptions { on: &[DeviceKind::Packet], ..PLAIN }, &["a", "b"]) else { return };
@@ -316,8 +316,8 @@ fn streams_in_vxlan_pass_between_packet_ports() {
     assert!(ports.iter().all(|port| port.counts.segmented > 0), "{ports:?}");
 }
 
-/// SCTP has a CRC32c (RFC 9260, 6.8) where others have a ones' complement sum. The offload header cannot say so, so that
-/// no egress computes it.
+/// SCTP has a CRC32c (RFC 9260, 6.8) instead of a ones' complement sum. `virtio_net_hdr` cannot express that, so that
+/// no egress device computes it.
 #[test]
 fn a_partial_checksum_of_sctp_becomes_a_crc() {
     let Some(host) = Namespace::new() else { return };
@@ -337,16 +337,16 @@ fn a_partial_checksum_of_sctp_becomes_a_crc() {
         let frame = ethernet(vif.mac, from.mac, 0x0800, &ipv4(132, &chunk));
         sender.send(&[&header(1, 0, 0, 0, 34, 8)[..], &frame].concat());
         let came = take(&there, 1, 10).remove(0);
-        assert_eq!(came[0] & 1, 0, "{}: nothing is left to be done", vif.kind);
+        assert_eq!(came[0] & 1, 0, "{}: no offload work is left", vif.kind);
         assert_eq!(came[10 + 42..10 + 46], [0x8e, 0xb1, 0x55, 0x9a], "{}", vif.kind);
-        // Of what is no SCTP, nobody knows what belongs there.
+        // For other protocols at this offset the checksum is unknown.
         let other = ethernet(vif.mac, from.mac, 0x0800, &ipv4(6, &tcp(0x10, &[7; 100])));
         sender.send(&[&header(1, 0, 0, 0, 34, 8)[..], &other].concat());
-        await_that("it is dropped", || (daemon.drops(vif, "offload_unsupported") == 1).then_some(()));
+        await_that("the frame is dropped", || (daemon.drops(vif, "offload_unsupported") == 1).then_some(()));
     }
 }
 
-/// Lengths and pseudo-headers that senders leave open are filled in. Never is there a wrong sum.
+/// Lengths and pseudo-header sums that senders leave empty are filled in. No checksum is wrong.
 #[test]
 fn lengths_and_seeds_that_are_left_open_are_filled_in() {
     let Some(namespace) = Namespace::new() else { return };
@@ -367,19 +367,19 @@ fn lengths_and_seeds_that_are_left_open_are_filled_in() {
     };
     let (length, seed) = (16, 50);
     for (name, edits) in [
-        ("all is said", &[][..]),
-        ("no length of IP", &[(length, 0)]),
-        ("a seed without a length", &[(seed, pseudo(6, 0))]),
+        ("all fields are set", &[][..]),
+        ("no IP length", &[(length, 0)]),
+        ("a pseudo-header sum without a length", &[(seed, pseudo(6, 0))]),
         ("no seed", &[(seed, 0)]),
         ("any seed", &[(seed, 0x1234)]),
-        ("none of it", &[(length, 0), (seed, 0), (24, 0)]),
+        ("neither", &[(length, 0), (seed, 0), (24, 0)]),
     ] {
         file.write(&[&header(1, 1, 54, 1000, 34, 16)[..], &[0, 0], &edit(edits)].concat()).unwrap();
         let frames = take(&there, 5, 0);
         eprintln!("{name}");
         assert_segments(&frames, 1000, &payload);
     }
-    // A single frame as well, and datagrams.
+    // Single frames and UDP too.
     let mut single = ethernet(to.mac, from.mac, 0x0800, &ipv4(6, &tcp(0x10, &payload[..1000])));
     single[seed..seed + 2].fill(0);
     file.write(&[&header(1, 0, 0, 0, 34, 16)[..], &[0, 0], &single].concat()).unwrap();
@@ -393,7 +393,7 @@ fn lengths_and_seeds_that_are_left_open_are_filled_in() {
             assert_eq!(sum(&[&pseudo(17, 1008).to_be_bytes(), &frame[34..]].concat()), 0xffff);
         }
     }
-    // A length that is another one says that something is wrong.
+    // An inconsistent length is an error.
     file.write(&[&header(1, 1, 54, 1000, 34, 16)[..], &[0, 0], &edit(&[(length, 1500)])].concat()).unwrap();
-    await_that("it is dropped", || (daemon.drops(&to, "offload_unsupported") == 5).then_some(()));
+    await_that("the frame is dropped", || (daemon.drops(&to, "offload_unsupported") == 5).then_some(()));
 }

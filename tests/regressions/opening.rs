@@ -1,4 +1,5 @@
-//! No device, namespace or file system holds up control, other ports or READY.
+//! No hung device, namespace or file system delays control, other ports or READY. Needs root; makes its own
+//! namespaces; some tests need FUSE.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -19,17 +20,17 @@ use support::host::nic::Nic;
 use support::host::setup::pass;
 use support::host::{Namespace, await_that};
 
-/// How long a change may take that waits for nobody. It takes milliseconds.
+/// Limit for a change that waits for nothing. It takes milliseconds.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
-/// The time that something takes.
+/// Result and duration.
 fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
     let start = time::now();
     let done = what();
     (done, time::now().since(start))
 }
 
-/// A port as the API shows it.
+/// A port in the API.
 fn raw(daemon: &Daemon, vif: &Vif) -> Value {
     serde_json::from_str(&daemon.page(&format!("/v1/ports/{}", vif.port))).unwrap()
 }
@@ -53,14 +54,14 @@ fn a_namespace_that_is_a_fifo_holds_up_nobody() {
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
 }
 
-/// A file system that answers nothing: a FUSE one that nobody serves. It is gone with this.
+/// A hung file system: FUSE without a server. Unmounted when dropped.
 pub struct Hung {
     dir: TempDir,
     _served_by_nobody: File,
 }
 
 impl Hung {
-    /// `None`, and a word about it, where there is no FUSE.
+    /// Prints the reason and returns `None` without FUSE.
     pub fn new() -> Option<Hung> {
         let Ok(server) = File::options().read(true).write(true).open("/dev/fuse") else {
             eprintln!("skipped: needs /dev/fuse");
@@ -73,12 +74,12 @@ impl Hung {
         Some(Hung { dir, _served_by_nobody: server })
     }
 
-    /// A file that would be in this file system.
+    /// Path of a file in this file system.
     pub fn file(&self) -> PathBuf {
         self.dir.path().join("file")
     }
 
-    /// The same port, in a namespace that would be in this file system.
+    /// The same port, with a namespace in this file system.
     pub fn hold(&self, vif: Vif) -> Vif {
         Vif { netns: self.file().to_str().unwrap().to_owned(), ..vif }
     }
@@ -114,7 +115,7 @@ fn an_open_that_never_returns_holds_up_neither_ready_nor_changes_nor_the_end() {
     let attached = timed(|| daemon.attach(&second)).1;
     assert!(attached < AT_ONCE, "{attached:?}");
     daemon.await_active(&second);
-    // Changes to what hangs are made as well, and no more threads hang for it.
+    // Changes of hung ports are made too, and do not add hung threads.
     daemon.done(&["set", &hung[0].port, "admin_state_up=false"], "");
     daemon.detach(&hung[1]);
     daemon.attach(&hung[1]);
@@ -125,7 +126,7 @@ fn an_open_that_never_returns_holds_up_neither_ready_nor_changes_nor_the_end() {
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
 }
 
-/// Holds the tap of a port, as another process would.
+/// Opens the tap of a port, as another process would.
 fn hold(namespace: &Namespace, vif: &Vif) -> Opened {
     let settings = tap::Settings {
         name: vif.name.clone(),
@@ -143,7 +144,7 @@ fn hold(namespace: &Namespace, vif: &Vif) -> Opened {
 #[test]
 fn taps_that_others_hold_hold_up_nobody() {
     const HELD: u8 = 240;
-    /// For the watchdog that `command` sets. A tap that is held was waited for a second, eight at a time.
+    /// For the watchdog that `command` sets. The switch waited a second for a held tap, eight at a time.
     const WATCHDOG: Timespec = Timespec { tv_sec: 3, tv_nsec: 0 };
     let Some(namespace) = Namespace::new() else { return };
     let held: Vec<Vif> = (1..=HELD).map(|number| Vif::new("held", number, &namespace)).collect();
@@ -174,11 +175,11 @@ fn taps_that_others_hold_hold_up_nobody() {
         let (_, detached) = timed(|| daemon.detach(&second));
         assert!(detached < AT_ONCE, "{detached:?}");
     }
-    // A change that wants a held one waits for that for a while; others do not wait for it.
+    // A change that needs a held tap waits for it for a while; others do not wait.
     let holder = hold(&namespace, &third);
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| daemon.attach(&third));
-        await_that("the change is made", || daemon.listed().contains(&third.port).then_some(()));
+        await_that("the change to be made", || daemon.listed().contains(&third.port).then_some(()));
         daemon.attach(&second);
         assert!(waiting.join().unwrap().contains("in use by another process"));
     });
@@ -212,7 +213,7 @@ fn what_comes_back_after_a_long_time_is_opened_at_once() {
     for vif in [&in_later, &netdev, &link, &held, &by_path] {
         daemon.await_down(vif);
     }
-    // By now it is tried less and less often.
+    // By now retries have become rare.
     let start = time::now();
     await_that("eight seconds", || (time::now().since(start) > Duration::from_secs(8)).then_some(()));
     let is_soon = |what: &str, vif: &Vif| {
@@ -224,19 +225,19 @@ fn what_comes_back_after_a_long_time_is_opened_at_once() {
     ns.ip("link set far2 up");
     is_soon("a netdev comes", &netdev);
     ns.ip("link set tap3 up");
-    is_soon("a link is set up", &link);
+    is_soon("a link set up", &link);
     drop(holder);
-    is_soon("a tap is let go of", &held);
+    is_soon("a tap that is released", &held);
     later.make();
     is_soon("a namespace comes", &in_later);
-    is_soon("a namespace comes, by a path", &by_path);
+    is_soon("a namespace that is created, by path", &by_path);
 }
 
-/// Time that a process has spent on processors.
+/// CPU time of a process.
 fn cpu(daemon: &Daemon) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
     let fields: Vec<u64> = stat.rsplit_once(')').unwrap().1.split(' ').filter_map(|field| field.parse().ok()).collect();
-    // utime and stime are the 14th and 15th; the state before them is no number.
+    // utime and stime are fields 14 and 15; the state before them is no number.
     Duration::from_millis((fields[10] + fields[11]) * 10)
 }
 
@@ -255,7 +256,7 @@ fn ports_that_wait_cost_next_to_nothing() {
     assert!(share < 0.06, "{waiting:?} of 6 seconds, and {idle:?} without ports");
 }
 
-/// What hangs is reported with a time that grows.
+/// A hung open is reported with its duration.
 #[test]
 fn how_long_an_open_has_not_returned_is_shown() {
     let (Some(namespace), Some(fs)) = (Namespace::new(), Hung::new()) else { return };

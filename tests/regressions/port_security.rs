@@ -1,4 +1,4 @@
-//! Port security reads what hosts read, and names what it refuses.
+//! Port security parses what hosts parse, and reports what it refuses. Needs root; makes its own namespaces.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -20,10 +20,10 @@ const IPV6: u16 = 0x86dd;
 const OWN4: [u8; 4] = [10, 5, 0, 1];
 const WRONG4: [u8; 4] = [10, 5, 0, 9];
 const OWN6: &str = "fd00::1";
-/// Of the guest's own making (RFC 7217).
+/// An opaque link-local address of the guest (RFC 7217).
 const LOCAL: &str = "fe80::a1b2:c3d4:e5f6:789";
 
-/// A guest under `mac+ip` and a peer that hears what passes.
+/// A guest with `mac+ip` and a peer that receives what passes.
 struct Scenario {
     spaces: Vec<Namespace>,
     vifs: Vec<Vif>,
@@ -38,7 +38,7 @@ impl Scenario {
         Some(Scenario { spaces, vifs, daemon })
     }
 
-    /// The same guest, whose frames come tagged 101 on the device of another port of its VM.
+    /// The same guest, whose frames are tagged 101 on the device of another port of its VM.
     fn behind_a_trunk() -> Option<Scenario> {
         let (spaces, mut vifs) = guests(&["fw", "peer"], &[DeviceKind::Tap], 1500)?;
         let parent = vifs[0].clone().on("net2");
@@ -53,7 +53,7 @@ impl Scenario {
         Nic::new(&self.spaces[at], &self.vifs[at].name)
     }
 
-    /// How many frames of the guest were refused for the sender that they name.
+    /// Frames of the guest dropped for their IP sender.
     fn refused(&self) -> u64 {
         let ports: Value = self.daemon.get("/v1/ports");
         let ports = ports.as_array().unwrap();
@@ -61,7 +61,7 @@ impl Scenario {
         port["drops"]["spoofed_ip"].as_u64().unwrap_or_default()
     }
 
-    /// Sends each of these frames of the guest's: it passes, or is refused as `spoofed_ip`.
+    /// Sends each frame from the guest: it passes, or is dropped as `spoofed_ip`.
     fn check(&self, frames: &[(String, Vec<u8>, bool)]) {
         let (here, there) = (self.nic(0), self.nic(1));
         let is_subport = self.vifs[0].trunk.is_some();
@@ -74,7 +74,7 @@ impl Scenario {
                     assert_eq!(self.refused(), refused, "refused: {what}");
                     there.try_take()
                 });
-                assert!(came == *sent, "{what}, but there came {came:02x?}");
+                assert!(came == *sent, "{what}, but received {came:02x?}");
             } else {
                 refused += 1;
                 await_that(&format!("a refusal: {what}"), || {
@@ -102,7 +102,7 @@ fn ipv6(source: &str, next: u8, payload: &[u8]) -> Vec<u8> {
     [&[0x60, 0, 0, 0, 0, payload.len() as u8, next, 255][..], &source, &to, payload].concat()
 }
 
-/// A message of ICMPv6: its type, what stands behind its first eight bytes, and an option with a MAC address.
+/// An ICMPv6 message: type, bytes after the first eight, and an option with a MAC address.
 fn icmpv6(kind: u8, fixed: &[u8], option: Option<(u8, Mac)>) -> Vec<u8> {
     let option = option.map(|(kind, mac)| [&[kind, 1][..], &mac.octets()].concat()).unwrap_or_default();
     [&[kind, 0, 0, 0, 0, 0, 0, 0][..], fixed, &option].concat()
@@ -116,13 +116,13 @@ fn six(address: &str) -> [u8; 16] {
     address.parse::<Ipv6Addr>().unwrap().octets()
 }
 
-/// The same frame with its ethertype and all behind it in these layers, the outermost first.
+/// The same frame with these layers inserted before its EtherType, outermost first.
 fn within(frame: &[u8], layers: &[&[u8]]) -> Vec<u8> {
     let layers: Vec<u8> = layers.concat();
     [&frame[..12], &layers, &frame[12..]].concat()
 }
 
-/// LLC/SNAP, as RFC 1042 has it and as bridges to other media have it (IEEE 802.1H), behind a length.
+/// LLC/SNAP after a length field, as in RFC 1042 and IEEE 802.1H.
 const SNAP: &[u8] = &[0, 50, 0xaa, 0xaa, 3, 0, 0, 0];
 const BRIDGE_MEMBER: &[u8] = &[0, 50, 0xaa, 0xaa, 3, 0, 0, 0xf8];
 const WRONG_LENGTH: &[u8] = &[0, 1, 0xaa, 0xaa, 3, 0, 0, 0];
@@ -130,7 +130,7 @@ const LONG_LLC: &[u8] = &[0x88, 0x70, 0xaa, 0xaa, 3, 0, 0, 0];
 const PRIORITY: &[u8] = &[0x81, 0, 0xc0, 0];
 const SERVICE: &[u8] = &[0x88, 0xa8, 0, 5];
 
-/// Hosts and access points accept IP and ARP behind LLC/SNAP headers and tags in any order (CVE-2021-27853).
+/// Hosts and access points accept IP and ARP after LLC/SNAP headers and tags in any order (CVE-2021-27853).
 #[test]
 fn llc_and_snap_hide_no_sender() {
     for scene in [Scenario::new(DeviceKind::Tap), Scenario::new(DeviceKind::Packet), Scenario::behind_a_trunk()] {
@@ -148,10 +148,10 @@ fn llc_and_snap_hide_no_sender() {
         let layers: [(&str, &[&[u8]]); 9] = [
             ("nothing", &[]),
             ("SNAP", &[SNAP]),
-            ("SNAP of bridges", &[BRIDGE_MEMBER]),
+            ("SNAP of IEEE 802.1H", &[BRIDGE_MEMBER]),
             ("a priority tag and SNAP", &[PRIORITY, BRIDGE_MEMBER]),
             ("stacked tags and SNAP", &[PRIORITY, SERVICE, PRIORITY, SNAP]),
-            ("SNAP of a wrong length", &[WRONG_LENGTH]),
+            ("SNAP with a wrong length", &[WRONG_LENGTH]),
             ("long LLC", &[LONG_LLC]),
             ("a tag in SNAP", &[SNAP, PRIORITY]),
             ("SNAP in a tag in SNAP", &[SNAP, PRIORITY, SNAP]),
@@ -159,14 +159,14 @@ fn llc_and_snap_hide_no_sender() {
         let mut frames = Vec::new();
         for (where_, layers) in layers {
             for (what, plain, passes) in &packets {
-                frames.push((format!("{what} behind {where_}"), within(plain, layers), *passes));
+                frames.push((format!("{what} after {where_}"), within(plain, layers), *passes));
             }
         }
         scene.check(&frames);
     }
 }
 
-/// What is no IP passes, whatever it stands behind.
+/// Frames that are not IP pass, after any encapsulation.
 #[test]
 fn other_protocols_of_llc_pass() {
     let Some(scene) = Scenario::new(DeviceKind::Tap) else { return };
@@ -177,8 +177,8 @@ fn other_protocols_of_llc_pass() {
         ("spanning tree", 0x0180_c200_0000, &[0x42, 0x42, 3, 0, 0, 0, 0, 0]),
         ("PVST+", 0x0100_0ccc_cccd, &[0xaa, 0xaa, 3, 0, 0, 0x0c, 1, 0x0b, 0]),
         ("IPX, raw", 0xffff_ffff_ffff, &[0xff, 0xff, 0, 40]),
-        ("IPX behind LLC", 0xffff_ffff_ffff, &[0xe0, 0xe0, 3, 0xff, 0xff]),
-        ("IPX behind SNAP", 0xffff_ffff_ffff, &[0xaa, 0xaa, 3, 0, 0, 0, 0x81, 0x37, 0xff, 0xff]),
+        ("IPX in LLC", 0xffff_ffff_ffff, &[0xe0, 0xe0, 3, 0xff, 0xff]),
+        ("IPX in SNAP", 0xffff_ffff_ffff, &[0xaa, 0xaa, 3, 0, 0, 0, 0x81, 0x37, 0xff, 0xff]),
         ("AppleTalk", 0x0900_07ff_ffff, &[0xaa, 0xaa, 3, 8, 0, 7, 0x80, 0x9b, 0]),
         ("NetBIOS", 0x0300_0000_0001, &[0xf0, 0xf0, 3, 0x2c, 0, 0xff, 0xef]),
     ] {
@@ -190,7 +190,7 @@ fn other_protocols_of_llc_pass() {
     scene.check(&frames);
 }
 
-/// A packet from the unspecified address names nobody. Each that an RFC has hosts send passes, and nothing else.
+/// A packet from the unspecified address names no sender. Those that RFCs require of hosts pass, others do not.
 #[test]
 fn hosts_without_an_address_join_groups_and_ask_for_one() {
     for scene in [Scenario::new(DeviceKind::Tap), Scenario::behind_a_trunk()] {
@@ -201,7 +201,7 @@ fn hosts_without_an_address_join_groups_and_ask_for_one() {
         let four = |to, protocol, payload: &[u8]| frame(Mac::BROADCAST, me, IPV4, &ipv4(NONE, to, protocol, payload));
         let none6 = |next, payload: &[u8]| frame(Mac::BROADCAST, me, IPV6, &ipv6("::", next, payload));
         let igmp = |kind| four(groups, 2, &[kind, 0, 0, 0, 239, 1, 1, 1]);
-        // A router alert in front.
+        // Router alert option first.
         let mld = |kind| [&[58, 0, 5, 2, 0, 0, 1, 0][..], &icmpv6(kind, &[0; 16], None)].concat();
         let mut frames = vec![
             ("IGMPv1 report", igmp(0x12), true),
@@ -224,15 +224,15 @@ fn hosts_without_an_address_join_groups_and_ask_for_one() {
             ("a neighbor advertisement", none6(58, &icmpv6(136, &six(LOCAL), None)), false),
             ("DHCPv6", none6(17, &udp(546, 547)), false),
         ];
-        // Who has no address at all says nothing in IP.
+        // A host without any address sends no other IP.
         frames.push(("the last", experiment(peer, me, b"end"), true));
         let frames: Vec<_> = frames.into_iter().map(|(what, frame, passes)| (what.to_owned(), frame, passes)).collect();
         scene.check(&frames);
     }
 }
 
-/// Hosts make link-local addresses that tell nothing of their MAC address (RFC 7217, RFC 8064): with these they may
-/// find their neighbors and ask for addresses. Those that are somebody else's stay refused, and so do routers.
+/// Hosts use link-local addresses that do not depend on their MAC address (RFC 7217, RFC 8064): from these they may
+/// resolve neighbours and acquire addresses. Addresses of others stay refused, and so do router messages.
 #[test]
 fn a_link_local_address_of_the_guests_own_making_configures_it() {
     for scene in [Scenario::new(DeviceKind::Tap), Scenario::behind_a_trunk()] {
@@ -243,39 +243,39 @@ fn a_link_local_address_of_the_guests_own_making_configures_it() {
             let option = if kind == 136 { 2 } else { 1 };
             from(source, 58, &icmpv6(kind, &six(target), Some((option, link))))
         };
-        // Of the peer, made of its MAC address; of the virtual router 1 of VRRP; of a router, by hand.
+        // The peer's, made of its MAC address; the one of VRRP router 1; one of a router, set by hand.
         let others = ["fe80::ff:fe00:102", "fe80::200:5eff:fe00:201", "fe80::1"];
         let mut frames = vec![
             ("a solicitation".to_owned(), nd(LOCAL, 135, "fe80::1", me), true),
             ("an advertisement".to_owned(), nd(LOCAL, 136, LOCAL, me), true),
-            ("an advertisement of its address".to_owned(), nd(LOCAL, 136, OWN6, me), true),
+            ("an advertisement for its address".to_owned(), nd(LOCAL, 136, OWN6, me), true),
             ("an advertisement from its address".to_owned(), nd(OWN6, 136, LOCAL, me), true),
             ("a router solicitation".to_owned(), from(LOCAL, 58, &icmpv6(133, &[], Some((1, me)))), true),
             ("MLDv2".to_owned(), from(LOCAL, 58, &icmpv6(143, &[], None)), true),
             ("DHCPv6".to_owned(), from(LOCAL, 17, &udp(546, 547)), true),
             ("with another link-layer address".to_owned(), nd(LOCAL, 136, LOCAL, peer), false),
-            ("of another's address".to_owned(), nd(LOCAL, 136, "fd00::2", me), false),
+            ("for the address of another host".to_owned(), nd(LOCAL, 136, "fd00::2", me), false),
             ("a router advertisement".to_owned(), from(LOCAL, 58, &icmpv6(134, &[0; 8], None)), false),
             ("a redirect".to_owned(), from(LOCAL, 58, &icmpv6(137, &[0; 32], None)), false),
-            ("an answer of DHCPv6".to_owned(), from(LOCAL, 17, &udp(547, 546)), false),
+            ("a DHCPv6 reply".to_owned(), from(LOCAL, 17, &udp(547, 546)), false),
             ("an echo".to_owned(), from(LOCAL, 58, &icmpv6(128, &[], None)), false),
         ];
         for other in others {
             frames.push((format!("a solicitation from {other}"), nd(other, 135, OWN6, me), false));
-            frames.push((format!("an advertisement of {other}"), nd(OWN6, 136, other, me), false));
+            frames.push((format!("an advertisement for {other}"), nd(OWN6, 136, other, me), false));
         }
         scene.check(&frames);
     }
 }
 
-/// The events that name a refused address.
+/// Events that name a refused address.
 fn spoofed(daemon: &Daemon) -> Vec<Value> {
     let events = daemon.page("/v1/events");
     let events = events.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     events.filter(|event| event["kind"] == "spoofed_ip").collect()
 }
 
-/// A guest whose address is refused is no riddle: an event names the address, and the key that allows it does.
+/// An event names the refused address and the key that allows it; the remedy works.
 #[test]
 fn a_refused_address_is_named_once_with_the_key_that_allows_it() {
     for scene in [Scenario::new(DeviceKind::Tap), Scenario::behind_a_trunk()] {
@@ -293,11 +293,11 @@ fn a_refused_address_is_named_once_with_the_key_that_allows_it() {
         let key = format!("{{ ip_address = \"{LOCAL}\" }}");
         assert!(text.contains(&key) && text.contains("allowed_address_pairs") && text.contains("spoofed_ip"), "{text}");
 
-        // Another address is named as well; this one is not again.
+        // Another address is reported too; this one is not reported again.
         (0..20).for_each(|_| refused("an echo", echo(LOCAL)));
         let arp = frame(Mac::BROADCAST, me, ARP, &arp(2, me, WRONG4, OWN4));
         let event = await_that("the second event", || {
-            // What comes too soon after the first is not reported.
+            // A second report too soon is suppressed.
             refused("ARP", arp.clone());
             spoofed(&scene.daemon).into_iter().nth(1)
         });
@@ -309,7 +309,7 @@ fn a_refused_address_is_named_once_with_the_key_that_allows_it() {
     }
 }
 
-/// A guest that names more addresses than anybody can read fills neither log nor events.
+/// A guest with very many sender addresses floods neither log nor events.
 #[test]
 fn a_guest_that_names_every_address_is_announced_a_few_times() {
     let Some(scene) = Scenario::new(DeviceKind::Tap) else { return };

@@ -1,4 +1,5 @@
-//! Tags on a wire: one of the VLAN, with the priority that the frame had, on a frame that is long enough.
+//! VLAN tags of transmitted frames: one tag, with the frame's priority, in a frame of minimum length. Needs root;
+//! makes its own namespaces.
 
 use etherparse::PacketBuilder;
 use etherparse::checksum::Sum16BitWords;
@@ -10,15 +11,15 @@ use support::host::nic::Nic;
 use support::host::setup::{DeviceKind, lay, two_workers};
 use support::host::{Namespace, await_that};
 
-/// A trunk of VM a with the subport 101 on net1, VM b on net1, an uplink that carries net1 tagged 120 and net2
-/// untagged, and another one that carries net1 untagged.
+/// A trunk of VM a with the subport 101 on net1, VM b on net1, an uplink with net1 tagged 120 and net2 untagged, and
+/// another uplink with net1 untagged.
 struct Scenario {
     daemon: Daemon,
     a: Nic,
     b: Nic,
-    /// The same as `b`, its frames with an offload header.
+    /// The same as `b`, with `virtio_net_hdr`.
     offloading: Nic,
-    /// The other ends of the uplinks.
+    /// The peers of the uplinks.
     tagged: Nic,
     native: Nic,
     _spaces: Vec<Namespace>,
@@ -26,7 +27,7 @@ struct Scenario {
 
 const A: Mac = Mac::from_bits(0x0200_0000_0101);
 const B: Mac = Mac::from_bits(0x0200_0000_0102);
-/// A station outside.
+/// An external station.
 const H: Mac = Mac::from_bits(0x0200_0000_0f01);
 const KIND: [u8; 2] = [0x88, 0xb5];
 
@@ -45,12 +46,12 @@ impl Scenario {
             ("up1", r#"[{ network_id = "net1" }]"#),
         ];
         for (number, (name, networks)) in (8..).zip(uplink_network) {
-            // The switch makes a tap itself.
+            // The switch creates taps itself.
             if on != DeviceKind::Tap {
                 let vif =
                     Vif { name: name.into(), netns: host.0.clone(), kind: on.kind(), ..Vif::new("up", number, wire) };
                 lay(&vif, wire, 1500);
-                // A veth keeps tags beside its frames, where AF_XDP does not see them.
+                // A veth strips tags into metadata, which AF_XDP does not read.
                 for namespace in [wire, host] {
                     namespace.run_in(|| support::host::run("ethtool", &["-K", name, "txvlan", "off", "rxvlan", "off"]));
                 }
@@ -76,15 +77,15 @@ impl Scenario {
         Some(Scenario { daemon, a, b, offloading, tagged, native, _spaces: spaces })
     }
 
-    /// Nothing was lost, and everything is counted.
+    /// Asserts that no frame was lost and counters balance.
     fn assert_balanced(&self) {
-        await_that("the books balance", || {
+        await_that("the counters balance", || {
             let audit: Value = self.daemon.get("/v1/audit");
             (audit["balanced"] == true && audit["idle"] == true).then_some(())
         });
     }
 
-    /// With uplinks of each kind of device, with one worker and with two.
+    /// With uplinks of each device kind, with one worker and with two.
     fn each(test: impl Fn(&str, &Scenario)) {
         for on in DeviceKind::ALL {
             for switch in std::iter::once("").chain(two_workers()) {
@@ -95,14 +96,14 @@ impl Scenario {
     }
 }
 
-/// A frame with these bytes between its addresses and its ethertype, `len` bytes long.
+/// A frame of `len` bytes with these tags.
 fn frame(to: Mac, from: Mac, tags: &[u8], tale: u8, len: usize) -> Vec<u8> {
     let mut frame = [&to.octets()[..], &from.octets(), tags, &KIND].concat();
     frame.resize(len.max(frame.len()), tale);
     frame
 }
 
-/// The next frame from this station.
+/// Next frame from this station.
 #[track_caller]
 fn take(nic: &Nic, from: Mac) -> Vec<u8> {
     let is_meant = |frame: &Vec<u8>| frame[6..12] == from.octets();
@@ -114,13 +115,13 @@ fn tag(tci: u16) -> Vec<u8> {
     [&[0x81, 0x00][..], &tci.to_be_bytes()].concat()
 }
 
-/// IEEE 802.1Q, 6.9: the tag of the VLAN takes the place of the one that a frame has, and keeps PCP and DEI.
+/// IEEE 802.1Q, 6.9: the VLAN's tag replaces the frame's, and keeps PCP and DEI.
 #[test]
 fn priority_and_drop_eligibility_outlive_a_change_of_tags() {
     Scenario::each(|on, scene| {
         let Scenario { a, b, tagged, .. } = scene;
         let mut tale = 0;
-        // Unknown and known: flooded, and forwarded.
+        // Unknown and known destination: flooded, and forwarded.
         for to in [Mac::BROADCAST, H] {
             for priority in [0xc000, 0xd000, 0x1000, 0x0000] {
                 tale += 1;
@@ -128,15 +129,15 @@ fn priority_and_drop_eligibility_outlive_a_change_of_tags() {
                 assert_eq!(take(tagged, A), frame(to, A, &tag(priority | 120), tale, 100), "{on}: from a subport");
                 b.send(&frame(to, B, &tag(priority), tale, 100));
                 assert_eq!(take(tagged, B), frame(to, B, &tag(priority | 120), tale, 100), "{on}: from a port");
-                // The subport's own tag is that of its device; what is behind it is not read.
+                // The subport's tag belongs to its device; tags after it are not parsed.
                 let inner = [tag(priority | 101), tag(0xe000)].concat();
                 a.send(&frame(to, A, &inner, tale, 100));
                 let inner = [tag(priority | 120), tag(0xe000)].concat();
-                assert_eq!(take(tagged, A), frame(to, A, &inner, tale, 100), "{on}: a tag in a tag");
+                assert_eq!(take(tagged, A), frame(to, A, &inner, tale, 100), "{on}: double-tagged");
             }
             b.send(&frame(to, B, &[], tale, 100));
             assert_eq!(take(tagged, B), frame(to, B, &tag(120), tale, 104), "{on}: without a tag");
-            // Now it is known where the station is, and where the others are.
+            // Now the station's port is known, and those of the others.
             tagged.send(&frame(Mac::BROADCAST, H, &tag(120), tale, 100));
             take(a, H);
             take(b, H);
@@ -154,8 +155,8 @@ fn priority_and_drop_eligibility_outlive_a_change_of_tags() {
     });
 }
 
-/// IEEE 802.3, 4.2.3.3: a frame on a wire has 64 bytes with its check sequence. One that is shorter when its tag is
-/// gone, or was so when it came, is filled up with zeros.
+/// IEEE 802.3, 4.2.3.3: a frame has at least 64 bytes with its FCS. A frame that is shorter, on receive or after
+/// untagging, is padded with zeros.
 #[test]
 fn no_uplink_sends_a_frame_that_is_too_short() {
     Scenario::each(|on, scene| {
@@ -166,10 +167,10 @@ fn no_uplink_sends_a_frame_that_is_too_short() {
         };
         let mut tale = 0;
         for to in [Mac::BROADCAST, H] {
-            // The kernel takes no tagged frame that ends within two bytes of its tag.
+            // The kernel accepts no tagged frame that ends within two bytes of its tag.
             for len in [16, 30, 59, 60, 61] {
                 tale += 1;
-                // Of a subport, by both uplinks, and to the port of another VM, where no wire is.
+                // From a subport, by both uplinks, and to the port of another VM, where no padding is needed.
                 let untagged = frame(to, A, &[], tale, len);
                 a.send(&frame(to, A, &tag(101), tale, len + 4));
                 if to == Mac::BROADCAST {
@@ -179,13 +180,13 @@ fn no_uplink_sends_a_frame_that_is_too_short() {
                 }
                 assert_eq!(take(native, A), filled(untagged), "{on}: untagged, {len}");
                 b.send(&frame(to, B, &[], tale, len));
-                assert_eq!(take(native, B), filled(frame(to, B, &[], tale, len)), "{on}: of a port, {len}");
+                assert_eq!(take(native, B), filled(frame(to, B, &[], tale, len)), "{on}: from a port, {len}");
                 if to == Mac::BROADCAST {
                     take(tagged, B);
                     take(a, B);
                 }
             }
-            // From one wire to a guest's tap, as it is; and it is known then.
+            // From one uplink to a guest's tap, unmodified; the station is known then.
             native.send(&frame(Mac::BROADCAST, H, &[], tale, 60));
             assert_eq!(take(b, H), frame(Mac::BROADCAST, H, &[], tale, 60), "{on}");
         }
@@ -193,12 +194,12 @@ fn no_uplink_sends_a_frame_that_is_too_short() {
     });
 }
 
-/// What the sender has left open is finished first: a checksum is no other one for the padding, and the last piece of a
-/// super-frame may be the shortest.
+/// Offload work is completed first: padding does not change a checksum, and the last segment of a GSO packet may be
+/// short.
 #[test]
 fn what_is_finished_for_a_wire_is_long_enough() {
     for switch in std::iter::once("").chain(two_workers()) {
-        // The others leave it to the kernel.
+        // Other device kinds leave it to the kernel.
         let Some(scene) = Scenario::new(DeviceKind::Xdp, switch) else { return };
         let Scenario { offloading, native, .. } = &scene;
         let builder = || PacketBuilder::ethernet2(B.octets(), H.octets()).ipv4([10, 5, 0, 2], [10, 5, 0, 9], 64);

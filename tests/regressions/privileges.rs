@@ -1,4 +1,4 @@
-//! A switch that is started without CAP_SYS_ADMIN serves what needs no CAP_SYS_ADMIN.
+//! A switch started without CAP_SYS_ADMIN serves ports that do not need it. Needs root; makes its own namespaces.
 
 use std::process::Command;
 
@@ -8,14 +8,14 @@ use support::host::daemon::{Daemon, config};
 use support::host::nic::Nic;
 use support::host::setup::{DeviceKind, guests, pass};
 
-/// The effective capabilities of a process.
+/// Effective capabilities of a process.
 fn in_force(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
     u64::from_str_radix(line.trim(), 16).unwrap()
 }
 
-/// XDP programs were refused: CAP_BPF was given up.
+/// XDP programs were refused because CAP_BPF was dropped.
 #[test]
 fn xdp_ports_work_without_cap_sys_admin() {
     const NET_ADMIN: u64 = 1 << 12;
@@ -26,7 +26,7 @@ fn xdp_ports_work_without_cap_sys_admin() {
     else {
         return;
     };
-    // The switch runs in the namespace of its netdevs: to enter another one takes CAP_SYS_ADMIN.
+    // The switch runs in the namespace of its netdevs: entering another one needs CAP_SYS_ADMIN.
     let host = &spaces[3];
     let isolated = vifs.iter().cloned().map(|vif| match vif.kind {
         "packet" => vif.device(", isolate = true"),

@@ -1,5 +1,5 @@
-//! System calls that receive fail: a `packet` port loses at most the frame that the failed call was for, counts it, and
-//! delivers the frames behind it at once.
+//! Receive calls that fail: a `packet` port loses at most the frame of the failed call, counts it, and delivers later
+//! frames at once. Needs root; makes its own namespaces; needs strace.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use support::host::nic::Nic;
 use support::host::setup::DeviceKind;
 use support::host::{Namespace, await_that};
 
-/// Frames sent one by one.
+/// Single frames sent.
 const SINGLES: u32 = 40;
 
-/// A sleeping worker looks at its ports once a second in any case.
+/// A sleeping worker polls its ports once a second in any case.
 const PROMPT: Duration = Duration::from_millis(300);
 
-/// A `packet` port whose receive ring is in use, for frames that exceed its slots, and a tap that receives them.
+/// A `packet` port with its receive ring, for frames that exceed its slots, and a tap that receives them.
 struct Long {
     daemon: Daemon,
     sender: Vif,
@@ -56,8 +56,8 @@ impl Long {
     }
 }
 
-/// Frames that exceed the slots of a ring are read from its socket. One that cannot be read stays there when its slot has
-/// gone back: it is not taken for the next one.
+/// Frames that exceed the slots of a ring are read from its socket. One that cannot be read stays there after its
+/// slot is returned, and must not be taken for the next one.
 #[test]
 fn a_frame_that_stays_at_the_socket_of_a_ring_is_not_taken_for_the_next_one() {
     if !has_strace() {
@@ -66,7 +66,7 @@ fn a_frame_that_stays_at_the_socket_of_a_ring_is_not_taken_for_the_next_one() {
     let Some(mut setup) = Long::new() else { return };
     for error in ["EAGAIN", "ENOBUFS", "ENOMEM", "EIO", "ENETDOWN"] {
         let before = (rx_missed(&setup.daemon, &setup.sender), setup.receivers[0].streams.remove(&setup.sender.mac));
-        // Each frame is tried twice: the third and the fourth one are lost.
+        // Each frame is tried twice: the third and fourth are lost.
         let trace = Trace::of(&setup.daemon, &format!("inject=readv:error={error}:when=3..6"));
         for _ in 0..10 {
             setup.send(5);
@@ -77,7 +77,7 @@ fn a_frame_that_stays_at_the_socket_of_a_ring_is_not_taken_for_the_next_one() {
         drop(trace);
         let stream = &setup.receivers[0].streams[&setup.sender.mac];
         assert_eq!((stream.came, stream.count), (50, 48), "{error}: {stream:?}");
-        assert_eq!(stream.wrong, [4], "{error}: in order, but for the two that are missing");
+        assert_eq!(stream.wrong, [4], "{error}: in order, except for the two lost ones");
         await_that("both are counted", || (rx_missed(&setup.daemon, &setup.sender) == before.0 + 2).then_some(()));
         let mode = setup.daemon.port(&setup.sender).device.mode;
         assert_eq!(mode.as_deref(), Some("ring"), "{error}");
@@ -85,19 +85,19 @@ fn a_frame_that_stays_at_the_socket_of_a_ring_is_not_taken_for_the_next_one() {
     setup.daemon.await_idle();
 }
 
-/// A ring that shows another frame than its socket holds is left. What it still holds then is counted.
+/// A ring whose frame differs from the socket's is abandoned. Frames that it still holds are counted.
 #[test]
 fn frames_in_a_ring_that_is_left_are_counted() {
     if !has_strace() {
         return;
     }
     let Some(mut setup) = Long::new() else { return };
-    // The call reads nothing and says that it did, late: others arrive behind it.
+    // The call reads nothing and reports success, late: further frames arrive in between.
     let trace = Trace::of(&setup.daemon, "inject=readv:retval=100:delay_enter=500000:when=1");
     setup.send(200);
     settle(&mut setup.receivers);
     drop(trace);
-    // From here on it is read without the ring.
+    // From here on the port receives without the ring.
     setup.send(1);
     settle(&mut setup.receivers);
     let stream = &setup.receivers[0].streams[&setup.sender.mac];
@@ -143,8 +143,8 @@ fn halt_ring(guest: &Hostile, to: Mac, from: Mac) {
     guest.send(header, &fragments);
 }
 
-/// A read that fails leaves its frame where it is, and nothing reports that frame again: its port reads again, and does
-/// not leave it until the next one arrives.
+/// A failed read leaves its frame in the socket, without a further event: the port reads again instead of waiting for
+/// the next frame.
 #[test]
 fn a_frame_whose_read_failed_comes_at_once_although_its_worker_sleeps() {
     if !has_strace() {
@@ -166,19 +166,18 @@ fn a_frame_whose_read_failed_comes_at_once_although_its_worker_sleeps() {
         drop(trace);
         let stream = &setup.receivers[0].streams[&setup.sender.mac];
         assert!(stream.wrong.is_empty() && stream.came == SINGLES, "{error}: {stream:?}");
-        // The machine may have been busy with others now and then.
-        assert!(late <= SINGLES / 10, "{error}: {late} of {SINGLES} came late");
+        // The machine may have been busy occasionally.
+        assert!(late <= SINGLES / 10, "{error}: {late} of {SINGLES} arrived late");
     }
     setup.daemon.await_idle();
 }
 
-/// What an uplink says of itself.
+/// Status of an uplink.
 fn uplink(daemon: &Daemon) -> UplinkView {
     daemon.get::<Vec<UplinkView>>("/v1/uplinks").remove(0)
 }
 
-/// An uplink that carries two networks. The ring that it receives by halts in the midst of their frames: each one that is
-/// lost is counted there.
+/// An uplink with two networks. Its receive ring halts among their frames: each lost frame is counted at the uplink.
 #[test]
 fn what_a_halted_ring_costs_the_networks_of_an_uplink_is_counted() {
     let Some(host) = Namespace::new() else { return };
@@ -220,6 +219,6 @@ fn what_a_halted_ring_costs_the_networks_of_an_uplink_is_counted() {
     }
     settle(&mut receivers);
     let lost: u64 = receivers.iter().map(|receiver| 400 - receiver.streams[&from].count).sum();
-    // And the one that was to blame. Both rings may have met some while one took over from the other.
-    await_that("all that was lost is counted", || (uplink(&daemon).counts.rx_missed > lost).then_some(()));
+    // Including the frame that halted it. Both rings may have received some during the switch-over.
+    await_that("all lost frames to be counted", || (uplink(&daemon).counts.rx_missed > lost).then_some(()));
 }

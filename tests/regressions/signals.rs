@@ -1,4 +1,5 @@
-//! SIGTERM, SIGINT and SIGHUP end or reload the switch in time, whatever is going on.
+//! SIGTERM, SIGINT and SIGHUP end or reload the switch in time, whatever it is doing. Needs root; makes its own
+//! namespaces; some tests need strace or FUSE.
 
 use std::process::Output;
 use std::thread;
@@ -11,7 +12,7 @@ use support::host::daemon::{Daemon, Vif, attachment, config, keeping};
 use support::host::inject::Injected;
 use support::host::{Namespace, await_that};
 
-/// A switch that keeps its state, over the first of three ports.
+/// A switch with a state, over the first of three ports.
 fn switch() -> Option<(Daemon, Vec<Vif>, Namespace)> {
     let namespace = Namespace::new()?;
     let vifs: Vec<Vif> = (1..).zip(["a", "a", "b"]).map(|(number, vm)| Vif::new(vm, number, &namespace)).collect();
@@ -20,7 +21,7 @@ fn switch() -> Option<(Daemon, Vec<Vif>, Namespace)> {
     Some((daemon, vifs, namespace))
 }
 
-/// Writes the file of a switch, with a further key of the network.
+/// Writes the configuration file, with a further key of the network.
 fn write(daemon: &Daemon, vifs: &[Vif], network: &str) {
     let text = config(&daemon.socket(), "", &[("net1", 1500)], vifs);
     let text = text.replacen("mtu = 1500\n", &format!("mtu = 1500\n{network}\n"), 1);
@@ -31,16 +32,16 @@ fn said(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said).into_owned()).concat()
 }
 
-/// The client got an empty reply, and the change was made all the same.
+/// The client received an empty reply although the change was made.
 #[test]
 fn a_change_that_is_under_way_at_sigterm_is_finished_and_answered() {
     let Some((mut daemon, vifs, _space)) = switch() else { return };
     daemon.start();
-    // The disk is slow: the change is under way when the signal comes.
+    // The disk is slow: the change is being stored when the signal arrives.
     let Some(slow) = Injected::new(&daemon, "vifswitch-store", "fdatasync,fsync", "delay_enter=700ms") else { return };
     let (under_way, waiting, read) = thread::scope(|scope| {
         let change = scope.spawn(|| daemon.run_command(&["attach", "-"], &attachment(&vifs[1])));
-        // What waits behind it has not begun, and is refused in words.
+        // A waiting change has not started, and is refused with a reason.
         pause(200);
         let after = scope.spawn(|| daemon.run_command(&["attach", "-"], &attachment(&vifs[2])));
         pause(200);
@@ -50,19 +51,19 @@ fn a_change_that_is_under_way_at_sigterm_is_finished_and_answered() {
     });
     assert!(under_way.status.success(), "{}\n{}", said(&under_way), daemon.log());
     assert!(!waiting.status.success() && said(&waiting).contains("shutting down"), "{}", said(&waiting));
-    assert!(read.status.success(), "questions are answered meanwhile: {}", said(&read));
+    assert!(read.status.success(), "requests are answered: {}", said(&read));
     drop(slow);
     assert_eq!(daemon.wait().code(), Some(0));
     daemon.start();
     assert_eq!(daemon.listed(), ["port-1", "port-2"]);
 }
 
-/// A change that waits for a device that never opens is kept, so it is answered; and the process does not outlive its end.
+/// A change that waits for a device that never opens is stored, and therefore answered; the process ends in time.
 #[test]
 fn a_switch_ends_in_time_whatever_hangs_elsewhere() {
     let (Some((mut daemon, mut vifs, _space)), Some(fs)) = (switch(), Hung::new()) else { return };
     daemon.start();
-    // Somebody has it read its file again, and that hangs as well.
+    // A reload that hangs as well.
     std::fs::remove_file(daemon.file()).unwrap();
     std::os::unix::fs::symlink(fs.file(), daemon.file()).unwrap();
     daemon.signal(Signal::HUP);
@@ -70,7 +71,7 @@ fn a_switch_ends_in_time_whatever_hangs_elsewhere() {
     vifs[1] = fs.hold(vifs[1].clone());
     let answer = thread::scope(|scope| {
         let change = scope.spawn(|| daemon.run_command(&["attach", "-"], &attachment(&vifs[1])));
-        // It is made, and is answered when its port is open or has had its time.
+        // The change is made, and answered when its port is open or timed out.
         await_that("the port is being opened", || daemon.listed().contains(&vifs[1].port).then_some(()));
         daemon.signal(Signal::TERM);
         change.join().unwrap()
@@ -80,23 +81,23 @@ fn a_switch_ends_in_time_whatever_hangs_elsewhere() {
     assert!(daemon.log().contains("stopped"));
 }
 
-/// The signal was ignored until the switch was ready, which may be never.
+/// The signal was ignored until the switch was ready, possibly forever.
 #[test]
 fn a_switch_that_is_starting_can_be_ended() {
     let (Some((mut daemon, mut vifs, _space)), Some(fs)) = (switch(), Hung::new()) else { return };
-    // A namespace that hangs whoever opens it.
+    // A namespace that hangs every open.
     vifs[0] = fs.hold(vifs[0].clone());
     write(&daemon, &vifs[..1], "");
     let file = daemon.file();
     daemon.spawn_over("--config", &file);
-    await_that("it opens devices", || daemon.log().contains("workers started").then_some(()));
+    await_that("the switch to open devices", || daemon.log().contains("workers started").then_some(()));
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0), "{}", daemon.log());
-    assert!(!daemon.log().contains("INFO ready"), "it has been ready before: {}", daemon.log());
-    // And while it waits for its state, which another process has open.
+    assert!(!daemon.log().contains("INFO ready"), "the switch was ready before: {}", daemon.log());
+    // And while it waits for its state, which another process holds.
     let other = rusqlite::Connection::open(daemon.state()).unwrap();
     other.execute_batch("BEGIN EXCLUSIVE").unwrap();
     daemon.spawn_over("--config", &file);
-    await_that("it finds the state in use", || daemon.log().contains("in use by another process").then_some(()));
+    await_that("the state in use", || daemon.log().contains("in use by another process").then_some(()));
     assert_eq!(daemon.stop(Signal::INT).code(), Some(0), "{}", daemon.log());
     assert!(daemon.log().contains("stopped before startup has finished"), "{}", daemon.log());
     drop(other);
@@ -111,7 +112,7 @@ fn a_second_signal_ends_it_at_once() {
         scope.spawn(|| daemon.run_command(&["attach", "-"], &attachment(&vifs[1])));
         pause(300);
         daemon.signal(Signal::TERM);
-        await_that("it is told", || daemon.log().contains("received SIGTERM; stopping").then_some(()));
+        await_that("the report", || daemon.log().contains("received SIGTERM; stopping").then_some(()));
         daemon.signal(Signal::INT);
         await_that("its end", || {
             let status = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
@@ -140,7 +141,7 @@ fn sighup_reloads_the_file_and_keeps_what_was_attached() {
     daemon.await_active(&vifs[2]);
     assert_eq!(namespace.link("tap2"), link);
 
-    // What is wrong leaves everything as it was, and is told.
+    // An invalid file changes nothing and is reported.
     let good = std::fs::read_to_string(daemon.file()).unwrap();
     let wrong = [
         ("a mistake", good.replace("ageing_seconds = 60", "ageing_seconds = 7"), "ageing_seconds"),
@@ -157,7 +158,7 @@ fn sighup_reloads_the_file_and_keeps_what_was_attached() {
         assert_eq!((daemon.listed().len(), ageing(&daemon)), (3, Value::from(60)), "{what}");
     }
 
-    // A port that is taken out goes, and that stays so at the next start: the file has been applied.
+    // A port removed from the file is removed, also at the next start: the file has been applied.
     write(&daemon, &vifs[2..], "ageing_seconds = 60");
     daemon.signal(Signal::HUP);
     daemon.await_note("READY=1");
@@ -170,7 +171,7 @@ fn sighup_reloads_the_file_and_keeps_what_was_attached() {
     assert_eq!(namespace.link("tap2"), link);
 }
 
-/// Lets something get under way: what matters is the answer, at whatever moment.
+/// Waits for an operation to start: the result must be right at any moment.
 fn pause(millis: i64) {
     let _ = rustix::thread::nanosleep(&rustix::event::Timespec { tv_sec: 0, tv_nsec: millis * 1_000_000 });
 }

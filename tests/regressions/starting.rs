@@ -1,4 +1,4 @@
-//! Several switches that start over one socket.
+//! Several switches that start with the same socket. Needs strace.
 
 use std::os::unix::net::UnixListener;
 use std::process::Command;
@@ -8,14 +8,15 @@ use rustix::process::Signal;
 use support::host::daemon::{Daemon, config};
 use support::host::{Namespace, await_that};
 
-/// The system call that the main thread of a switch is in.
+/// System call in which the main thread of a switch is.
 fn call(daemon: &Daemon) -> Option<i64> {
     let file = |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", daemon.pid())).ok();
     let number = file("syscall")?.split(' ').next()?.parse().ok()?;
     (file("comm")?.trim() == "vifswitch").then_some(number)
 }
 
-/// Between bind and listen, and between a look at a dead socket and its removal, another switch took the socket away.
+/// Between bind and listen, and between the check of an orphaned socket and its removal, another switch took the
+/// socket away.
 #[test]
 fn of_two_switches_that_start_at_once_one_listens() {
     if Namespace::planned().is_none() {
@@ -34,7 +35,7 @@ fn of_two_switches_that_start_at_once_one_listens() {
         for daemon in [&slow, &other] {
             daemon.configure(&config(&slow.socket(), "", &[("net1", 1500)], &[]));
         }
-        // That of a dead switch.
+        // The socket of a dead switch.
         drop(is_left.then(|| UnixListener::bind(slow.socket()).unwrap()));
         let mut command = Command::new("strace");
         command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={names}"), "-e"]);
@@ -47,7 +48,7 @@ fn of_two_switches_that_start_at_once_one_listens() {
         assert_eq!(other.wait().code(), Some(1), "{names}: {}", other.log());
         assert!(other.log().contains("another switch is listening"), "{names}: {}", other.log());
         slow.await_note("READY=1");
-        assert!(slow.ports().is_empty(), "it answers at its socket");
+        assert!(slow.ports().is_empty(), "the switch answers at its socket");
         assert_eq!(slow.stop(Signal::TERM).code(), Some(0));
         assert!(!slow.socket().exists(), "{names}");
     }

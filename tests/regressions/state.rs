@@ -1,4 +1,5 @@
-//! The configuration file and the stored state are merged, and neither loses anything.
+//! The configuration file and the stored state are merged, and neither loses anything. Needs root; makes its own
+//! namespaces.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +18,7 @@ use support::host::inject::Injected;
 use support::host::nic::{Nic, experiment};
 use support::host::{Namespace, await_that};
 
-/// A switch that keeps its state, over a file of its own that can be edited.
+/// A switch with a state, over a configuration file that can be edited.
 struct StateHost {
     daemon: Daemon,
     vifs: Vec<Vif>,
@@ -25,7 +26,7 @@ struct StateHost {
 }
 
 impl StateHost {
-    /// Over the first port of four, which does not run yet.
+    /// Not running, with the first of four ports.
     fn new() -> Option<StateHost> {
         let namespace = Namespace::new()?;
         let vif = |(number, vm): (u8, &str)| Vif::new(vm, number, &namespace);
@@ -47,7 +48,7 @@ impl StateHost {
         ports.iter().map(|&port| self.namespace.link(&self.vifs[port].name)).collect()
     }
 
-    /// The value of a key of the network, as the API has it.
+    /// A key of the network, from the API.
     fn network(&self, key: &str) -> Value {
         self.daemon.get::<Value>("/v1/config")["networks"][0][key].take()
     }
@@ -59,7 +60,7 @@ impl StateHost {
     }
 }
 
-/// An edit elsewhere in the file detached every port that had been attached by API, and deleted the netdev of a VM.
+/// An edit elsewhere in the file detached every port attached over the API, and deleted the netdev of a VM.
 #[test]
 fn an_edit_of_the_file_keeps_the_ports_that_were_attached_and_their_netdevs() {
     let Some(mut host) = StateHost::new() else { return };
@@ -73,17 +74,17 @@ fn an_edit_of_the_file_keeps_the_ports_that_were_attached_and_their_netdevs() {
     host.write(&[0, 3], "", "ageing_seconds = 60");
     host.daemon.start();
     assert_eq!(host.daemon.listed(), ["port-1", "port-2", "port-3", "port-4"]);
-    assert_eq!(host.links(&[0, 1, 2]), before, "no netdev was made anew");
+    assert_eq!(host.links(&[0, 1, 2]), before, "no netdev was created again");
     assert_eq!(host.network("ageing_seconds"), 60);
     let config: Value = host.daemon.get("/v1/config");
     assert_eq!(config["vms"][0]["ports"][0]["promiscuous"], true, "what was set by API stays");
-    // It is told, and so that it reads from the state to what it has become.
+    // An event names each changed key with its old and new value.
     let events: Vec<String> = host.daemon.events().into_iter().map(|event| event.text).collect();
     let edit = events.iter().find(|text| text.contains("configuration file has been edited")).unwrap();
     assert!(edit.contains("ageing_seconds was 300 and is 60") && edit.contains("port \"port-4\" is new"), "{edit}");
     assert!(host.daemon.log().contains("ageing_seconds was 300 and is 60"));
 
-    // The same once more changes nothing, and taking the port out of the file takes it off the host, and no other.
+    // The same again changes nothing; removing the port from the file detaches it, and no other.
     host.daemon.stop(Signal::KILL);
     host.write(&[3], "", "ageing_seconds = 60");
     host.daemon.start();
@@ -99,7 +100,7 @@ fn where_both_have_changed_the_same_the_file_has_precedence_and_it_is_told() {
     host.daemon.done(&["set", "port-1", "mac_address=02:00:00:00:01:77"], "");
     host.daemon.attach(&host.vifs[1]);
     host.daemon.stop(Signal::TERM);
-    // The file has another address for the port, too, and gives that of the one that was attached to another one.
+    // The file also changes the port's address, and gives that of the attached port to another one.
     host.vifs[0].mac = "02:00:00:00:01:78".parse().unwrap();
     host.vifs[3].mac = host.vifs[1].mac;
     host.write(&[0, 3], "", "");
@@ -122,16 +123,16 @@ fn where_both_have_changed_the_same_the_file_has_precedence_and_it_is_told() {
 fn check_says_what_a_start_would_make_of_the_state_and_touches_nothing() {
     let Some(mut host) = StateHost::new() else { return };
     let state = host.daemon.state();
-    assert!(!host.check().contains("stored state") && !state.exists(), "looking makes nothing");
+    assert!(!host.check().contains("stored state") && !state.exists(), "check creates nothing");
     host.daemon.start();
     host.daemon.attach(&host.vifs[1]);
-    // While a switch has it open, whose log is not in the file yet.
+    // While a switch has it open, with changes in the write-ahead log.
     let said = host.check();
     assert!(said.contains("a start changes nothing in it"), "{said}");
     host.write(&[0], "", "ageing_seconds = 60");
     let said = host.check();
     assert!(said.contains("network \"net1\": ageing_seconds was 300 and is 60"), "{said}");
-    assert!(!said.contains("port-2"), "it stays: {said}");
+    assert!(!said.contains("port-2"), "the state is unchanged: {said}");
     let output = host.daemon.try_command(&["check", "FILE", "--json"]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["state"]["changes"].as_array().unwrap().len(), 1, "{report}");
@@ -146,7 +147,7 @@ fn check_says_what_a_start_would_make_of_the_state_and_touches_nothing() {
     };
     let before = files();
     host.check();
-    assert!(files() == before, "nothing is touched");
+    assert!(files() == before, "nothing is changed");
 }
 
 #[test]
@@ -156,7 +157,7 @@ fn a_file_that_replaces_the_state_is_taken_as_it_is() {
     host.daemon.attach(&host.vifs[1]);
     host.daemon.stop(Signal::TERM);
     let mut command = host.daemon.command();
-    // `run` stands in front of the arguments that are added, so this goes behind them by the shell.
+    // `run` is followed by the appended arguments, so the option goes after them by a shell.
     let program = command.get_program().to_owned();
     command = std::process::Command::new("sh");
     command.args(["-c", "exec \"$0\" \"$@\" --replace"]).arg(program);
@@ -170,7 +171,7 @@ fn a_file_that_replaces_the_state_is_taken_as_it_is() {
     assert_eq!(host.daemon.listed(), ["port-1"]);
 }
 
-/// Puts a state of another version of the switch where the daemon keeps its own: its namespaces are `namespace`.
+/// Installs a state of another version for the daemon, with `namespace` as its namespaces.
 fn put_state(dump: &str, host: &StateHost) {
     let state = host.daemon.state();
     let database = Connection::open(&state).unwrap();
@@ -178,7 +179,7 @@ fn put_state(dump: &str, host: &StateHost) {
     drop(database);
 }
 
-/// The parts of the desired state, as they are kept.
+/// A part of the stored desired state.
 fn part(path: &Path, name: &str) -> Value {
     let database = Connection::open(path).unwrap();
     let text: String =
@@ -193,14 +194,14 @@ fn edit_part(path: &Path, name: &str, edit: impl FnOnce(&mut Value)) {
     database.execute("UPDATE desired SET json = ?2 WHERE part = ?1", [name, &value.to_string()]).unwrap();
 }
 
-/// States as they were written by the versions before are read by this one: with what was attached and set, and learned.
+/// States written by earlier versions are read: attached ports, settings and learned stations.
 #[test]
 fn the_states_of_all_versions_are_understood() {
     let dumps = [("1", include_str!("../golden/state-1.sql")), ("2", include_str!("../golden/state-2.sql"))];
     for (version, dump) in dumps {
         let Some(mut host) = StateHost::new() else { return };
         host.namespace.ip("link add golden0 type veth peer name golden1");
-        // Where the state was made, it was made a moment ago.
+        // Shifts its times as if it had been stored just now.
         put_state(dump, &host);
         let state = host.daemon.state();
         edit_part(&state, "config", |config| {
@@ -227,7 +228,7 @@ fn the_states_of_all_versions_are_understood() {
         assert_eq!((&config["uplinks"][0]["id"], &config["vms"][0]["share_mac"]), (&json!("up"), &json!(true)));
         assert!(!host.daemon.events().is_empty());
         host.daemon.stop(Signal::TERM);
-        // What is kept from now on has no defaults, and says of which version it is.
+        // A newly stored state has no defaults, and names its version.
         host.daemon.start_over("--state", &state);
         assert_eq!(host.daemon.get::<Value>("/v1/config"), config, "version {version}");
         host.daemon.stop(Signal::TERM);
@@ -236,7 +237,7 @@ fn the_states_of_all_versions_are_understood() {
     }
 }
 
-/// After a roll-back of the program, one key that it did not know made it start without the ports that were attached.
+/// After a downgrade, one unknown key made the switch start without the attached ports.
 #[test]
 fn a_state_with_unknown_keys_is_understood_and_they_are_kept() {
     let Some(mut host) = StateHost::new() else { return };
@@ -248,7 +249,7 @@ fn a_state_with_unknown_keys_is_understood_and_they_are_kept() {
     edit_part(&state, "config", |config| {
         config["planets"] = json!(8);
         config["vms"][0]["ports"][1]["later"] = later.clone();
-        // One of a kind that this version does not have.
+        // A device kind that this version does not have.
         config["vms"][1]["ports"][0]["device"] = json!({"kind": "vhost-user", "path": "/run/p.sock"});
     });
     let port = part(&state, "config")["vms"][1]["ports"][0].clone();
@@ -260,8 +261,8 @@ fn a_state_with_unknown_keys_is_understood_and_they_are_kept() {
     let config = part(&state, "config");
     assert_eq!((&config["planets"], &config["vms"][0]["ports"][1]["later"]), (&json!(8), &later));
     assert_eq!(config["vms"][1]["ports"][0], port);
-    assert!(host.namespace.link("tap3").is_some(), "the netdev of a port that is not understood is left alone");
-    // And the other way round: no key is written that has its default, so that one that a version lacks is not there.
+    assert!(host.namespace.link("tap3").is_some(), "the netdev of a port of unknown kind is kept");
+    // Conversely, keys with default values are not written, so that older versions do not meet them.
     assert_eq!(config["vms"][0]["ports"][1]["promiscuous"], true);
     assert_eq!(config["vms"][0]["ports"][1].get("port_security"), None);
 }
@@ -281,10 +282,10 @@ fn a_state_of_a_later_format_is_refused_in_words_and_left_as_it_is() {
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && why.contains("its format is 7") && why.contains("run that version"), "{why}");
     host.daemon.stop(Signal::TERM);
-    assert!(fs::read(&state).unwrap() == before, "it is left as it is");
+    assert!(fs::read(&state).unwrap() == before, "the file is unchanged");
 }
 
-/// A lock that another process holds for seconds cost the host the ports that were attached, until the next start.
+/// A lock held by another process for seconds cost the attached ports until the next start.
 #[test]
 fn a_state_that_is_in_use_for_seconds_is_waited_for() {
     let Some(mut host) = StateHost::new() else { return };
@@ -295,8 +296,8 @@ fn a_state_that_is_in_use_for_seconds_is_waited_for() {
     other.execute_batch("BEGIN EXCLUSIVE").unwrap();
     let file = host.daemon.file();
     host.daemon.spawn_over("--config", &file);
-    // The first try takes half a second; the old one was the only one.
-    await_that("it has found the state in use", || {
+    // The first attempt takes half a second; the old version made no other.
+    await_that("the switch to find the state in use", || {
         host.daemon.log().contains("in use by another process").then_some(())
     });
     drop(other);
@@ -318,20 +319,20 @@ impl StateHost {
     fn is_refused(&self, vif: &Vif) {
         let output = self.daemon.run_command(&["attach", "-"], &attachment(vif));
         let why = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success(), "a change was taken that cannot be kept");
+        assert!(!output.status.success(), "a change was accepted that cannot be stored");
         assert!(why.contains(self.where_it_is().as_str()), "{why}");
     }
 
-    /// The path of the state, as the file has it.
+    /// Path of the state, as in the file.
     fn where_it_is(&self) -> String {
         let text = fs::read_to_string(self.daemon.file()).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix("state = ")).unwrap();
         line.trim_matches('"').to_owned()
     }
 
-    /// Waits until a port can be attached, without a restart, and is there after one. Both is told by events.
+    /// Waits until a port can be attached, without a restart, and is there after one. Both have events.
     fn recovers(&mut self, vif: &Vif) {
-        await_that("changes are taken again", || {
+        await_that("changes to be accepted again", || {
             self.daemon.run_command(&["attach", "-"], &attachment(vif)).status.success().then_some(())
         });
         let states = |daemon: &Daemon| -> Vec<String> {
@@ -348,8 +349,8 @@ impl StateHost {
         self.daemon.await_active(vif);
         self.daemon.stop(Signal::KILL);
         self.daemon.start();
-        assert!(self.daemon.listed().contains(&vif.port), "what was answered is kept");
-        assert_eq!(states(&self.daemon), reported, "and what happened");
+        assert!(self.daemon.listed().contains(&vif.port), "answered changes are stored");
+        assert_eq!(states(&self.daemon), reported, "and events");
     }
 }
 
@@ -382,7 +383,7 @@ fn the_first_change_after_a_full_disk_has_room_again_is_taken() {
     host.daemon.attach(&host.vifs[1]);
     assert_eq!(host.daemon.listed(), ["port-1", "port-2"]);
     host.daemon.await_active(&host.vifs[1]);
-    // While it runs as well.
+    // While running as well.
     disk.fill();
     let is_taken = |host: &StateHost, value: usize| {
         let value = format!("mac_limit={value}");
@@ -398,7 +399,7 @@ fn the_first_change_after_a_full_disk_has_room_again_is_taken() {
     assert_eq!(host.daemon.get::<Value>("/v1/config")["vms"][0]["ports"][0]["mac_limit"], 99);
 }
 
-/// With a state, which can be read: then the ports are there that were attached.
+/// With a readable state the attached ports are there.
 #[test]
 fn a_state_that_can_only_be_read_at_the_start_is_read_and_written_when_it_can_be() {
     for how in ["inodes", "read-only"] {
@@ -406,7 +407,7 @@ fn a_state_that_can_only_be_read_at_the_start_is_read_and_written_when_it_can_be
         let Some(mut host) = StateHost::on(&disk) else { return };
         host.daemon.start();
         host.daemon.attach(&host.vifs[1]);
-        // Killed, what is wanted is in the log of the file alone.
+        // Killed, the desired state is in the write-ahead log only.
         host.daemon.stop(if how == "inodes" { Signal::TERM } else { Signal::KILL });
         if how == "inodes" {
             disk.take_inodes()
@@ -425,7 +426,7 @@ fn a_state_that_can_only_be_read_at_the_start_is_read_and_written_when_it_can_be
     }
 }
 
-/// The state cannot be read at all at the start, and can be later: the ports that were attached come then.
+/// The state is unreadable at the start and readable later: attached ports are opened then.
 #[test]
 fn a_state_that_can_be_used_later_than_the_start_brings_its_ports() {
     let Some(mut host) = StateHost::new() else { return };
@@ -434,15 +435,11 @@ fn a_state_that_can_be_used_later_than_the_start_brings_its_ports() {
     host.daemon.stop(Signal::TERM);
     let (state, away) = (host.daemon.state(), host.daemon.state().with_extension("away"));
     fs::rename(&state, &away).unwrap();
-    // Something is in its place that is no file: the mount point of a disk that comes late, say.
+    // In its place is something other than a file, such as the mount point of a disk.
     fs::create_dir(&state).unwrap();
     host.daemon.start();
     assert_eq!(host.daemon.listed(), ["port-1"]);
-    assert_eq!(
-        host.links(&[1]).iter().flatten().count(),
-        1,
-        "the netdev of a port that is not known now is left alone"
-    );
+    assert_eq!(host.links(&[1]).iter().flatten().count(), 1, "the netdev of an unknown port is kept");
     fs::remove_dir(&state).unwrap();
     fs::rename(&away, &state).unwrap();
     await_that("the port that was attached", || (host.daemon.listed() == ["port-1", "port-2"]).then_some(()));
@@ -451,7 +448,7 @@ fn a_state_that_can_be_used_later_than_the_start_brings_its_ports() {
     assert_eq!(host.daemon.listed(), ["port-1", "port-2", "port-3"]);
 }
 
-/// Stations, measures and the state of pins were lost when the state could be used only later than the start.
+/// Stations, mitigation and activation were lost when the state became usable only after the start.
 #[test]
 fn a_state_that_can_be_used_later_than_the_start_brings_its_stations_and_measures() {
     let Some(mut host) = StateHost::new() else { return };
@@ -494,7 +491,7 @@ fn a_state_that_can_be_used_later_than_the_start_brings_its_stations_and_measure
     await_that("all of it after a restart", || has_all(&host).then_some(()));
 }
 
-/// What is written into a file that has no name any more is lost at the next start.
+/// Writes to a deleted file are lost at the next start.
 #[test]
 fn a_state_that_is_taken_away_while_it_is_used_is_made_anew() {
     let Some(disk) = Disk::new("size=4m") else { return };
@@ -506,7 +503,7 @@ fn a_state_that_is_taken_away_while_it_is_used_is_made_anew() {
             fs::remove_file(file.unwrap().path()).unwrap();
         }
     };
-    // Something happens that changes nothing of what is wanted.
+    // An event that does not change the desired state.
     take_away();
     host.namespace.ip("link del tap2");
     await_that("the state", || disk.state().exists().then_some(()));
@@ -556,7 +553,7 @@ fn a_disk_that_fails_while_the_switch_runs_stops_changes_until_it_works_again() 
     host.recovers(&host.vifs[1].clone());
 }
 
-/// The wall clock was ahead, or behind, by ten years when a port was held, and is right at the next start.
+/// The wall clock was ten years ahead or behind when a port was quarantined, and is right at the next start.
 #[test]
 fn a_quarantine_is_neither_lost_nor_without_end_when_the_clock_is_set_over_a_restart() {
     const YEARS: i64 = 10 * 365 * 86_400_000;
@@ -569,12 +566,12 @@ fn a_quarantine_is_neither_lost_nor_without_end_when_the_clock_is_set_over_a_res
         host.daemon.start();
         let nic = Nic::new(&host.namespace, &host.vifs[0].name);
         let held = |host: &StateHost| host.daemon.port(&host.vifs[0]).status == Status::Quarantined;
-        await_that("the port is held", || {
+        await_that("the quarantined port", || {
             (0..40).for_each(|number| nic.send(&experiment(Mac::BROADCAST, host.vifs[0].mac, &[number])));
             held(&host).then_some(())
         });
         host.daemon.stop(Signal::TERM);
-        // What was kept is as it would be if the clock had been so then.
+        // Shifts the stored times as such a clock would have.
         edit_part(&host.daemon.state(), "loops", |loops| {
             for of in loops["disabled"].as_array_mut().unwrap() {
                 for key in ["since", "until"] {
@@ -586,13 +583,13 @@ fn a_quarantine_is_neither_lost_nor_without_end_when_the_clock_is_set_over_a_res
             }
         });
         host.daemon.start();
-        assert!(held(&host), "it is lost: shifted by {shift}");
-        // Within the time that it has, and what a slow machine takes.
+        assert!(held(&host), "the quarantine is lost: shifted by {shift}");
+        // Within the hold time, plus the time of a slow machine.
         await_that("its end", || (!held(&host)).then_some(()));
     }
 }
 
-/// An id that the alias of its netdev cannot hold was accepted, and the port was down for ever.
+/// An id too long for the alias of its netdev was accepted, and the port stayed down.
 #[test]
 fn an_id_that_is_too_long_for_its_netdev_is_refused_with_its_limit() {
     let Some(mut host) = StateHost::new() else { return };
@@ -617,11 +614,11 @@ fn an_id_that_is_too_long_for_its_netdev_is_refused_with_its_limit() {
     host.write(&[0], "", "");
     let output = host.daemon.try_command(&["check", "FILE"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
-    // The path of an API request is an id as well.
+    // The path of an API request is an id too.
     host.daemon.detach(&vif);
 }
 
-/// A start read all stations, and looked through the whole state, before the first port was opened.
+/// At a start all stations were read, and the whole state was scanned, before the first port was opened.
 #[test]
 fn very_many_stations_are_there_after_a_restart_and_no_port_waits_for_them() {
     const STATIONS: i64 = 65_536;
@@ -647,12 +644,12 @@ fn very_many_stations_are_there_after_a_restart_and_no_port_waits_for_them() {
             [],
         )
         .unwrap();
-    // A switch that was stopped at once has saved none, and says of no time when it did.
+    // A switch that was stopped at once has saved none, and has no time of a save.
     transaction.execute("UPDATE current SET saved_at = unixepoch() * 1000", []).unwrap();
     transaction.execute("DELETE FROM desired WHERE part = 'stations'", []).unwrap();
     transaction.commit().unwrap();
     drop(database);
-    // All of them come; and a switch that is stopped before that has them again.
+    // All are restored; a switch stopped before that has them again at the next start.
     let known = |host: &StateHost| -> i64 { host.daemon.get::<Value>("/v1/networks")[0]["stations"].as_i64().unwrap() };
     let is_ready_before = |host: &mut StateHost| {
         host.daemon.start();
@@ -660,24 +657,24 @@ fn very_many_stations_are_there_after_a_restart_and_no_port_waits_for_them() {
         host.daemon.stop(Signal::TERM);
         at_ready < STATIONS
     };
-    // Whoever asks may be late now and then.
-    assert!((0..5).any(|_| is_ready_before(&mut host)), "it is ready only when all stations are there");
+    // The reading may be late occasionally.
+    assert!((0..5).any(|_| is_ready_before(&mut host)), "READY comes only after all stations");
     host.daemon.start();
-    // On a busy machine they take their time.
+    // On a busy machine it takes time.
     let mut now = known(&host);
     while now < STATIONS {
         now = await_that("more stations", || Some(known(&host)).filter(|&more| more > now));
     }
 }
 
-/// The file calls the namespace of a port by another name: its netdev is the same, and stays.
+/// The file names the namespace of a port differently: its netdev is the same and stays.
 #[test]
 fn a_netdev_stays_when_its_namespace_is_called_by_another_name() {
     let Some(mut host) = StateHost::new() else { return };
     host.daemon.start();
     let before = host.links(&[0]);
     let name = host.namespace.0.clone();
-    // While it runs, and over a restart. To a path, the first two are one.
+    // While running, and over a restart. As paths, the first two are equal.
     for (signal, netns) in [
         (Signal::TERM, format!("/run/./netns/{name}")),
         (Signal::HUP, format!("/run//netns/{name}")),
@@ -695,16 +692,16 @@ fn a_netdev_stays_when_its_namespace_is_called_by_another_name() {
         host.daemon.await_active(&host.vifs[0]);
         assert_eq!(host.links(&[0]), before, "{signal:?}");
     }
-    // And it is still known as ours: it goes with its port.
+    // The netdev is still recognised: it is removed with its port.
     host.daemon.detach(&host.vifs[0]);
     await_that("its netdev is gone", || host.links(&[0])[0].is_none().then_some(()));
 }
 
-/// Numbers that look like dice, from a seed that is printed.
+/// Deterministic random numbers, from a seed that is printed.
 struct Rng(u64);
 
 impl Rng {
-    /// One below `sides`.
+    /// A number below `sides`.
     fn below(&mut self, sides: u64) -> u64 {
         // xorshift64*
         self.0 ^= self.0 >> 12;
@@ -714,7 +711,7 @@ impl Rng {
     }
 }
 
-/// What is known of a port that is attached and detached by API.
+/// Expected state of a port that is attached and detached over the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Known {
     Attached,
@@ -723,13 +720,13 @@ enum Known {
     Either,
 }
 
-/// A switch whose file is edited while ports are attached and detached by API.
+/// A switch whose file is edited while ports are attached and detached over the API.
 struct RestartScenario {
     host: StateHost,
-    /// Ports of the file, and whether each stands in it.
+    /// Ports of the file, and whether each is in it now.
     of_file: Vec<(Vif, bool)>,
     of_api: Vec<(Vif, Known)>,
-    /// The netdevs, by port, that must not go any more: by the index of the kernel.
+    /// Interface indices by port of netdevs that must not be removed.
     netdevs: std::collections::HashMap<String, u32>,
     rng: Rng,
     answered: u32,
@@ -737,7 +734,7 @@ struct RestartScenario {
 }
 
 impl RestartScenario {
-    /// Edits the file, at once for whoever reads it.
+    /// Edits the file atomically.
     fn edit(&mut self) {
         let change = self.rng.below(self.of_file.len() as u64) as usize;
         self.of_file[change].1 ^= true;
@@ -755,7 +752,7 @@ impl RestartScenario {
         }
     }
 
-    /// Attaches and detaches until `until`, or the switch does not answer any more.
+    /// Attaches and detaches until `until` is set, or the switch does not answer.
     fn change_until(&mut self, until: &std::sync::atomic::AtomicBool) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let client = Client::new(self.host.daemon.socket());
@@ -782,12 +779,12 @@ impl RestartScenario {
                         self.netdevs.remove(&vif.port);
                     }
                 }
-                // It is so already.
+                // The change was made before.
                 Err(Error::Refused { kind, .. }) if *known == Known::Either && kind == "port_in_use" => {
                     *known = Known::Attached;
                 }
                 Err(Error::Refused { kind, .. }) if kind != "shutting_down" => panic!("{attach} {vif:?}: {kind}"),
-                // Whether it is kept is not known: it is one of the two.
+                // Unknown: either state is allowed.
                 Err(_) => {
                     *known = Known::Either;
                     self.netdevs.remove(&vif.port);
@@ -798,7 +795,7 @@ impl RestartScenario {
         }
     }
 
-    /// What was answered is so, and no netdev of a port that is wanted has gone.
+    /// Asserts that answered changes are in force, and that no netdev of a desired port was removed.
     fn check(&mut self) {
         let listed = self.host.daemon.listed();
         let of_file =
@@ -812,19 +809,19 @@ impl RestartScenario {
             );
             let link = || self.host.namespace.link(&vif.name).map(|link| link.index);
             if !is_listed {
-                await_that("the netdev of a port that nobody wants goes", || link().is_none().then_some(()));
+                await_that("the removal of orphaned netdevs", || link().is_none().then_some(()));
                 continue;
             }
-            let index = link().unwrap_or_else(|| panic!("the netdev of {} has gone", vif.port));
+            let index = link().unwrap_or_else(|| panic!("the netdev of {} was removed", vif.port));
             let before = *self.netdevs.entry(vif.port.clone()).or_insert(index);
-            assert_eq!(index, before, "the netdev of {} has been made anew", vif.port);
+            assert_eq!(index, before, "the netdev of {} was created again", vif.port);
         }
         for (vif, known) in &mut self.of_api {
             *known = if listed.contains(&vif.port) { Known::Attached } else { Known::Detached };
         }
     }
 
-    /// The switch is ended or told to reload at some moment while it is changed, and its file edited.
+    /// Ends or reloads the switch at a random moment of changes, with its file edited.
     fn instant(&mut self) {
         let signal = [Signal::KILL, Signal::TERM, Signal::HUP][self.rng.below(3) as usize];
         let most = [2, 20, 60, 200][self.rng.below(4) as usize] * 1000;
@@ -843,7 +840,7 @@ impl RestartScenario {
                 pass(micros);
                 rustix::process::kill_process(pid, signal).unwrap();
                 if signal == Signal::HUP {
-                    // Changes go on while the file is read.
+                    // Changes continue while the file is read.
                     pass(20_000);
                     over.store(true, std::sync::atomic::Ordering::Relaxed);
                 }
@@ -865,9 +862,9 @@ impl RestartScenario {
     }
 }
 
-/// Killed, stopped and reloaded at random moments during changes, with the file edited in between. `STATE_MOMENTS=200
-/// cargo test --test regressions whatever_moment` tries more of them; `STATE_SEED` repeats a run, as far as the kernel lets
-/// the same things happen at the same moments.
+/// Kills, stops and reloads at random moments during changes, with the file edited in between. `STATE_MOMENTS=200
+/// cargo test --test regressions whatever_moment` tries more of them; `STATE_SEED` repeats a run, as far as timing
+/// allows.
 #[test]
 fn at_whatever_moment_it_is_ended_or_reloaded_no_wanted_netdev_goes_and_no_answered_change_is_lost() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
@@ -877,7 +874,7 @@ fn at_whatever_moment_it_is_ended_or_reloaded_no_wanted_netdev_goes_and_no_answe
     let Some(mut host) = StateHost::new() else { return };
     let vif = |number: u8, vm: &str| Vif::new(vm, number, &host.namespace);
     let of_file: Vec<_> = (1..=3).map(|number| (vif(number, "a"), true)).collect();
-    // Of a VM of the file, and of others.
+    // Ports of the file's VM, and of others.
     let of_api = (4..=7).map(|number| (vif(number, if number < 6 { "a" } else { "b" }), Known::Detached)).collect();
     host.write(&[], "", "");
     host.daemon.start();

@@ -1,4 +1,5 @@
-//! A storm limit that stops a legitimate service is told with what lifts it, and that lifts it.
+//! A storm limit that stops a legitimate service is reported with the command that lifts it, and that command works.
+//! Needs root; makes its own namespaces.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,7 +13,7 @@ use support::host::{Namespace, await_that};
 
 const GROUP: Mac = Mac::from_bits(0x0100_5e01_0101);
 
-/// A VM with two ports, and another VM; the VM's limits stand in the configuration.
+/// A VM with two ports, and another VM; the VM's limits are in the configuration.
 struct Scenario {
     daemon: Daemon,
     nics: Vec<Nic>,
@@ -36,24 +37,24 @@ impl Scenario {
         Some(Scenario { daemon, nics, macs: vifs.iter().map(|vif| vif.mac).collect(), _spaces: spaces })
     }
 
-    /// Sends so many frames to a group from a port of the VM. How many of them did not come to the other VM.
+    /// Sends frames to a group from a port of the VM. Returns how many did not arrive at the other VM.
     fn lost(&self, port: usize, to: Mac, count: u64) -> u64 {
         let before = self.dropped(port);
-        // Few at once, so that none is lost anywhere else.
+        // Few at once, so that none is lost elsewhere.
         for number in 0..count {
             self.nics[port].send(&experiment(to, self.macs[port], &number.to_be_bytes()));
             let rest = self.nics[2].rest();
             drop(rest);
         }
-        let last = experiment(self.macs[2], self.macs[port], b"the last one");
+        let last = experiment(self.macs[2], self.macs[port], b"the last frame");
         self.nics[port].send(&last);
-        // What was sent before it has been judged before it.
+        // Frames sent earlier have been decided earlier.
         self.nics[2].take_until(&last);
         self.nics.iter().for_each(|nic| drop(nic.rest()));
         self.dropped(port) - before
     }
 
-    /// Frames of a port that storm limits have refused.
+    /// Frames of a port dropped by storm limits.
     fn dropped(&self, port: usize) -> u64 {
         let ports: Value = self.daemon.get("/v1/ports");
         let drops = ports[port]["drops"].as_object().unwrap();
@@ -66,21 +67,21 @@ impl Scenario {
         events.filter(|event| event["kind"] == "storm_start").collect()
     }
 
-    /// Runs the one command that an event, or a storm that is shown, names in backticks.
+    /// Runs the one command that an event, or a shown storm, names in backticks.
     fn obey(&self, text: &str) {
         let parts: Vec<&str> = text.split('`').collect();
         assert_eq!(parts.len(), 3, "one command: {text}");
         let words = parts[1].strip_prefix("vifswitch ").unwrap_or_else(|| panic!("{text}"));
         let program = PathBuf::from(self.daemon.command().get_program());
-        // As a person does it, with a shell.
+        // By a shell, as an operator does.
         let line = format!("{} {words} --socket {}", program.display(), self.daemon.socket().display());
         let done = Command::new("sh").args(["-c", &line]).output().unwrap();
         assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
     }
 }
 
-/// The port's limit and that of its VM are the same by default: the command lifts the one that is hit, and no other one
-/// holds the frames instead.
+/// The limits of port and VM are equal by default: the command lifts the one that is exceeded, and the other does not
+/// drop the frames instead.
 #[test]
 fn the_command_that_the_event_names_lifts_the_limit_of_a_port() {
     for (network, class, to) in [
@@ -103,7 +104,7 @@ fn the_command_that_the_event_names_lifts_the_limit_of_a_port() {
         assert!(shown[0]["text"].as_str().unwrap().contains(&format!("storm.{class}=off")), "{shown}");
         scene.obey(text);
         assert_eq!(scene.lost(0, to, 1000), 0, "{class}: after {text}");
-        // Of its sibling nothing was said: it still has its limit, and that of the VM is all its own.
+        // Its sibling still has its own limit, and the VM's limit for itself.
         assert!(scene.lost(1, to, 1000) > 0, "{class}");
     }
 }
@@ -130,7 +131,7 @@ fn the_command_that_the_event_names_lifts_the_limit_of_a_vm() {
     }
 }
 
-/// Limits that are lifted by hand, in the words of the configuration.
+/// Limits lifted by hand, in the notation of the configuration.
 #[test]
 fn a_port_without_storm_limits_has_none_of_its_vm_either() {
     let network = "storm = { multicast = { pps = 100 }, broadcast = { pps = 100 }, unknown_unicast = { pps = 100 }, \
@@ -140,12 +141,12 @@ fn a_port_without_storm_limits_has_none_of_its_vm_either() {
     assert!(all.iter().all(|&to| scene.lost(0, to, 500) > 0));
     scene.daemon.done(&["set", "port-1", "storm=off"], "");
     assert_eq!(all.map(|to| scene.lost(0, to, 500)), [0; 3]);
-    // What the network says holds again.
+    // The network's limits apply again.
     scene.daemon.done(&["set", "port-1", "storm="], "");
     assert!(all.iter().all(|&to| scene.lost(0, to, 500) > 0));
 }
 
-/// A port that a limit has closed is open as soon as that is lifted.
+/// A port disabled by a limit is enabled once the limit is lifted.
 #[test]
 fn a_port_that_is_disabled_opens_when_its_limit_is_lifted() {
     let network = "storm = { multicast = { pps = 100, action = \"disable\", recovery_seconds = 0 } }";
@@ -154,9 +155,9 @@ fn a_port_that_is_disabled_opens_when_its_limit_is_lifted() {
         scene.nics[0].send(&experiment(GROUP, scene.macs[0], &number.to_be_bytes()));
     }
     let status = || scene.daemon.get::<Value>("/v1/ports")[0]["status"].clone();
-    await_that("it is held", || (status() == "QUARANTINED").then_some(()));
+    await_that("the port to be disabled", || (status() == "QUARANTINED").then_some(()));
     let event = await_that("the event", || scene.starts().pop());
     scene.obey(event["text"].as_str().unwrap());
-    await_that("it is open", || (status() == "ACTIVE").then_some(()));
+    await_that("the port to be enabled", || (status() == "ACTIVE").then_some(()));
     assert_eq!(scene.lost(0, GROUP, 1000), 0);
 }

@@ -1,4 +1,5 @@
-//! A frame never reaches the network of another VLAN.
+//! No frame reaches the network of another VLAN, wherever the kernel keeps its tag. Needs root; makes its own
+//! namespaces.
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -11,13 +12,13 @@ use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, lay};
 use support::host::{Namespace, await_that, run};
 
-/// On the wire of an uplink, and behind the bridge of a guest.
+/// On the link of an uplink, and behind the bridge of a guest.
 const OUTSIDE: Mac = Mac::from_bits(0x0200_0000_0999);
 
 const NETWORKS: [(&str, u16); 2] = [("net1", 1500), ("net2", 1500)];
 
-/// A guest or a wire whose frames pass a bridge before they leave by a veth: the bridge puts the outer tag of a frame
-/// beside it, as a VLAN interface of the kernel does. And on each of the two networks somebody who hears what comes.
+/// A guest or external network whose frames pass a bridge before they leave by a veth: the bridge strips the outer
+/// tag into metadata, as a VLAN interface of the kernel does. On each of the two networks an observer receives.
 struct Lab {
     daemon: Daemon,
     guest: Namespace,
@@ -29,7 +30,7 @@ struct Lab {
     _spaces: [Namespace; 2],
 }
 
-/// A bridge with the netdev `outside` and i0, whose other end i1 is what speaks and hears.
+/// A bridge with the netdev `outside` and i0, whose peer i1 sends and receives.
 pub fn bridge(namespace: &Namespace, outside: &str) -> Nic {
     namespace.ip("link add br0 type bridge");
     namespace.ip("link add i0 type veth peer name i1");
@@ -43,13 +44,13 @@ pub fn bridge(namespace: &Namespace, outside: &str) -> Nic {
 }
 
 impl Lab {
-    /// `uplink`: the bridge is on the wire of an uplink that carries net1 untagged and net2 as VLAN 101; else it is
-    /// in a guest, the parent of whose trunk is on net1, with a subport of VLAN 101 on net2. `None`: cannot be tested.
+    /// `uplink`: the bridge is at an uplink with net1 untagged and net2 as VLAN 101; otherwise it is in a guest, the
+    /// parent of whose trunk is on net1, with a subport of VLAN 101 on net2. `None` if the host cannot run the test.
     fn new(on: DeviceKind, uplink: bool, device: &str) -> Option<Lab> {
         Lab::started_by(on, uplink, device, Daemon::command)
     }
 
-    /// The same with a switch that is started by this command.
+    /// The same with a switch started by this command.
     fn started_by(on: DeviceKind, uplink: bool, device: &str, command: impl FnOnce(&Daemon) -> Command) -> Option<Lab> {
         let (guest, host) = (Namespace::new()?, Namespace::new()?);
         let spaces = [Namespace::new()?, Namespace::new()?];
@@ -80,7 +81,7 @@ impl Lab {
         Some(Lab { daemon, guest, _host: host, inside, observers, _spaces: spaces })
     }
 
-    /// What a command shows as JSON.
+    /// JSON output of a `show` command.
     fn shown(&self, what: &str) -> Value {
         serde_json::from_str(&self.daemon.done(&["show", what, "--json"], "")).unwrap()
     }
@@ -98,8 +99,8 @@ impl Lab {
         })
     }
 
-    /// Sends a broadcast with these tags from behind the bridge, then one without and one of VLAN 101, and says what the
-    /// observers have heard up to these.
+    /// Sends a broadcast with these tags from behind the bridge, then one untagged and one of VLAN 101. Returns what
+    /// the observers receive up to these.
     fn received(&self, tags: &[[u8; 4]]) -> [Vec<Vec<u8>>; 2] {
         let plain = |text: &[u8]| experiment(Mac::BROADCAST, OUTSIDE, &[text, &[0; 46]].concat());
         let tagged = |frame: &[u8], tags: &[[u8; 4]]| [&frame[..12], &tags.concat(), &frame[12..]].concat();
@@ -111,7 +112,7 @@ impl Lab {
         })
     }
 
-    /// The next broadcast from behind the bridge that an observer hears. The bridge itself speaks to groups.
+    /// Next broadcast from behind the bridge at an observer. Skips groups, to which the bridge sends itself.
     fn take(&self, network: usize) -> Vec<u8> {
         let addresses = [Mac::BROADCAST.octets(), OUTSIDE.octets()].concat();
         loop {
@@ -123,7 +124,7 @@ impl Lab {
     }
 }
 
-/// Tags of every kind, kept beside the frame.
+/// Tags of every kind, stripped into metadata.
 fn frames_stay_on_the_network_of_their_tag(on: DeviceKind, uplink: bool) {
     let Some(lab) = Lab::new(on, uplink, "") else { return };
     let (what, key, id) = if uplink { ("uplinks", "uplink_id", "up0") } else { ("ports", "port_id", "port-1") };
@@ -133,11 +134,11 @@ fn frames_stay_on_the_network_of_their_tag(on: DeviceKind, uplink: bool) {
     let none: [Vec<Vec<u8>>; 2] = [vec![], vec![]];
     assert_eq!(lab.received(&[]), [vec![plain.clone()], vec![]], "{on:?}: untagged");
     assert_eq!(lab.received(&[[0x81, 0, 0, 101]]), [vec![], vec![plain.clone()]], "{on:?}: the tag of net2");
-    assert_eq!(lab.received(&[[0x81, 0, 0, 102]]), none, "{on:?}: a tag that nobody has");
-    assert_eq!(lab.received(&[[0x81, 0, 0, 102], [0x81, 0, 0, 101]]), none, "{on:?}: the tag of net2 behind another");
+    assert_eq!(lab.received(&[[0x81, 0, 0, 102]]), none, "{on:?}: a VLAN of no port");
+    assert_eq!(lab.received(&[[0x81, 0, 0, 102], [0x81, 0, 0, 101]]), none, "{on:?}: the tag of net2 after another");
     let inner = [0x81, 0, 0, 7];
-    assert_eq!(lab.received(&[[0x81, 0, 0xa0, 101], inner]), [vec![], vec![after(inner)]], "{on:?}: one behind it");
-    // What the guest turns on and off makes no difference.
+    assert_eq!(lab.received(&[[0x81, 0, 0xa0, 101], inner]), [vec![], vec![after(inner)]], "{on:?}: a second tag");
+    // The guest's setting makes no difference.
     for txvlan in ["off", "on"] {
         lab.guest.run_in(|| run("ethtool", &["-K", "tap1", "txvlan", txvlan]));
         assert_eq!(lab.received(&[[0x81, 0, 0, 101]]), [vec![], vec![plain.clone()]], "{on:?}: txvlan {txvlan}");
@@ -166,7 +167,7 @@ fn a_tag_beside_the_frame_decides_on_a_packet_uplink() {
     frames_stay_on_the_network_of_their_tag(DeviceKind::Packet, true);
 }
 
-/// A port without subports forwards frames unmodified: also the tag that a guest's bridge keeps beside them.
+/// A port without subports forwards frames unmodified, including tags that a guest's bridge has stripped.
 #[test]
 fn a_tag_beside_the_frame_passes_a_port_that_is_no_trunk() {
     for on in [DeviceKind::Xdp, DeviceKind::Packet] {
@@ -183,7 +184,7 @@ fn a_tag_beside_the_frame_passes_a_port_that_is_no_trunk() {
     }
 }
 
-/// On a kernel that does not describe its functions a program cannot ask the driver of a veth.
+/// On a kernel without BTF of its functions a program cannot read tags of a veth.
 #[test]
 fn a_trunk_is_refused_by_a_kernel_that_tells_no_tags() {
     let hidden = |daemon: &Daemon| {
@@ -202,7 +203,7 @@ fn a_trunk_is_refused_by_a_kernel_that_tells_no_tags() {
     assert!(alone["status_reason"].as_str().unwrap().contains("native copy"), "{alone}");
 }
 
-/// In generic mode no program sees a tag that is beside the frame. Nobody is served by guesses.
+/// In generic mode no program can read a stripped tag: the trunk is refused.
 #[test]
 fn a_trunk_or_uplink_whose_tags_may_be_lost_is_refused() {
     for uplink in [false, true] {
@@ -223,12 +224,12 @@ fn a_trunk_or_uplink_whose_tags_may_be_lost_is_refused() {
         }
         assert_eq!(lab.of("ports", key, "port-4")["status"], "DOWN");
 
-        // Without subports it forwards, and says what may happen to tags.
+        // Without subports the port forwards, and warns of lost tags.
         lab.daemon.done(&["detach", "port-4"], "");
         let alone = lab.await_status(what, key, id, "ACTIVE");
         assert!(named(alone["status_reason"].as_str().unwrap()), "{alone}");
         assert!(event("port_up"), "{}", lab.daemon.done(&["events"], ""));
-        // With one it is refused again, at once.
+        // With a subport it is refused again, at once.
         let subport = "device_id = \"a\"\nport_id = \"port-4\"\nnetwork_id = \"net2\"\nmac_address = \"02:00:00:00:01:04\"\n\
                        parent = \"port-1\"\nvlan = 101\n";
         lab.daemon.done(&["attach", "-"], subport);
@@ -238,6 +239,6 @@ fn a_trunk_or_uplink_whose_tags_may_be_lost_is_refused() {
         lab.await_status(what, key, id, "ACTIVE");
         let later = experiment(Mac::BROADCAST, OUTSIDE, &[1; 46]);
         lab.inside.send(&later);
-        assert_eq!(lab.take(0), later, "nothing came while it was refused");
+        assert_eq!(lab.take(0), later, "no frame arrived while refused");
     }
 }

@@ -1,4 +1,4 @@
-//! A switch with an uplink: what the tests of activation and of announcements stand on.
+//! A switch with uplinks: setup of the tests of activation and announcements.
 
 use std::fmt::Write as _;
 use std::net::Ipv6Addr;
@@ -10,21 +10,21 @@ use support::host::daemon::{Daemon, Vif, attachment, config, keeping};
 use support::host::nic::{Nic, experiment, frame};
 use support::host::{Namespace, await_that, run};
 
-/// The VLAN of net1 outside, and of net2.
+/// External VLAN of net1, and of net2.
 pub const VLANS: [u16; 2] = [120, 130];
 
-/// Lays a wire from the host to the outside; both ends have the same name.
+/// Creates a link from the host to the external network; both ends have the same name.
 pub fn lay_wire(host: &Namespace, outside: &Namespace, name: &str) {
     let Namespace(outside_name) = outside;
     host.ip(&format!("link add {name} type veth peer name {name} netns {outside_name}"));
     for namespace in [host, outside] {
-        // Tags stay in the frames, as on a wire.
+        // Keeps tags in the frames.
         namespace.run_in(|| run("ethtool", &["-K", name, "txvlan", "off", "rxvlan", "off"]));
         namespace.ip(&format!("link set dev {name} up"));
     }
 }
 
-/// The text of a configuration over ports on net1, and uplinks with net1 and net2. Two uplinks are a group.
+/// A configuration with ports on net1, and uplinks with net1 and net2. Two uplinks are a group.
 pub fn wired(daemon: &Daemon, switch: &str, vifs: &[Vif], host: &Namespace, wires: &[&str]) -> String {
     let mut text = config(&daemon.socket(), switch, &[("net1", 1500), ("net2", 1500)], vifs);
     for wire in wires {
@@ -41,7 +41,7 @@ pub fn wired(daemon: &Daemon, switch: &str, vifs: &[Vif], host: &Namespace, wire
     keeping(&text, &daemon.state())
 }
 
-/// Attaches a port that waits for its first frame. A switch that does not know of that has it as it was.
+/// Attaches an inactive port. A switch without that key attaches an active one.
 pub fn attach_waiting(daemon: &Daemon, vif: &Vif) {
     let waiting = Vif { more: format!("{}\nactivation = \"first-frame\"", vif.more), ..vif.clone() };
     if !daemon.run_command(&["attach", "-"], &attachment(&waiting)).status.success() {
@@ -55,7 +55,7 @@ pub fn tagged(vlan: u16, frame: &[u8]) -> Vec<u8> {
     [&frame[..12], &[0x81, 0, a, b], &frame[12..]].concat()
 }
 
-/// The frame behind its tag, if it is one of this VLAN.
+/// The frame without its tag, if it is of this VLAN.
 pub fn untagged(vlan: u16, frame: &[u8]) -> Option<Vec<u8>> {
     let [a, b] = vlan.to_be_bytes();
     (frame.get(12..16)? == [0x81, 0, a, b]).then(|| [&frame[..12], &frame[16..]].concat())
@@ -75,7 +75,7 @@ pub fn gratuitous_arp(mac: Mac) -> Vec<u8> {
     frame(Mac::BROADCAST, mac, 0x0806, &packet)
 }
 
-/// A neighbor advertisement that nobody has asked for.
+/// An unsolicited neighbor advertisement.
 pub fn unsolicited_advertisement(mac: Mac) -> Vec<u8> {
     let own: Ipv6Addr = "fd00::7".parse().unwrap();
     let all_nodes: Ipv6Addr = "ff02::1".parse().unwrap();
@@ -84,8 +84,7 @@ pub fn unsolicited_advertisement(mac: Mac) -> Vec<u8> {
     frame(Mac::new([0x33, 0x33, 0, 0, 0, 1]), mac, 0x86dd, &[ip, message].concat())
 }
 
-/// The advertisement that the master of a virtual router sends: VRRPv3 over IPv6 for 00:00:5e:00:02:xx, over IPv4 for the
-/// others.
+/// The advertisement of a VRRP master: VRRPv3 over IPv6 for 00:00:5e:00:02:xx, over IPv4 for others.
 pub fn vrrp_advert(router: Mac) -> Vec<u8> {
     let [.., family, vrid] = router.octets();
     let message = [0x31, vrid, 100, 1, 0, 100, 0, 0];
@@ -108,14 +107,14 @@ pub fn vrrp_advert(router: Mac) -> Vec<u8> {
     )
 }
 
-/// The address that a frame announces by RARP, if it does.
+/// The address that a RARP frame announces.
 pub fn announced(frame: &[u8]) -> Option<Mac> {
     let is_rarp = frame.len() >= 42 && frame[..6] == [0xff; 6] && frame[12..22] == [0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3];
     let mac = Mac::new(frame.get(6..12)?.try_into().unwrap());
     (is_rarp && frame[22..28] == mac.octets()).then_some(mac)
 }
 
-/// The events of a kind that name a port, as they were told.
+/// Events of a kind that name a port.
 pub fn events(daemon: &Daemon, kind: &str, port: &str) -> Vec<Value> {
     let page = daemon.page("/v1/events");
     let events = page.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -123,7 +122,7 @@ pub fn events(daemon: &Daemon, kind: &str, port: &str) -> Vec<Value> {
     events.filter(|event| event["kind"] == kind && names(event)).collect()
 }
 
-/// Waits until there have been so many events of a kind that name a port. The last one.
+/// Waits for this number of events of a kind that name a port. Returns the last one.
 pub fn await_events(daemon: &Daemon, kind: &str, port: &str, count: usize) -> Value {
     await_that(&format!("event {count} {kind} of {port}"), || {
         let mut events = events(daemon, kind, port);
@@ -131,7 +130,7 @@ pub fn await_events(daemon: &Daemon, kind: &str, port: &str, count: usize) -> Va
     })
 }
 
-/// Where the switch has a station, and how.
+/// Port and kind of a station's FDB entry.
 pub fn station(daemon: &Daemon, mac: Mac) -> Option<(String, String)> {
     let all: Value = daemon.get("/v1/fdb");
     let found = all.as_array().unwrap().iter().find(|station| station["mac_address"] == mac.to_string())?;
@@ -139,11 +138,11 @@ pub fn station(daemon: &Daemon, mac: Mac) -> Option<(String, String)> {
     Some((text("port_id"), text("kind")))
 }
 
-/// A place where frames arrive: a guest's, or the outside, with the tag of a VLAN.
+/// A receiver: a guest, or the external network with a VLAN.
 pub struct WirePlace<'a>(pub &'a Nic, pub Option<u16>);
 
 impl WirePlace<'_> {
-    /// The frames up to this one, which is awaited.
+    /// Frames up to this one, which is awaited.
     fn take_until(&self, last: &[u8]) -> Vec<Vec<u8>> {
         let next = || {
             let frame = self.0.take();
@@ -156,11 +155,11 @@ impl WirePlace<'_> {
     }
 }
 
-/// At which of these places a frame from `from` to a station arrives: a broadcast behind it tells when it must have.
+/// Receivers at which a frame from `from` to a station arrives: a broadcast after it bounds the wait.
 pub fn arrives(from: (&Nic, Mac), to: Mac, places: &[WirePlace<'_>], tale: &str) -> Vec<usize> {
     let last = experiment(Mac::BROADCAST, from.1, format!("last {tale}").as_bytes());
     let wanted = experiment(to, from.1, tale.as_bytes());
-    // What is shorter than a frame may be is filled up on its way.
+    // Frames below the minimum length are padded on the way.
     let padded = |mut frame: Vec<u8>| {
         frame.resize(60, 0);
         frame
