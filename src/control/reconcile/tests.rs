@@ -236,6 +236,29 @@ async fn events_get_new_ids_if_stored_ones_have_greater_ids() {
     .await;
 }
 
+/// If the last stored id could not be read at the start, ids began at 1 again.
+#[tokio::test]
+async fn a_start_that_cannot_read_the_last_event_id_reuses_no_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let (store, _) = Store::open(path.clone()).await.unwrap();
+    store.append_events((1..=3).map(earlier).collect()).await.unwrap();
+    store.close().await;
+    let begun_with = begin(config(&["a"]), &path).await;
+    // The disk hangs for longer than the start waits for it.
+    let go_on = hang(begun_with.1.store().unwrap()).await;
+    tokio::spawn(async move {
+        sleep(DISK + DISK / 2).await;
+        drop(go_on);
+    });
+    let request = async |handle: Handle| {
+        handle.change(apply(&["a", "b"]), None).await.unwrap().unwrap();
+        let (all, _) = history(&handle, None).await;
+        assert!(ids(&all)[..3] == [1, 2, 3] && all.len() == 4 && is_increasing(&all), "{all:?}");
+    };
+    run_over(begun_with, async |_| {}, request).await;
+}
+
 /// Events about an edit of the configuration file were stored without an id, so that no follower received them.
 #[tokio::test]
 async fn events_about_an_edit_of_the_file_have_ids() {

@@ -56,6 +56,10 @@ const LOG_LIMIT: i64 = 16 << 20;
 /// much longer, and as much again for changes.
 const RESERVE: u64 = 16 << 20;
 
+/// Maximum number of stored events after the one with the greatest id. Ids are reserved before events are stored, so that
+/// events can be stored out of order.
+const MAX_OUT_OF_ORDER: i64 = 1000;
+
 /// How long to wait for a lock. A tool that has a look is done by then; a switch is not.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -191,11 +195,13 @@ impl Database {
         Ok(events)
     }
 
-    /// The greatest id of all stored events, including events of unknown kinds; 0 without events.
+    /// The greatest id of a stored event, including events of unknown kinds; 0 without events.
     pub fn last_event(&self) -> Result<u64, StoreError> {
-        let find = "SELECT max(json_extract(json, '$.id')) FROM events WHERE json_valid(json)";
+        // A start waits for this, so it reads the newest events only.
+        let find = "SELECT max(json_extract(json, '$.id')) FROM
+            (SELECT json FROM events ORDER BY number DESC LIMIT ?1) WHERE json_valid(json)";
         let found: Option<i64> =
-            self.connection.query_row(find, [], |row| row.get(0)).map_err(self.to_store_error())?;
+            self.connection.query_row(find, [MAX_OUT_OF_ORDER], |row| row.get(0)).map_err(self.to_store_error())?;
         Ok(found.unwrap_or_default().cast_unsigned())
     }
 

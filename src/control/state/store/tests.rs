@@ -245,9 +245,9 @@ fn events_of_unknown_kinds_are_skipped() {
     assert_eq!(open(&path).0.events(None, 9).unwrap(), [events[0].clone(), events[2].clone()]);
 }
 
-/// Ids in old state files need not increase, and a later version of the switch may have stored events of unknown kinds.
+/// Reserved ids are stored out of order, and a later version of the switch may have stored events of unknown kinds.
 #[test]
-fn the_last_event_id_is_the_greatest_of_all_events() {
+fn the_last_event_id_is_the_greatest_one() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("state.db");
     let (mut database, _) = open(&path);
