@@ -187,7 +187,7 @@ def nat():
     net1, net2 = gather(NET1, VM1, VM4_A), gather(NET2, VM3, VM4_B)
     before, after = (sum(net.values(), []) for net in (net1, net2))
     requests = [frame for frame in heard_of(net2[VM3], "0800") if (frame[46:48], frame[68:70]) == ("01", "08")]
-    print(f"on net1 {len(before)} frames are heard, on net2 {len(after)}; {len(requests)} pings at vm3:")
+    print(f"on net1 {len(before)} frames are received, on net2 {len(after)}; {len(requests)} pings at vm3:")
     seen = {(octets_of(frame, 6, 12), address(frame, 26), address(frame, 30)) for frame in requests}
     print(seen)
     checks = {
@@ -195,7 +195,7 @@ def nat():
         "5 come to vm3, from vm2's eth2 and 10.10.2.200": len(requests) == 5 and seen == {(VM2_2, "10.10.2.200", "10.10.2.13")},
         "5 come to vm2, from vm1": len(net1[VM2_1]) == 5 and all(address(f, 30) == "10.10.1.200" for f in net1[VM2_1]),
         "no frame of net1 is on net2": not set(before) & set(after),
-        "vm4, on both networks, hears none of it": not net1[VM4_A] + net1[VM4_C] + net2[VM4_B],
+        "vm4, on both networks, receives none of it": not net1[VM4_A] + net1[VM4_C] + net2[VM4_B],
         "no ARP was needed": not heard_of(before + after, "0806"),
     }
     return verdict(checks)
@@ -208,13 +208,13 @@ def lost(where):
     print(said)
     net1, net2 = gather(NET1, VM1, VM4_A), gather(NET2, VM3, VM4_B)
     print({mac: len(frames) for mac, frames in (net1 | net2).items()})
-    checks = {"100 % are lost": "100% packet loss" in said, "vm1 hears nothing": not net1[VM1]}
+    checks = {"100 % are lost": "100% packet loss" in said, "vm1 receives nothing": not net1[VM1]}
     if where == "arp":
         asked = heard_of(net1[VM4_A], "0806")
-        checks["vm4 hears that vm1 asks for 10.10.1.200"] = asked and all(address(f, 38) == "10.10.1.200" for f in asked)
+        checks["vm4 receives vm1's ARP request for 10.10.1.200"] = asked and all(address(f, 38) == "10.10.1.200" for f in asked)
         checks["nothing reaches vm3"] = not net2[VM3]
     else:
-        checks["vm2 hears the pings"] = bool(heard_of(net1[VM2_1], "0800"))
+        checks["vm2 receives the pings"] = bool(heard_of(net1[VM2_1], "0800"))
     return verdict(checks)
 
 
@@ -278,7 +278,7 @@ def exchange(sender, sibling, stations):
         expected = {sender: [], sibling: to + to_all}.get(mac, [] if mac in NET2 else to_all)
         right = sorted(frames) == sorted(expected)
         held &= right
-        print(mac, f"expected {len(expected)}, heard {len(frames)}", "" if right else "WRONG")
+        print(mac, f"expected {len(expected)}, received {len(frames)}", "" if right else "WRONG")
     return held
 
 

@@ -78,8 +78,8 @@ impl Observed {
         });
         let partial = self.0.partial.load(Relaxed).then(|| {
             format!(
-                "{}: frames come in with partial checksums, which AF_XDP cannot complete, and receivers drop them; turn \
-                 checksum offload off at the other end (`ethtool -K NETDEV tx off`; in a VM's configuration csum=off), or use \
+                "{}: received frames have partial checksums, which AF_XDP cannot complete, so that their receivers drop them; turn \
+                 checksum offload off at the peer (`ethtool -K NETDEV tx off`; in a VM's configuration csum=off), or use \
                  kind = packet",
                 settings.at()
             )

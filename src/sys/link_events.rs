@@ -49,9 +49,9 @@ pub struct LinkState {
     pub gso_ipv4_max_size: u32,
     /// Maximum segments of a transmitted GSO packet.
     pub gso_max_segs: u32,
-    /// Bytes of a GSO packet that GRO builds of received frames, at most.
+    /// Maximum bytes of a GSO packet that GRO builds of received frames.
     pub gro_max_size: u32,
-    /// The same for IPv4.
+    /// Maximum bytes of an IPv4 GSO packet that GRO builds.
     pub gro_ipv4_max_size: u32,
 }
 

@@ -182,7 +182,7 @@ pub fn preflight(settings: &Settings, adds_tags: bool) -> Result<Vec<String>, Op
     })
 }
 
-/// Outer tag of a frame with two.
+/// Outer tag of a frame with two tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OuterTag {
     /// 802.1Q, which the switch adds.
@@ -191,8 +191,8 @@ pub(super) enum OuterTag {
     Any,
 }
 
-/// The MTU, in bytes, that a netdev needs to send frames of `mtu` bytes with two tags: the kernel counts tags, but the outer
-/// one if that is 802.1Q.
+/// MTU in bytes that a netdev needs to send frames of `mtu` bytes with two tags: the kernel counts tags towards the MTU,
+/// except an outer tag of 802.1Q.
 pub(super) fn mtu_for_two_tags(mtu: u32, outer: OuterTag) -> u32 {
     let counted = match outer {
         OuterTag::Dot1q => TAG,
@@ -201,14 +201,14 @@ pub(super) fn mtu_for_two_tags(mtu: u32, outer: OuterTag) -> u32 {
     mtu.saturating_add(counted)
 }
 
-/// Why frames that a guest has tagged itself would not pass with the tag of their VLAN, if so.
+/// Warning if frames with a guest's own tag would not pass with an additional VLAN tag.
 fn second_tag(location: &DeviceLocation, link: &Link, mtu: u16) -> Option<String> {
     let needed = mtu_for_two_tags(mtu.into(), OuterTag::Dot1q);
-    // The MTU of a VXLAN netdev follows the one below it.
+    // The MTU of a VXLAN netdev depends on its underlay.
     (link.mtu < needed && link.vxlan.is_none()).then(|| {
         format!(
-            "{location} has an MTU of {}: frames of {mtu} bytes pass with the tag of their VLAN, and not with a second tag, \
-             that of a guest; `ip link set dev {} mtu {needed}` lets them pass",
+            "{location} has MTU {}: full-size frames ({mtu} bytes) pass with the VLAN tag of the switch, but not with a guest's tag \
+             as well; set it with `ip link set dev {} mtu {needed}`",
             link.mtu, location.device
         )
     })

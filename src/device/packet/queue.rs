@@ -86,15 +86,15 @@ pub(super) struct Queue {
 
 /// Why no frame was received.
 enum RxError {
-    /// There is none.
+    /// No frame is pending.
     Empty,
-    /// There was one.
+    /// A frame was lost.
     Lost,
-    /// There was one that exceeds a receive buffer.
+    /// A frame exceeds the receive buffer and was lost.
     Oversize { len: usize, is_ipv4: bool },
     /// The call failed; a frame may still be queued.
     Failed,
-    /// There was one that is not what the ring says.
+    /// A frame is shorter than the ring states.
     Truncated,
 }
 
