@@ -1,17 +1,12 @@
 //! `vifswitch show drops --verify`: prints the counter audit: received, transmitted and dropped frames, and whether
 //! they add up.
 
-use super::show::Output;
 use super::table::Column::{Number, Text};
 use super::table::draw;
 use crate::control::api::responses::{AuditView, BetweenView, Direction};
 
-/// The audit as text, or as the given JSON; with its result.
-pub fn render(audit: &AuditView, json: Option<String>) -> Output {
-    Output { text: json.unwrap_or_else(|| text(audit)), success: audit.balanced }
-}
-
-fn text(audit: &AuditView) -> String {
+/// The audit as text.
+pub fn text(audit: &AuditView) -> String {
     let (came_in, went_out, dropped) = (came_in(audit), went_out(audit), dropped(audit));
     format!("{came_in}\n{went_out}\n{dropped}\n{}", verdict(audit))
 }

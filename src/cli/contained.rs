@@ -1,9 +1,8 @@
 //! `vifswitch show loops` and `show storms`: tables of loops and storms. The last column describes each in a
 //! sentence.
 
-use super::show::empty_cell;
 use super::table::Column::{Number, Text};
-use super::table::{count, draw};
+use super::table::{count, draw, empty_cell};
 use crate::control::loops::status::{LoopStatus, StormStatus};
 
 pub(super) fn loops(loops: &[LoopStatus]) -> String {

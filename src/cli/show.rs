@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use clap::{Args, ValueEnum};
 
 use super::table::Column::{self, Number, Text};
-use super::table::{bytes, count, draw, duration};
+use super::table::{bytes, count, draw, duration, empty_cell};
 use super::{CliError, Connection, audit, block_on, contained};
 use crate::control::api::client::{Client, Error};
 use crate::control::api::responses::{
-    CountsView, DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status,
+    AuditView, CountsView, DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status,
     UplinkNetworkView, UplinkView, VmView, WorkerView,
 };
 use crate::control::config::{Named, UnknownUnicast};
@@ -91,8 +91,9 @@ impl Show {
 
     async fn audit(&self, client: &Client) -> Result<Output, Error> {
         let json = client.get_json("/v1/audit").await?;
-        let view = serde_json::from_str(&json).map_err(|e| client.broken(e))?;
-        Ok(audit::render(&view, self.at.json.then(|| json + "\n")))
+        let view: AuditView = serde_json::from_str(&json).map_err(|e| client.broken(e))?;
+        let text = if self.at.json { json + "\n" } else { audit::text(&view) };
+        Ok(Output { text, success: view.balanced })
     }
 
     async fn request(&self, client: &Client) -> Result<String, Error> {
@@ -312,9 +313,4 @@ fn drops(drops: &[DropView]) -> String {
         ]
     };
     draw(columns, drops.iter().map(row), "no drops")
-}
-
-/// Text of an empty cell.
-pub(super) fn empty_cell() -> String {
-    "-".into()
 }

@@ -38,6 +38,11 @@ pub fn draw<const N: usize>(columns: [Column; N], rows: impl IntoIterator<Item =
     })
 }
 
+/// Text of an empty cell.
+pub fn empty_cell() -> String {
+    "-".into()
+}
+
 /// Replaces control characters, which could move the cursor or split the line, by U+FFFD. Names come from users.
 pub fn printable(text: String) -> String {
     if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }

@@ -1,9 +1,8 @@
 //! The keys of devices, by kind. A name must be one that the kernel takes as it is: a name that it
 //! refuses, or makes another of, would show only when the first half of the devices is open already.
 
-use super::diagnostics::quoted;
-use super::error::kind;
-use super::lower::Lowering;
+use super::error::{kind, quoted};
+use super::lowering::Lowering;
 use super::model::{Device, Packet, Tap, Xdp};
 use super::raw;
 use crate::device::xdp::Mode;
@@ -23,8 +22,19 @@ const OF_SOME: &[(&str, &[&str], &str)] = &[
     ("replace_xdp_program", &["xdp"], "it has no XDP program that another one could be in the way of"),
 ];
 
-/// What `raw` means for the port or uplink of this id.
-pub(super) fn read(raw: &raw::Device, id: &str, at: &mut Lowering<'_, '_>) -> Device {
+impl Lowering<'_, '_> {
+    /// What the port or uplink of this id stands on.
+    pub fn device(&mut self, raw: Option<&raw::Device>, id: &str) -> Device {
+        let empty = raw::Device::default();
+        if raw.is_none() && self.is_missing("device") {
+            self.report("device", kind::MISSING, r#"must be given; the shortest is device = { kind = "tap" }"#);
+        }
+        let mut at = Lowering { path: self.path.key("device"), diagnostics: self.diagnostics };
+        read(raw.unwrap_or(&empty), id, &mut at)
+    }
+}
+
+fn read(raw: &raw::Device, id: &str, at: &mut Lowering<'_, '_>) -> Device {
     let kind = match raw.kind.as_deref() {
         Some(kind) if Device::KINDS.contains(&kind) => Some(kind),
         Some("vhost-user") => {

@@ -5,11 +5,8 @@
 
 use std::fmt;
 
-use super::error::{ConfigError, ConfigErrors, kind};
+use super::error::{ConfigError, ConfigErrors, MAX_VALUE_LEN, kind, quoted, shortened};
 use super::parse::{Node, Value};
-
-/// The longest value or key that is repeated in full; what is longer is cut.
-const MAX_VALUE_LEN: usize = 60;
 
 /// As many problems as are told in full. Nobody reads more, and looking each up takes its time.
 const MAX_ERRORS: usize = 1000;
@@ -167,18 +164,6 @@ struct FoundValue<'d> {
     node: Option<&'d Node>,
     line: Option<usize>,
     owner: Vec<String>,
-}
-
-/// A text in quotes, cut if it is long, with nothing in it that could upset a terminal.
-pub(super) fn quoted(text: &str) -> String {
-    format!("{:?}", shortened(text))
-}
-
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(MAX_VALUE_LEN) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_string(),
-    }
 }
 
 /// A value as an operator would write it on one line.

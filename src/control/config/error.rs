@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::parse::SyntaxError;
+/// The longest value or key that is repeated in full; what is longer is cut.
+pub(super) const MAX_VALUE_LEN: usize = 60;
 
 /// The kinds of [`ConfigError`], as they appear in the errors of the API.
 pub mod kind {
@@ -42,6 +43,15 @@ pub mod kind {
     pub const UNKNOWN_PARENT: &str = "unknown_parent";
     /// Another subport of the same parent has this VLAN id.
     pub const DUPLICATE_VLAN: &str = "duplicate_vlan";
+}
+
+/// Why a text is not a document.
+#[derive(Debug)]
+pub(super) struct SyntaxError {
+    /// Where it stopped making sense, both counted from 1.
+    pub line_and_column: Option<(usize, usize)>,
+    /// What was found there, and what could have been.
+    pub message: String,
 }
 
 /// One thing that is wrong, where it stands, and what would be right.
@@ -143,3 +153,16 @@ impl fmt::Display for ConfigErrors {
 }
 
 impl std::error::Error for ConfigErrors {}
+
+/// A text in quotes, cut if it is long, with nothing in it that could upset a terminal.
+pub(super) fn quoted(text: &str) -> String {
+    format!("{:?}", shortened(text))
+}
+
+/// A text, cut if it is long.
+pub(super) fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MAX_VALUE_LEN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
+    }
+}

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::model::{Config, Named, Network, Port, Vm};
+use super::model::{Config, Network, Port, Vm};
+use super::named::Named;
 use super::policy::{PortSecurity, UnknownUnicast};
 use super::storm::StormPolicy;
 use crate::switch::StormClass;

@@ -1,22 +1,15 @@
-//! From as written to as meant: each value for itself, and what one table says about itself.
-//!
-//! A value that is wrong is noted and a stand-in takes its place, so that everything behind it is
-//! judged too. Whoever has notes throws the result away. Stand-ins for what ports and networks are
-//! told apart by (an empty id, the zero MAC, an empty name) are such that no right value equals them.
+//! From as written to as meant: what each table means, and what it says about itself.
 
-use std::fmt::Display;
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
-
-use crate::wire::Mac;
 
 use super::diagnostics::{Diagnostics, Path};
 use super::error::kind;
-use super::model::{Config, Device, IpAllocation, Named, Network, Port, SwitchSettings, Vm};
+use super::lowering::{Lowering, lower_each};
+use super::model::{Config, IpAllocation, Network, Port, SwitchSettings, Vm};
 use super::policy::Activation;
+use super::raw;
 use super::storm::Of;
-use super::{device, raw};
 
 /// `sun_path` without its final zero.
 const LONGEST_SOCKET_PATH: usize = 107;
@@ -49,47 +42,6 @@ pub(super) fn lower(raw: &raw::Config, diagnostics: &mut Diagnostics<'_>) -> Con
 /// What a port means that stands at `path`.
 pub(super) fn port(path: Path, raw: &raw::Port, diagnostics: &mut Diagnostics<'_>) -> Port {
     Lowering { path, diagnostics }.port(raw)
-}
-
-/// The longest id of anything, in bytes.
-const LONGEST_ID: usize = 255;
-
-/// The longest id of a port or an uplink, in bytes: the alias of its netdev has it behind `vifswitch:`, and of an alias
-/// the kernel takes 255 bytes with the zero at its end (`IFALIASZ`; tried).
-const LONGEST_PORT_ID: usize = LONGEST_ID - 1 - "vifswitch:".len();
-
-/// Why nothing but a port or an uplink can be known by this text, if nothing can.
-pub fn wrong_id(text: &str) -> Option<String> {
-    wrong_id_within(LONGEST_ID, text)
-}
-
-fn wrong_id_within(max_len: usize, text: &str) -> Option<String> {
-    let wrong = match text.len() {
-        0 => "empty".to_owned(),
-        length if length > max_len => format!("{length} bytes long"),
-        _ if text.chars().any(char::is_control) => "has control characters in it".to_owned(),
-        _ => return None,
-    };
-    Some(format!("{wrong}; an id here is 1 to {max_len} bytes, none of them control characters"))
-}
-
-/// What each table of a list means.
-pub(super) fn lower_each<W, M>(
-    path: &Path,
-    tables: Option<&[W]>,
-    diagnostics: &mut Diagnostics<'_>,
-    mean: impl Fn(Lowering<'_, '_>, &W) -> M,
-) -> Vec<M> {
-    let tables = tables.unwrap_or_default().iter().enumerate();
-    tables
-        .map(|(index, table)| mean(Lowering { path: path.item(index), diagnostics: &mut *diagnostics }, table))
-        .collect()
-}
-
-/// The place of a table, and where to note what is wrong with it.
-pub(super) struct Lowering<'a, 'd> {
-    pub path: Path,
-    pub diagnostics: &'a mut Diagnostics<'d>,
 }
 
 impl Lowering<'_, '_> {
@@ -195,109 +147,5 @@ impl Lowering<'_, '_> {
             attachment: self.attachment(raw, &port_id),
             port_id,
         }
-    }
-
-    /// What the port or uplink of this id stands on.
-    pub fn device(&mut self, raw: Option<&raw::Device>, id: &str) -> Device {
-        let empty = raw::Device::default();
-        if raw.is_none() && self.is_missing("device") {
-            self.report("device", kind::MISSING, r#"must be given; the shortest is device = { kind = "tap" }"#);
-        }
-        let mut at = Lowering { path: self.path.key("device"), diagnostics: self.diagnostics };
-        device::read(raw.unwrap_or(&empty), id, &mut at)
-    }
-
-    /// A text that something is known by.
-    pub fn id(&mut self, key: &str, raw: Option<&str>) -> String {
-        self.id_within(LONGEST_ID, key, raw)
-    }
-
-    /// A text that a port or an uplink is known by.
-    pub fn port_id(&mut self, key: &str, raw: Option<&str>) -> String {
-        self.id_within(LONGEST_PORT_ID, key, raw)
-    }
-
-    fn id_within(&mut self, max_len: usize, key: &str, raw: Option<&str>) -> String {
-        let Some(text) = raw else {
-            if self.is_missing(key) {
-                self.report(key, kind::MISSING, format!("must be given: a text of 1 to {max_len} bytes"));
-            }
-            return String::new();
-        };
-        let Some(wrong) = wrong_id_within(max_len, text) else { return text.to_string() };
-        self.report(key, kind::BAD_VALUE, wrong);
-        String::new()
-    }
-
-    /// A MAC address that can be a frame's source.
-    pub fn station(&mut self, key: &str, raw: Option<&str>) -> Mac {
-        let message = match raw.map(str::parse::<Mac>) {
-            Some(Ok(mac)) if mac.is_station() => return mac,
-            Some(Ok(mac)) if mac.is_group() => {
-                "a group address, and no station can have one; the first octet must be even, as in 02:00:00:00:01:0a"
-                    .to_string()
-            }
-            Some(Ok(_)) => "no station can have the address zero; one looks like 02:00:00:00:01:0a".to_string(),
-            Some(Err(error)) => error.to_string(),
-            None if self.is_missing(key) => {
-                self.report(key, kind::MISSING, "must be given; one looks like 02:00:00:00:01:0a");
-                return Mac::ZERO;
-            }
-            None => return Mac::ZERO,
-        };
-        self.report(key, kind::BAD_VALUE, message);
-        Mac::ZERO
-    }
-
-    fn is_path(&mut self, key: &str, text: &str, max_len: usize) -> bool {
-        let wrong = match text.len() {
-            0 => "empty".to_string(),
-            length if length > max_len => format!("{length} bytes long"),
-            _ if text.chars().any(char::is_control) => "has control characters in it".to_string(),
-            _ => return true,
-        };
-        self.report(
-            key,
-            kind::BAD_VALUE,
-            format!("{wrong}; a path here is 1 to {max_len} bytes, without control characters"),
-        );
-        false
-    }
-
-    /// One of the words for a `T`.
-    pub fn keyword<T: Named>(&mut self, key: &str, raw: Option<&str>, default: T) -> T {
-        let Some(text) = raw else { return default };
-        if let Some((_, value)) = T::NAMES.iter().find(|(name, _)| *name == text) {
-            return *value;
-        }
-        let words = raw::list(T::NAMES.iter().map(|(name, _)| name));
-        self.report(key, kind::BAD_VALUE, format!("not a word for this; right would be one of {words}"));
-        default
-    }
-
-    /// A number within bounds.
-    pub fn number<T>(&mut self, key: &str, raw: Option<i64>, limits: RangeInclusive<T>, default: T) -> T
-    where
-        T: TryFrom<i64> + PartialOrd + Display,
-    {
-        let Some(number) = raw else { return default };
-        match T::try_from(number) {
-            Ok(number) if limits.contains(&number) => number,
-            _ => {
-                let message = format!("out of bounds; {} to {} is possible", limits.start(), limits.end());
-                self.report(key, kind::BAD_VALUE, message);
-                default
-            }
-        }
-    }
-
-    /// Something is wrong with `key` of this table.
-    pub fn report(&mut self, key: &str, kind: &'static str, message: impl Into<String>) {
-        self.diagnostics.push(&self.path.key(key), kind, message);
-    }
-
-    /// Whether `key` must be asked for: this table is there, and has it not.
-    pub fn is_missing(&self, key: &str) -> bool {
-        self.diagnostics.is_missing(&self.path.key(key))
     }
 }

@@ -17,7 +17,9 @@ mod diagnostics;
 mod error;
 mod lint;
 mod lower;
+mod lowering;
 mod model;
+mod named;
 mod parse;
 mod patch;
 mod policy;
@@ -37,13 +39,15 @@ pub(crate) mod testgen;
 
 use std::path::Path;
 
+use error::SyntaxError;
 pub use error::{ConfigError, ConfigErrors, kind};
 pub use lint::Warning;
-pub use lower::wrong_id;
+pub use lowering::wrong_id;
 pub use model::{
-    Config, Device, IpAllocation, Named, Network, Packet, Poll, Port, PortAttachment, Subport, SwitchSettings, Tap,
-    Uplink, UplinkNetwork, Vm, VmSettings, Xdp,
+    Config, Device, IpAllocation, Network, Packet, Poll, Port, PortAttachment, Subport, SwitchSettings, Tap, Uplink,
+    UplinkNetwork, Vm, VmSettings, Xdp,
 };
+pub use named::Named;
 pub use patch::{PortKeys, parse_json_over, parse_port_keys_json, parse_ports_json};
 pub use policy::{Activation, AddressPair, PortSecurity, UnknownUnicast, WrongReservedGroups};
 pub use source::{ConfigFile, Source};
@@ -51,7 +55,7 @@ pub use stored::{StoredConfig, UnknownParts, read_stored};
 pub use storm::{BitRate, CopiesPolicy, Storm, StormAction, StormLimit, StormPolicy};
 
 use diagnostics::Diagnostics;
-use parse::{Node, SyntaxError};
+use parse::Node;
 use raw::Read;
 
 pub(super) use raw::nearest;

@@ -1,11 +1,11 @@
 //! The configuration as meant: every value checked, every default filled in.
 //!
-//! The types say what is possible, [`super::description`] how it is read and
-//! [`super::way_back`] how it is written again.
+//! The types say what is possible, [`super::lower`] how it is read and [`super::serialize`] how it is written again.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use super::named::Named;
 use super::policy::{Activation, AddressPair, PortSecurity, UnknownUnicast};
 use super::storm::Storm;
 use crate::device::xdp;
@@ -34,6 +34,27 @@ impl Config {
     /// All devices: those of the ports, then those of the uplinks.
     pub fn devices(&self) -> impl Iterator<Item = &Device> {
         self.ports().filter_map(|(_, port)| port.device()).chain(self.uplinks.iter().map(|uplink| &uplink.device))
+    }
+}
+
+impl Config {
+    fn storm_on(&self, network_id: &str) -> Storm {
+        self.networks.iter().find(|network| network.id == network_id).map_or(Storm::DEFAULT, |network| network.storm)
+    }
+
+    /// What holds for a port: what it says itself, else what its network says.
+    pub fn storm_of_port(&self, port: &Port) -> Storm {
+        port.storm.over(self.storm_on(&port.network_id))
+    }
+
+    /// What holds for all ports of a VM on a network together: what the VM says itself, else what the network says.
+    pub fn storm_of_vm(&self, vm: &Vm, network: &Network) -> Storm {
+        vm.storm.over(network.storm)
+    }
+
+    /// What holds for an uplink on each network that it carries.
+    pub fn storm_of_uplink(&self, uplink: &Uplink) -> Storm {
+        uplink.storm.over(Storm::OFF)
     }
 }
 
@@ -377,17 +398,6 @@ pub struct Packet {
     pub offloads: bool,
     /// Whether what the netdev receives is kept from the network stack of its namespace.
     pub isolate: bool,
-}
-
-/// A value that is written as one of a few words.
-pub trait Named: Copy + PartialEq + 'static {
-    /// Each value with its word.
-    const NAMES: &'static [(&'static str, Self)];
-
-    /// The word for this value.
-    fn name(self) -> &'static str {
-        Self::NAMES.iter().find(|(_, value)| *value == self).map_or("", |(name, _)| name)
-    }
 }
 
 /// What a worker does when nothing is to be done.

@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::diagnostics::quoted;
+use super::error::{SyntaxError, quoted};
 
 /// One value of the text.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,15 +38,6 @@ pub(super) enum Value {
     List(Vec<Node>),
     /// Keys and values, in the order of the text.
     Table(Vec<(String, Node)>),
-}
-
-/// Why a text is not a document.
-#[derive(Debug)]
-pub(super) struct SyntaxError {
-    /// Where it stopped making sense, both counted from 1.
-    pub line_and_column: Option<(usize, usize)>,
-    /// What was found there, and what could have been.
-    pub message: String,
 }
 
 impl Node {

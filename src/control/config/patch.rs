@@ -4,12 +4,12 @@
 //! They are read and judged as the same tables of a file are. What only shows beside other tables,
 //! such as an address that is taken, is not known here.
 
-use super::diagnostics::{Diagnostics, Path, quoted};
-use super::error::{ConfigError, ConfigErrors, kind};
+use super::diagnostics::{Diagnostics, Path};
+use super::error::{ConfigError, ConfigErrors, SyntaxError, kind, quoted};
 use super::model::{Config, Port, SwitchSettings};
-use super::parse::{self, Node, SyntaxError, Value};
+use super::parse::{self, Node, Value};
 use super::raw::{self, Read};
-use super::{check_over, lower};
+use super::{check_over, lower, lowering};
 
 /// The key of a port that stands alone which names its VM.
 const OWNER: &str = "device_id";
@@ -127,7 +127,7 @@ fn one_port(node: &Node, path: &Path, vm: Option<&str>, diagnostics: &mut Diagno
                 diagnostics.push(&at, kind::CONTRADICTION, message);
             }
             (Some(owner), None) => {
-                if let Some(wrong) = lower::wrong_id(owner) {
+                if let Some(wrong) = lowering::wrong_id(owner) {
                     diagnostics.push(&at, kind::BAD_VALUE, wrong);
                 }
             }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::model::Named;
+use super::named::Named;
 use crate::switch::{AtLimit, ReservedMask};
 use crate::wire::{Mac, Prefix};
 

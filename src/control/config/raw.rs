@@ -8,8 +8,8 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::diagnostics::{Diagnostics, Path, quoted};
-use super::error::kind;
+use super::diagnostics::{Diagnostics, Path};
+use super::error::{kind, quoted};
 use super::parse::{Node, Value};
 
 /// From a document, with a note for everything that is not as it should be.

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use super::diagnostics::{Diagnostics, Path};
 use super::error::kind;
-use super::lower::{Lowering, lower_each};
-use super::model::{Config, Named, Network, Port};
+use super::lowering::{Lowering, lower_each};
+use super::model::{Config, Network, Port};
+use super::named::Named;
 use super::policy::{AddressPair, PortSecurity, UnknownUnicast};
 use super::raw;
 use crate::switch::{AtLimit, MacLimit};

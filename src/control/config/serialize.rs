@@ -4,7 +4,8 @@
 
 use serde::{Serialize, Serializer};
 
-use super::model::{Config, Device, Named, Network, Packet, Port, SwitchSettings, Tap, Uplink, UplinkNetwork, Vm, Xdp};
+use super::model::{Config, Device, Network, Packet, Port, SwitchSettings, Tap, Uplink, UplinkNetwork, Vm, Xdp};
+use super::named::Named;
 use super::raw;
 
 /// The written shape of the configuration, in TOML as in JSON.

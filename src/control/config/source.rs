@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use super::check;
-use super::error::{ConfigError, ConfigErrors, kind};
+use super::error::{ConfigError, ConfigErrors, SyntaxError, kind};
 use super::model::{Config, Port};
-use super::parse::{self, Node, SyntaxError};
+use super::parse::{self, Node};
 use super::patch::{self, PortKeys};
 
 /// A text, and what its problems call it.

@@ -4,8 +4,8 @@
 //! say for themselves what is to be otherwise. Uplinks are asked for nothing, unless they say so.
 
 use super::error::kind;
-use super::lower::Lowering;
-use super::model::{Config, Named, Network, Port, Uplink, Vm};
+use super::lowering::Lowering;
+use super::named::Named;
 use super::raw;
 use crate::switch::{COPIES_DEFAULT, ClassLimit, Rate, StormClass, StormLimits};
 
@@ -145,27 +145,6 @@ impl Storm {
             Some(CopiesPolicy::Limit(rate)) => Some(rate),
             Some(CopiesPolicy::Off) | None => None,
         }
-    }
-}
-
-impl Config {
-    fn storm_on(&self, network_id: &str) -> Storm {
-        self.networks.iter().find(|network| network.id == network_id).map_or(Storm::DEFAULT, |network| network.storm)
-    }
-
-    /// What holds for a port: what it says itself, else what its network says.
-    pub fn storm_of_port(&self, port: &Port) -> Storm {
-        port.storm.over(self.storm_on(&port.network_id))
-    }
-
-    /// What holds for all ports of a VM on a network together: what the VM says itself, else what the network says.
-    pub fn storm_of_vm(&self, vm: &Vm, network: &Network) -> Storm {
-        vm.storm.over(network.storm)
-    }
-
-    /// What holds for an uplink on each network that it carries.
-    pub fn storm_of_uplink(&self, uplink: &Uplink) -> Storm {
-        uplink.storm.over(Storm::OFF)
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::diagnostics::{Diagnostics, Path};
 use super::error::kind;
-use super::lower::Lowering;
+use super::lowering::Lowering;
 use super::model::{Config, Port, PortAttachment, Subport};
 use super::raw;
 use crate::wire::Vid;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::diagnostics::{Diagnostics, Path};
 use super::error::kind;
-use super::lower::{Lowering, lower_each};
+use super::lowering::{Lowering, lower_each};
 use super::model::{Config, Uplink, UplinkNetwork};
 use super::raw;
 use super::storm::{Of, Storm};
