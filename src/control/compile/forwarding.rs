@@ -224,8 +224,8 @@ mod tests {
     use super::*;
     use crate::control::compile::endpoints::endpoints;
     use crate::control::compile::failover::Fitness;
+    use crate::control::compile::plan::plan;
     use crate::control::config::testgen;
-    use crate::control::desired::plan::{apply, plan};
     use proptest::prelude::*;
     use std::sync::LazyLock;
 
@@ -354,10 +354,8 @@ mod tests {
             for new in steps.into_iter().flat_map(|(old, new)| [old, new]) {
                 // The `switch` table never changes while the switch runs.
                 let new = Config { switch: now.switch.clone(), ..new };
-                let plan = plan(&now, &new);
-                ids.update(&plan, &new);
-                let there = apply(&plan, &now);
-                prop_assert_eq!(by_name(&there, &ids), by_name(&new, &IdAllocator::first(&new)));
+                ids.update(&plan(&now, &new), &new);
+                prop_assert_eq!(by_name(&new, &ids), by_name(&new, &IdAllocator::first(&new)));
                 now = new;
             }
         }

@@ -13,9 +13,9 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
+use crate::control::compile::plan::{Step, plan};
 use crate::control::compile::uplink_groups::{UplinkGroupName, uplink_groups};
 use crate::control::config::Config;
-use crate::control::desired::plan::{ChangePlan, Step};
 use crate::switch::{MAX_NETWORKS, MAX_PORTS, NetworkId, PortId, VmId};
 use crate::wire::Vid;
 
@@ -47,20 +47,20 @@ impl IdAllocator {
     /// ([`endpoints::check_capacity`](crate::control::compile::endpoints::check_capacity)).
     pub fn first(config: &Config) -> IdAllocator {
         let mut ids = IdAllocator::default();
-        ids.update(&crate::control::desired::plan::plan(&Config::default(), config), config);
+        ids.update(&plan(&Config::default(), config), config);
         ids
     }
 
-    /// Gives a place to everything that is new in `config`, to which `plan` leads, and takes the
+    /// Gives a place to everything that is new in `config`, to which `steps` lead, and takes the
     /// places of what is gone. A port of which everything shall be forgotten becomes another
     /// generation.
     ///
     /// The answer names places whose generations have all been used: what was ever learned behind
     /// them has to be forgotten, before anything else is.
-    pub fn update(&mut self, plan: &ChangePlan, config: &Config) -> Vec<PortId> {
+    pub fn update(&mut self, steps: &[Step], config: &Config) -> Vec<PortId> {
         let mut used_up = Vec::new();
         let (mut freed, mut freed_networks) = (BTreeSet::new(), Vec::new());
-        for step in &plan.steps {
+        for step in steps {
             match step {
                 Step::Close(port) => {
                     // Given away again in the same breath only if there is no other.
@@ -81,13 +81,13 @@ impl IdAllocator {
         let gone = self.uplink_vlans.extract_if(|after, _| !tagged.contains_key(after));
         freed.extend(gone.filter_map(|(_, (id, _))| index(id)));
         let mut forgotten = HashSet::new();
-        for step in &plan.steps {
+        for step in steps {
             match step {
-                Step::PutNetwork(network) if !self.networks.contains_key(&network.id) => {
+                Step::AddNetwork(network) => {
                     let place = self.network_place(&mut freed_networks);
-                    self.networks.insert(network.id.clone(), NetworkId::new(place));
+                    self.networks.insert(network.clone(), NetworkId::new(place));
                 }
-                Step::Open { port, .. } => {
+                Step::Open(port) => {
                     let place = self.port_place(&mut freed);
                     let id = self.next_generation(place, &mut used_up);
                     self.ports.insert(port.port_id.clone(), id);
@@ -226,7 +226,6 @@ mod tests {
     use super::*;
     use crate::control::compile::endpoints;
     use crate::control::config::{Device, Network, Port, Vm, testgen};
-    use crate::control::desired::plan::plan;
     use proptest::prelude::*;
 
     fn distinct<T: Eq + std::hash::Hash>(all: impl Iterator<Item = T>) -> bool {

@@ -3,7 +3,6 @@
 //! ```text
 //!   change   a request and the present configuration ─► the new one, or a typed error
 //!   merge    configuration file and stored state ─► one configuration
-//!   plan     two configurations ─► steps for the reconciler
 //!   diff     two configurations ─► sentences for people
 //!   orphans  netdevs of ports and uplinks that are no longer in the configuration
 //! ```
@@ -14,4 +13,3 @@ pub mod change;
 pub mod diff;
 pub mod merge;
 pub mod orphans;
-pub mod plan;

@@ -83,7 +83,7 @@ pub fn from_value(stored: &Value) -> Orphans {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::compile::endpoints;
+    use crate::control::compile::settings;
     use crate::control::config::testgen;
     use proptest::prelude::*;
 
@@ -94,9 +94,9 @@ mod tests {
             let wanted = netdevs(&config);
             let ports = config.ports().filter_map(|(_, port)| {
                 let network = config.networks.iter().find(|network| network.id == port.network_id).unwrap();
-                OrphanNetdev::of(&endpoints::device(port, network, 64)?)
+                OrphanNetdev::of(&settings::device(port, network, 64)?)
             });
-            let uplinks = config.uplinks.iter().map(|uplink| endpoints::uplink_device(uplink, &config, 64));
+            let uplinks = config.uplinks.iter().map(|uplink| settings::uplink_device(uplink, &config, 64));
             let devices = ports.chain(uplinks.filter_map(|device| OrphanNetdev::of(&device)));
             prop_assert_eq!(&devices.collect::<Orphans>(), &wanted);
             prop_assert_eq!(&from_value(&to_value(&wanted)), &wanted);

@@ -16,12 +16,12 @@ use super::devices::ClosingPort;
 use super::{Controller, Port, State};
 use crate::control::api::handle;
 use crate::control::compile::endpoints::{self, ConfigRef, Endpoint, Kind, Labels};
+use crate::control::compile::plan::{DeviceChange, Step, device_step_of_open, plan};
 use crate::control::config::{self, Config, ConfigFile};
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
 use crate::control::desired::diff::describe_changes;
 use crate::control::desired::merge::Merged;
 use crate::control::desired::orphans;
-use crate::control::desired::plan::{DeviceChange, Step, device_step_of_open, plan};
 use crate::control::reconcile::jobs::OVERDUE_AFTER;
 use crate::control::state;
 use crate::control::state::events::{EventKind, shorten};
@@ -234,8 +234,8 @@ impl Controller {
     /// Goes over to another configuration.
     pub(super) async fn apply(&mut self, config: Config, mut apply: Apply) {
         let tagged = self.active_uplinks();
-        let plan = plan(&self.config, &config);
-        for used_up in self.ids.update(&plan, &config) {
+        let steps = plan(&self.config, &config);
+        for used_up in self.ids.update(&steps, &config) {
             self.workers.flush(Flush { port_index: Some(used_up.index()), ..Flush::default() }).await;
         }
         self.orphans.append(&mut orphans::netdevs(&self.config));
@@ -243,8 +243,7 @@ impl Controller {
         let before = std::mem::replace(&mut self.config, config);
         self.follow_groups(&tagged);
         let kind = |port: &config::Port| if port.subport().is_some() { Kind::Subport } else { Kind::Port };
-        let steps: HashMap<(Kind, &str), (bool, DeviceChange)> = plan
-            .steps
+        let steps: HashMap<(Kind, &str), (bool, DeviceChange)> = steps
             .iter()
             .filter_map(|step| match step {
                 Step::Change { port, flush, device, .. } => Some(((kind(port), port.id()), (*flush, *device))),

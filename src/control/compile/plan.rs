@@ -1,22 +1,14 @@
-//! From one configuration to another: a pure diff, in steps that can be taken one by one.
+//! From one configuration to another: a pure diff, in steps. Each says what happens to a place in the tables of the
+//! switch or to a device; what else differs needs none.
 //!
-//! A port is recognised by its id, also where it stands in another VM than before, and an uplink by
-//! its own. What the steps leave undone is only the order in which things are listed, and
-//! [`Step::Arrange`] sees to that.
+//! A port is recognised by its id, also where it stands in another VM than before, and an uplink by its own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
-use crate::control::compile::endpoints;
+use crate::control::compile::settings;
 use crate::control::compile::uplink_groups::uplink_groups;
-use crate::control::config::{Config, Network, Port, Uplink, Vm, VmSettings};
+use crate::control::config::{Config, Network, Port, Uplink};
 use crate::device::{Settings, packet, xdp};
-
-/// The steps, in the order in which they are taken.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct ChangePlan {
-    /// The steps.
-    pub steps: Vec<Step>,
-}
 
 /// One step from one configuration to another.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,12 +20,10 @@ pub enum Step {
     CloseUplink(String),
     /// This network goes. Nobody is on it any more.
     RemoveNetwork(String),
-    /// This network is new, or otherwise.
-    PutNetwork(Network),
+    /// This network is new.
+    AddNetwork(String),
     /// This port stays and is otherwise: it, its place, or the network below it.
     Change {
-        /// Its VM.
-        vm: String,
         /// How it shall be.
         port: Port,
         /// Whether what was learned behind it is forgotten.
@@ -41,20 +31,8 @@ pub enum Step {
         /// What that means for its device.
         device: DeviceChange,
     },
-    /// This port is new, behind those that its VM has. An unknown VM is a new one.
-    Open {
-        /// Its VM.
-        vm: String,
-        /// How it shall be.
-        port: Port,
-    },
-    /// This VM is otherwise in what holds for all its ports together. It is there, or comes with its ports.
-    PutVm {
-        /// The VM.
-        vm: String,
-        /// What is said of it.
-        settings: VmSettings,
-    },
+    /// This port is new.
+    Open(Port),
     /// This uplink stays and is otherwise: it, or a network that it carries.
     ChangeUplink {
         /// How it shall be.
@@ -66,9 +44,6 @@ pub enum Step {
     },
     /// This uplink is new.
     OpenUplink(Uplink),
-    /// Networks, VMs, the ports of each VM and uplinks are listed in this order. A VM that is not
-    /// listed is no more.
-    Arrange(Order),
 }
 
 /// What becomes of the device of a port that is otherwise.
@@ -85,75 +60,6 @@ pub enum DeviceChange {
     },
 }
 
-/// In which order things are listed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Order {
-    /// Networks, by id.
-    pub networks: Vec<String>,
-    /// VMs, by id, each with its ports.
-    pub vms: Vec<(String, Vec<String>)>,
-    /// Uplinks, by id.
-    pub uplinks: Vec<String>,
-}
-
-impl Order {
-    fn of(config: &Config) -> Order {
-        let ports = |vm: &Vm| vm.ports.iter().map(|port| port.port_id.clone()).collect();
-        Order {
-            networks: config.networks.iter().map(|network| network.id.clone()).collect(),
-            vms: config.vms.iter().map(|vm| (vm.id.clone(), ports(vm))).collect(),
-            uplinks: config.uplinks.iter().map(|uplink| uplink.id.clone()).collect(),
-        }
-    }
-
-    /// The order after `steps`, whatever they come to in the end.
-    fn after(mut self, steps: &[Step]) -> Order {
-        if let Some(Step::Arrange(order)) = steps.last() {
-            return order.clone();
-        }
-        let home: HashMap<String, String> =
-            self.vms.iter().flat_map(|(vm, ports)| ports.iter().map(move |port| (port.clone(), vm.clone()))).collect();
-        let mut leave = HashSet::new();
-        let mut enter: Vec<(&str, &str)> = Vec::new();
-        let mut known: HashSet<String> = self.networks.iter().cloned().collect();
-        for step in steps {
-            match step {
-                Step::Close(port) => drop(leave.insert(port.as_str())),
-                Step::RemoveNetwork(id) => drop(known.remove(id)),
-                Step::PutNetwork(network) => {
-                    if known.insert(network.id.clone()) {
-                        self.networks.push(network.id.clone());
-                    }
-                }
-                Step::Change { vm, port, .. } => {
-                    if home.get(&port.port_id) != Some(vm) {
-                        leave.insert(&port.port_id);
-                        enter.push((vm, &port.port_id));
-                    }
-                }
-                Step::Open { vm, port } => enter.push((vm, &port.port_id)),
-                Step::CloseUplink(id) => self.uplinks.retain(|known| known != id),
-                Step::OpenUplink(uplink) => self.uplinks.push(uplink.id.clone()),
-                Step::PutVm { .. } | Step::ChangeUplink { .. } | Step::Arrange(_) => {}
-            }
-        }
-        self.networks.retain(|network| known.contains(network));
-        for (_, ports) in &mut self.vms {
-            ports.retain(|port| !leave.contains(port.as_str()));
-        }
-        let mut ids: HashMap<String, usize> =
-            self.vms.iter().enumerate().map(|(index, (vm, _))| (vm.clone(), index)).collect();
-        for (vm, port) in enter {
-            let index = *ids.entry(vm.to_owned()).or_insert_with(|| {
-                self.vms.push((vm.to_owned(), Vec::new()));
-                self.vms.len() - 1
-            });
-            self.vms[index].1.push(port.to_owned());
-        }
-        self
-    }
-}
-
 /// The ports of a configuration by id, each with its VM.
 fn ports(config: &Config) -> HashMap<&str, (&str, &Port)> {
     config.ports().map(|(vm, port)| (port.id(), (vm.id.as_str(), port))).collect()
@@ -168,10 +74,10 @@ fn uplinks(config: &Config) -> HashMap<&str, &Uplink> {
 }
 
 /// What has to be done for `new` to be instead of `old`. `[switch]` is fixed at start.
-pub fn plan(old: &Config, new: &Config) -> ChangePlan {
+pub fn plan(old: &Config, new: &Config) -> Vec<Step> {
     let (ports_before, ports_after) = (ports(old), ports(new));
     let (networks_before, networks_after) = (networks(old), networks(new));
-    let (fill_before, fill) = (endpoints::fill(old), endpoints::fill(new));
+    let (fill_before, fill) = (settings::fill(old), settings::fill(new));
     let mut steps = Vec::new();
     // A port that comes by a device of its own and becomes a subport, or the other way round, is another one.
     let stays = |before: &Port, after: &Port| before.subport().is_some() == after.subport().is_some();
@@ -190,8 +96,8 @@ pub fn plan(old: &Config, new: &Config) -> ChangePlan {
     steps.extend(
         new.networks
             .iter()
-            .filter(|network| networks_before.get(network.id.as_str()) != Some(network))
-            .map(|network| Step::PutNetwork(network.clone())),
+            .filter(|network| !networks_before.contains_key(network.id.as_str()))
+            .map(|network| Step::AddNetwork(network.id.clone())),
     );
     // What becomes of the device of a port that stays, and whether what was learned behind it is forgotten.
     let transition = |vm: &str, port: &Port, vm_before: &str, before: &Port| {
@@ -200,8 +106,8 @@ pub fn plan(old: &Config, new: &Config) -> ChangePlan {
             (networks_before.get(before.network_id.as_str()), networks_after.get(port.network_id.as_str()));
         let device = match (below_before, below) {
             (Some(below_before), Some(below)) => {
-                let was = endpoints::device(before, below_before, fill_before);
-                let devices = was.zip(endpoints::device(port, below, fill));
+                let was = settings::device(before, below_before, fill_before);
+                let devices = was.zip(settings::device(port, below, fill));
                 devices.map_or(DeviceChange::Keep, |(was, device)| device_step(&was, &device))
             }
             _ => DeviceChange::Keep,
@@ -219,7 +125,7 @@ pub fn plan(old: &Config, new: &Config) -> ChangePlan {
     for (vm, port) in new.ports() {
         let was = ports_before.get(port.id()).filter(|(_, before)| stays(before, port));
         let Some(&(vm_before, before)) = was else {
-            steps.push(Step::Open { vm: vm.id.clone(), port: port.clone() });
+            steps.push(Step::Open(port.clone()));
             continue;
         };
         let (mut flush, device) = transition(&vm.id, port, vm_before, before);
@@ -232,15 +138,8 @@ pub fn plan(old: &Config, new: &Config) -> ChangePlan {
         if port == before && vm.id == vm_before && device == DeviceChange::Keep && !flush {
             continue;
         }
-        steps.push(Step::Change { vm: vm.id.clone(), port: port.clone(), flush, device });
+        steps.push(Step::Change { port: port.clone(), flush, device });
     }
-    let vms_before: HashMap<&str, &Vm> = old.vms.iter().map(|vm| (vm.id.as_str(), vm)).collect();
-    let unsaid = Vm::default();
-    steps.extend(new.vms.iter().filter_map(|vm| {
-        let was = vms_before.get(vm.id.as_str()).copied().unwrap_or(&unsaid);
-        let settings = vm.settings();
-        (was.settings() != settings).then(|| Step::PutVm { vm: vm.id.clone(), settings })
-    }));
     steps.extend(uplink_steps(old, new));
     steps.extend(
         old.networks
@@ -248,22 +147,18 @@ pub fn plan(old: &Config, new: &Config) -> ChangePlan {
             .filter(|network| !networks_after.contains_key(network.id.as_str()))
             .map(|network| Step::RemoveNetwork(network.id.clone())),
     );
-    let order = Order::of(new);
-    if Order::of(old).after(&steps) != order {
-        steps.push(Step::Arrange(order));
-    }
-    ChangePlan { steps }
+    steps
 }
 
 /// What has to be done for the uplinks of `new`.
 fn uplink_steps(old: &Config, new: &Config) -> Vec<Step> {
     let before = uplinks(old);
     // How the device of one that stays has to be turned; `None` for one that is new.
-    let (fill_before, fill) = (endpoints::fill(old), endpoints::fill(new));
+    let (fill_before, fill) = (settings::fill(old), settings::fill(new));
     let device = |uplink: &Uplink| {
         let was = before.get(uplink.id.as_str())?;
-        let was = endpoints::uplink_device(was, old, fill_before);
-        Some(device_step(&was, &endpoints::uplink_device(uplink, new, fill)))
+        let was = settings::uplink_device(was, old, fill_before);
+        Some(device_step(&was, &settings::uplink_device(uplink, new, fill)))
     };
     let mut steps = Vec::new();
     for group in uplink_groups(new) {
@@ -336,35 +231,6 @@ pub fn device_step(before: &Settings, after: &Settings) -> DeviceChange {
     }
 }
 
-/// What the steps of a plan make of a configuration.
-pub fn apply(plan: &ChangePlan, config: &Config) -> Config {
-    let mut networks: HashMap<&str, &Network> = networks(config);
-    let mut ports: HashMap<&str, &Port> = ports(config).into_iter().map(|(id, (_, port))| (id, port)).collect();
-    let mut uplinks: HashMap<&str, &Uplink> = uplinks(config);
-    let mut vms: HashMap<&str, VmSettings> = config.vms.iter().map(|vm| (vm.id.as_str(), vm.settings())).collect();
-    for step in &plan.steps {
-        match step {
-            Step::Close(port) => drop(ports.remove(port.as_str())),
-            Step::CloseUplink(id) => drop(uplinks.remove(id.as_str())),
-            Step::ChangeUplink { uplink, .. } | Step::OpenUplink(uplink) => drop(uplinks.insert(&uplink.id, uplink)),
-            Step::RemoveNetwork(network) => drop(networks.remove(network.as_str())),
-            Step::PutNetwork(network) => drop(networks.insert(&network.id, network)),
-            Step::Change { port, .. } | Step::Open { port, .. } => drop(ports.insert(&port.port_id, port)),
-            Step::PutVm { vm, settings } => drop(vms.insert(vm, *settings)),
-            Step::Arrange(_) => {}
-        }
-    }
-    let order = Order::of(config).after(&plan.steps);
-    let listed = |ids: Vec<String>| ids.iter().filter_map(|id| ports.get(id.as_str()).copied().cloned()).collect();
-    let vm = |(id, ids): (String, Vec<String>)| vms.get(id.as_str()).copied().unwrap_or_default().vm(id, listed(ids));
-    Config {
-        switch: config.switch.clone(),
-        networks: order.networks.iter().filter_map(|id| networks.get(id.as_str()).copied().cloned()).collect(),
-        vms: order.vms.into_iter().map(vm).collect(),
-        uplinks: order.uplinks.iter().filter_map(|id| uplinks.get(id.as_str()).copied().cloned()).collect(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -373,14 +239,41 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_plan_reaches_its_target((old, new) in testgen::two()) {
-            let plan = plan(&old, &new);
-            prop_assert_eq!(apply(&plan, &old), new, "{:#?}", plan);
+        fn the_plan_to_the_same_configuration_is_empty(config in testgen::config()) {
+            prop_assert_eq!(plan(&config, &config), []);
         }
 
+        /// Every difference has a step.
         #[test]
-        fn the_plan_to_the_same_configuration_is_empty(config in testgen::config()) {
-            prop_assert_eq!(plan(&config, &config), ChangePlan::default());
+        fn every_difference_has_a_step((old, new) in testgen::two()) {
+            let steps = plan(&old, &new);
+            let has = |matches: &dyn Fn(&Step) -> bool| steps.iter().any(matches);
+            let (before, after) = (ports(&old), ports(&new));
+            let is_there = |port: &Port, there: &HashMap<&str, (&str, &Port)>| {
+                there.get(port.id()).is_some_and(|(_, of)| of.subport().is_some() == port.subport().is_some())
+            };
+            for (_, port) in old.ports() {
+                prop_assert_eq!(has(&|s| *s == Step::Close(port.port_id.clone())), !is_there(port, &after));
+            }
+            for (_, port) in new.ports() {
+                prop_assert_eq!(has(&|s| *s == Step::Open(port.clone())), !is_there(port, &before));
+                let is_changed = has(&|s| matches!(s, Step::Change { port: of, .. } if of == port));
+                prop_assert!(is_changed || !is_there(port, &before) || before[port.id()] == after[port.id()]);
+            }
+            let (before, after) = (networks(&old), networks(&new));
+            for id in before.keys().chain(after.keys()) {
+                let (was, is) = (before.contains_key(id), after.contains_key(id));
+                prop_assert_eq!(has(&|s| *s == Step::RemoveNetwork((*id).to_owned())), was && !is);
+                prop_assert_eq!(has(&|s| *s == Step::AddNetwork((*id).to_owned())), is && !was);
+            }
+            let (before, after) = (uplinks(&old), uplinks(&new));
+            for id in before.keys().chain(after.keys()) {
+                let (was, is) = (before.get(id), after.get(id));
+                prop_assert_eq!(has(&|s| *s == Step::CloseUplink((*id).to_owned())), is.is_none());
+                prop_assert_eq!(has(&|s| matches!(s, Step::OpenUplink(of) if of.id == *id)), was.is_none());
+                let is_changed = has(&|s| matches!(s, Step::ChangeUplink { uplink, .. } if Some(&uplink) == is));
+                prop_assert!(is_changed || was.is_none() || is.is_none() || was == is);
+            }
         }
 
         /// Endpoints that no step names are unchanged.
@@ -388,18 +281,18 @@ mod tests {
         fn only_differences_are_applied((old, new) in testgen::two()) {
             let (before, after) = (ports(&old), ports(&new));
             let (below_before, below) = (networks(&old), networks(&new));
-            for step in plan(&old, &new).steps {
+            for step in plan(&old, &new) {
                 match step {
                     Step::Close(id) => {
                         let is_other = |(_, port): &(&str, &Port)| port.subport().is_none() != before[id.as_str()].1.subport().is_none();
                         prop_assert!(after.get(id.as_str()).is_none_or(is_other));
                     }
-                    Step::Open { port, .. } => {
+                    Step::Open(port) => {
                         let is_other = |(_, was): &(&str, &Port)| port.subport().is_none() != was.subport().is_none();
                         prop_assert!(before.get(port.id()).is_none_or(is_other));
                     }
-                    Step::Change { vm, port, device, .. } => {
-                        let (vm_before, port_before) = before[port.id()];
+                    Step::Change { port, device, .. } => {
+                        let ((vm_before, port_before), (vm, _)) = (before[port.id()], after[port.id()]);
                         let (mtu_before, mtu) =
                             (below_before[port_before.network_id.as_str()].mtu, below[port.network_id.as_str()].mtu);
                         let parent = port.subport().map(|subport| subport.parent.as_str());
@@ -426,18 +319,7 @@ mod tests {
                         }
                     }
                     Step::RemoveNetwork(id) => prop_assert!(!below.contains_key(id.as_str())),
-                    Step::PutNetwork(network) => {
-                        prop_assert_ne!(below_before.get(network.id.as_str()), Some(&&network));
-                    }
-                    Step::PutVm { vm, settings } => {
-                        let of = |config: &Config| {
-                            let found = config.vms.iter().find(|known| known.id == vm);
-                            found.map(Vm::settings)
-                        };
-                        prop_assert_eq!(of(&new), Some(settings));
-                        prop_assert_ne!(of(&old).unwrap_or_default(), settings);
-                    }
-                    Step::Arrange(order) => prop_assert_eq!(order, Order::of(&new)),
+                    Step::AddNetwork(id) => prop_assert!(!below_before.contains_key(id.as_str())),
                 }
             }
         }
@@ -449,7 +331,7 @@ mod tests {
                 "mac_address": "02:00:00:00:00:01", "device": {text}}}]}}]}}"#
         );
         let config = crate::control::config::parse_json(&port, "x").unwrap();
-        endpoints::device(&config.vms[0].ports[0], &config.networks[0], 64).unwrap()
+        settings::device(&config.vms[0].ports[0], &config.networks[0], 64).unwrap()
     }
 
     #[test]
