@@ -11,10 +11,9 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::commit::{AfterCommit, ProvisionalChange};
 use super::devices::ClosingPort;
+use super::results::{AfterCommit, Apply, ProvisionalChange, Reply};
 use super::{Controller, Port, State};
-use crate::control::api::handle;
 use crate::control::compile::endpoints::{self, ConfigRef, Endpoint, Kind, Labels};
 use crate::control::compile::plan::{DeviceChange, Step, device_step_of_open, plan};
 use crate::control::config::{self, Config, ConfigFile};
@@ -30,31 +29,11 @@ use crate::switch::PortId;
 use crate::time::{self, MonoTime};
 use crate::worker::{Flush, RxQueue};
 
-/// Where the answer to a change goes.
-pub(super) type Reply = handle::Reply<Result<ChangeResult, ChangeError>>;
-
 /// Sentences on differences that an event has, at most.
 const MAX_CHANGES_SHOWN: usize = 20;
 
 /// Bytes that an event has of one of them.
 const MAX_CHANGE_LEN: usize = 600;
-
-/// A change under way.
-#[derive(Debug, Default)]
-pub(super) struct Apply {
-    /// What comes of it.
-    result: ChangeResult,
-    /// Who waits for it.
-    reply: Option<Reply>,
-    /// Ports, by key, for which something is done elsewhere that is waited for.
-    pending_ops: HashSet<u64>,
-    /// Ports, by key, that are to have a device in the end.
-    wanted: HashSet<u64>,
-    /// Since when that is waited for.
-    since: MonoTime,
-    /// Whether it goes back unless it is confirmed.
-    to_be_confirmed: bool,
-}
 
 /// A change that is made, but for ports that are being opened. Each of them settles by itself, and other changes go on.
 #[derive(Debug)]
@@ -73,21 +52,6 @@ pub(super) struct UnconfirmedChange {
     pub previous: Config,
     within: Duration,
     pub deadline: MonoTime,
-}
-
-impl Apply {
-    /// Whether something that is done with this port is waited for.
-    pub fn awaits(&self, key: u64) -> bool {
-        self.pending_ops.contains(&key)
-    }
-
-    /// It is not begun.
-    pub fn reject(self, error: ChangeError) {
-        if let Some(reply) = self.reply {
-            // Whoever asked may be gone.
-            let _ = reply.send(Err(error));
-        }
-    }
 }
 
 /// What to do with the queues and devices of a port once a configuration is in force that does not need them.

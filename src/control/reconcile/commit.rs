@@ -11,13 +11,12 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::apply::{Apply, Reply};
-use super::devices::DeviceEvent;
+use super::results::{AfterCommit, Apply, ChangeCommitted, CommitDone, DeviceEvent, ProvisionalChange, Recovered};
 use super::{Controller, DISK, MAX_EVENTS};
 use crate::control::api::handle::{History, Request};
 use crate::control::compile::endpoints;
 use crate::control::config::Config;
-use crate::control::desired::change::{ChangeError, ChangeResult};
+use crate::control::desired::change::ChangeError;
 use crate::control::desired::diff::describe_changes;
 use crate::control::desired::orphans::Orphans;
 use crate::control::state::StateStore;
@@ -36,17 +35,6 @@ pub(super) struct StoreFailure {
     retry_at: MonoTime,
 }
 
-/// The state that could not be used at the start, and can be now.
-#[derive(Debug)]
-pub(super) struct Recovered {
-    config: Config,
-    store: StateStore,
-    /// Measures against loops and storms, and the state of pins.
-    measures: Value,
-    /// The greatest id of a stored event, if known.
-    last_event: Option<u64>,
-}
-
 /// What is being written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Commit {
@@ -54,51 +42,6 @@ pub(super) enum Commit {
     Events,
     /// A change, and what has happened before.
     Change,
-}
-
-/// What came of it.
-#[derive(Debug)]
-pub(super) enum CommitDone {
-    /// What has happened.
-    Events(Result<(), StoreError>, Vec<Event>),
-    /// A change.
-    Change(Box<ChangeCommitted>),
-    /// What a change would leave behind that is to be confirmed.
-    Attempt(Result<(), StoreError>, ProvisionalChange),
-}
-
-/// What came of writing down a change.
-#[derive(Debug)]
-pub(super) struct ChangeCommitted {
-    result: Result<(), ChangeError>,
-    /// What tells of it, and what had happened before and was written down with it.
-    event: Event,
-    before: Vec<Event>,
-    next: AfterCommit,
-    /// The configuration file that was applied with it, if one was.
-    last_applied: Option<Arc<Value>>,
-}
-
-/// What is done when a change has been written down.
-#[derive(Debug)]
-pub(super) enum AfterCommit {
-    /// It is made.
-    Apply { config: Box<Config>, transition: Box<Apply> },
-    /// It stays, and does not go back.
-    Answer { changed: ChangeResult, reply: Reply },
-}
-
-/// A change that goes back unless it is confirmed.
-#[derive(Debug)]
-pub(super) struct ProvisionalChange {
-    /// What is wanted.
-    pub config: Box<Config>,
-    /// How it is gone over to.
-    pub transition: Box<Apply>,
-    /// The time for it to be confirmed, from when it has been made.
-    pub within: Duration,
-    /// What is otherwise.
-    pub text: String,
 }
 
 /// The greatest id of a stored event. `None`, with a warning, if it cannot be read.

@@ -1,17 +1,14 @@
 //! Devices: opened, handed to workers, taken back, closed. What may wait for the kernel is done off
-//! the thread of control, and comes back as an [`DeviceEvent`].
+//! the thread of control, and comes back as a [`DeviceEvent`].
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::commit::{CommitDone, Recovered};
-use super::namespaces::NamespaceIdentity;
-use super::netdevs::RestoreResult;
-use super::watcher::{self, NetdevReadings};
+use super::results::{DeviceEvent, OpenResult};
+use super::watcher;
 use super::{Controller, Port, State};
-use crate::control::api::handle::Request;
 use crate::control::compile::endpoints::Labels;
 use crate::control::compile::forwarding::{self, ControlState};
 use crate::control::compile::plan::{DeviceChange, device_step_of_open};
@@ -20,9 +17,9 @@ use crate::control::desired::orphans::{self, OrphanNetdev, Orphans};
 use crate::control::reconcile::backoff::Backoff;
 use crate::control::reconcile::jobs::OVERDUE_AFTER;
 use crate::control::state::events::EventKind;
-use crate::device::properties::{self, Properties};
+use crate::device::properties;
 use crate::device::{self, Device, OpenError, Opened, Removal, Settings};
-use crate::sys::netns::{Identity, Netns};
+use crate::sys::netns::Netns;
 use crate::time::{self, MonoTime};
 use crate::worker::{DeviceGone, RxQueue};
 
@@ -36,29 +33,6 @@ const IN_USE_GRACE: Duration = Duration::from_secs(1);
 /// What came from elsewhere that is dealt with at once.
 const AT_ONCE: usize = 256;
 
-/// What came of something that was done elsewhere. Ports are named by their key.
-#[derive(Debug)]
-pub(super) enum DeviceEvent {
-    /// A device was opened, or not.
-    Opened(Box<OpenResult>),
-    /// A device is closed for good. There may be a remark on how that went.
-    Closed { port: u64, removed: Option<OrphanNetdev>, warning: Option<String> },
-    /// What an earlier life has left behind is gone, or could not be removed.
-    OrphanRemoved { left: OrphanNetdev, result: Result<Removal, OpenError> },
-    /// Something was written down, or not.
-    Committed(CommitDone),
-    /// The state can be used again, or still not; and the changes that wait for that.
-    StateReopened(Box<Result<Recovered, String>>, VecDeque<Request>),
-    /// Netdevs were looked at.
-    NetdevsRead(NetdevReadings),
-    /// The name of a namespace was looked at.
-    NamespaceIdentified(NamespaceIdentity),
-    /// A netdev was changed, or not.
-    Adjusted { port: u64, result: Result<(), OpenError> },
-    /// A netdev that somebody has changed was put right, or not.
-    Restored(RestoreResult),
-}
-
 /// What is to be closed for good.
 #[derive(Default)]
 pub(super) struct ClosingPort {
@@ -70,18 +44,6 @@ pub(super) struct ClosingPort {
     pub remove: Option<Settings>,
     /// Where a netdev of this name is wanted for the same port: it stays if that is the same namespace by another name.
     pub wanted: Vec<Netns>,
-}
-
-/// What came of trying to open a device.
-#[derive(Debug)]
-pub(super) struct OpenResult {
-    pub port: u64,
-    /// How it was to be.
-    settings: Settings,
-    namespace: Option<Identity>,
-    /// The properties of its netdev.
-    netdev: Option<Properties>,
-    result: Result<Opened, OpenError>,
 }
 
 impl Controller {

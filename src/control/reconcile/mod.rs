@@ -25,7 +25,8 @@ mod namespaces;
 mod netdevs;
 mod pins;
 mod policy;
-mod port;
+pub(super) mod port;
+mod results;
 mod subports;
 #[cfg(test)]
 mod tests;
@@ -40,14 +41,13 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-pub use self::mitigation::Mitigation;
-pub use self::port::{Port, State};
-
 use self::announce::AnnounceState;
-use self::apply::{Apply, PendingApply, UnconfirmedChange};
-use self::commit::{Commit, Recovered, StoreFailure, last_event};
-use self::devices::DeviceEvent;
+use self::apply::{PendingApply, UnconfirmedChange};
+use self::commit::{Commit, StoreFailure, last_event};
+use self::mitigation::Mitigation;
 use self::namespaces::Namespaces;
+use self::port::{Port, State};
+use self::results::{Apply, DeviceEvent, Recovered};
 use self::watcher::NetdevWatchers;
 use crate::control::api::handle::{Flush, Request};
 use crate::control::compile::activation::Activations;
@@ -602,7 +602,7 @@ impl Controller {
             groups: &self.groups,
             cores: &self.cores,
             workers: &self.workers,
-            mitigation: &self.mitigation,
+            quarantined: self.mitigation.quarantined(),
             activations: &self.activations,
             since: self.since,
         };

@@ -11,13 +11,13 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::devices::DeviceEvent;
+use super::results::{DeviceEvent, NamespaceIdentity};
 use super::{Controller, State};
 use crate::control::reconcile::backoff::Backoff;
 use crate::device::OpenError;
 use crate::sys::netns::{Identity, Netns};
 use crate::sys::netns_names::{Name, NetnsNames};
-use crate::time::{self, MonoTime};
+use crate::time;
 
 /// Between two looks at a name of which inotify reports changes.
 const REPORTED: Duration = Duration::from_secs(2);
@@ -40,16 +40,6 @@ struct NamespaceState {
     identity: Option<Option<Identity>>,
     is_reading: bool,
     retry: Backoff,
-}
-
-/// What came of looking at a name.
-#[derive(Debug)]
-pub(super) struct NamespaceIdentity {
-    netns: Netns,
-    identity: Option<Identity>,
-    /// There is a file of its name, and no namespace bound to it.
-    is_unbound: bool,
-    began: MonoTime,
 }
 
 impl Default for Namespaces {

@@ -3,23 +3,13 @@
 
 use tracing::{info, warn};
 
-use super::devices::DeviceEvent;
+use super::results::{DeviceEvent, RestoreResult};
 use super::{Controller, State};
 use crate::control::compile::endpoints::Labels;
 use crate::control::state::events::EventKind;
 use crate::device::properties::{self, Properties};
-use crate::device::{Observed, OpenError, Settings};
+use crate::device::{Observed, Settings};
 use crate::time;
-
-/// What came of putting a netdev right.
-#[derive(Debug)]
-pub(super) struct RestoreResult {
-    /// The port, by its key.
-    port: u64,
-    /// What was put right, in words.
-    was: Vec<String>,
-    result: Result<(), OpenError>,
-}
 
 impl Controller {
     /// Whether a change waits for something that is done with the device of this port.

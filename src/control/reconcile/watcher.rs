@@ -19,14 +19,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
-use super::devices::DeviceEvent;
+use super::results::{DeviceEvent, NetdevReadings};
 use super::{Controller, Port, State};
 use crate::control::compile::endpoints::{Kind, Labels};
 use crate::control::compile::failover::Fitness;
 use crate::control::compile::uplink_groups::{UplinkGroup, UplinkGroupName, uplink_groups};
 use crate::control::reconcile::jobs::Jobs;
 use crate::control::state::events::{Event, EventKind};
-use crate::device::properties::{self, Properties, Wanted};
+use crate::device::properties::{self, Wanted};
 use crate::device::{Observed, Settings};
 use crate::sys::ethtool_events::{EthtoolEvents, EthtoolListener};
 use crate::sys::link_events::{LinkEvents, Listener};
@@ -47,15 +47,6 @@ pub(super) struct LinkEvent {
     watcher: u64,
     /// Names of netdevs that may have changed. `None`: the watcher has ended.
     names: Option<HashSet<String>>,
-}
-
-/// What has been found of netdevs in a namespace, by name.
-#[derive(Debug)]
-pub(super) struct NetdevReadings {
-    netns: Netns,
-    /// Which look it was.
-    read_id: u64,
-    found: HashMap<String, io::Result<Option<Properties>>>,
 }
 
 /// The thread on which netlink sockets are read, so that control does not wait for the kernel.

@@ -9,7 +9,7 @@ use crate::control::compile::failover::Groups;
 use crate::control::compile::forwarding::uplink_vlans;
 use crate::control::compile::ids::IdAllocator;
 use crate::control::config::Config;
-use crate::control::reconcile::Port;
+use crate::control::reconcile::port::Port;
 use crate::control::state::store::StoredStation;
 use crate::switch::{FdbEntry, ForwardingConfig, NetworkId, PortId, Station};
 use crate::time::MonoTime;

@@ -2,7 +2,7 @@
 
 pub mod fdb;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 
 use crate::control::api::responses::{
@@ -15,9 +15,9 @@ use crate::control::compile::failover::Groups;
 use crate::control::compile::ids::IdAllocator;
 use crate::control::compile::uplink_groups::uplink_groups;
 use crate::control::config::{Config, Device, Named, Network, UplinkNetwork};
-use crate::control::reconcile::{Mitigation, Port, State};
+use crate::control::reconcile::port::{Port, State};
 use crate::control::workers::WorkerHandles;
-use crate::switch::{DropReason, NetworkId};
+use crate::switch::{DropReason, NetworkId, PortId};
 use crate::telemetry::audit::Snapshot;
 use crate::time;
 
@@ -35,8 +35,8 @@ pub struct StatusBuilder<'a> {
     pub cores: &'a [usize],
     /// The workers.
     pub workers: &'a WorkerHandles,
-    /// Loops and storms.
-    pub mitigation: &'a Mitigation,
+    /// Ports that mitigation holds, with the reason.
+    pub quarantined: HashMap<PortId, Option<String>>,
     /// Which ports are active, and which pins have yielded.
     pub activations: &'a Activations,
     /// Since when everything is counted.
@@ -53,7 +53,7 @@ impl StatusBuilder<'_> {
         let ConfigRef::Port { vm, position, .. } = port.endpoint.config_ref else { return None };
         let vm = &self.config.vms[vm];
         let wanted = &vm.ports[position];
-        let held = self.mitigation.quarantine_reason(port.endpoint.id).filter(|_| self.could_flow(port));
+        let held = self.quarantined.get(&port.endpoint.id).cloned().flatten().filter(|_| self.could_flow(port));
         Some(PortView {
             port_id: wanted.port_id.clone(),
             device_id: vm.id.clone(),
@@ -162,7 +162,7 @@ impl StatusBuilder<'_> {
     }
 
     fn is_active(&self, port: &Port) -> bool {
-        self.could_flow(port) && !self.mitigation.is_quarantined(port.endpoint.id)
+        self.could_flow(port) && !self.quarantined.contains_key(&port.endpoint.id)
     }
 
     /// Whether frames can flow through a port, if they may.

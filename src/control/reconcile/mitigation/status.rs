@@ -1,5 +1,7 @@
 //! What is shown of loops and storms.
 
+use std::collections::HashMap;
+
 use super::monitor::{StormKind, StormSource, action};
 use super::persist::clocks;
 use super::{Controller, Mitigation};
@@ -17,11 +19,12 @@ impl Mitigation {
         self.active.quarantined.contains(&id)
     }
 
-    /// Why a port is held, if it is.
-    pub fn quarantine_reason(&self, id: PortId) -> Option<String> {
-        if !self.is_quarantined(id) {
-            return None;
-        }
+    /// The ports that are held, with the reason.
+    pub fn quarantined(&self) -> HashMap<PortId, Option<String>> {
+        self.active.quarantined.iter().map(|&id| (id, self.quarantine_reason(id))).collect()
+    }
+
+    fn quarantine_reason(&self, id: PortId) -> Option<String> {
         let end = self.endpoints.get(&id)?;
         let release = format!("`vifswitch release {}` lifts it", end.port);
         if let Some(of) = self.loop_holding(end) {
