@@ -58,7 +58,7 @@ use crate::control::compile::policers::Policers;
 use crate::control::config::Config;
 use crate::control::desired::change::ChangeError;
 use crate::control::desired::orphans::{self, Orphans};
-use crate::control::loops::mac_limit_alarm::MacLimitAlarm;
+use crate::control::loops::alarm::Alarm;
 use crate::control::loops::schedule::TICK;
 use crate::control::reconcile::backoff::Backoff;
 use crate::control::reconcile::drift::Drift;
@@ -462,7 +462,7 @@ impl Controller {
             is_overdue: false,
             in_use_since: None,
             opened: MonoTime::default(),
-            mac_limit_alarm: MacLimitAlarm::default(),
+            mac_limit_alarm: Alarm::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use tracing::{info, warn};
 use super::{Controller, Port};
 use crate::control::compile::endpoints::{ConfigRef, Endpoint, Labels};
 use crate::control::config::{self, Config, PortSecurity};
-use crate::control::loops::mac_limit_alarm::{HOLD, Transition};
+use crate::control::loops::alarm::{HOLD, Transition};
 use crate::control::state::events::EventKind;
 use crate::switch::{AtLimit, DropReason, MacLimit, PortId};
 use crate::time;
@@ -68,9 +68,9 @@ impl Controller {
                     port.mac_limit_alarm.observe(excess, now)
                 }
                 // Most have none: nothing is counted for them.
-                None if port.mac_limit_alarm.is_limited() => {
+                None if port.mac_limit_alarm.is_on() => {
                     let excess = mac_limit_excess(port);
-                    port.mac_limit_alarm.clear(excess)
+                    port.mac_limit_alarm.turn_off(excess)
                 }
                 None => None,
             };
@@ -83,16 +83,16 @@ impl Controller {
     fn emit_mac_limit(&mut self, index: usize, transition: Transition, limit: Option<MacLimit>) {
         let text = match (transition, limit) {
             (_, None) => "no longer at its limit of learned stations: it has none of its own any more".to_owned(),
-            (Transition::Reached, Some(MacLimit { stations, policy: AtLimit::Drop })) => {
+            (Transition::Raised, Some(MacLimit { stations, policy: AtLimit::Drop })) => {
                 format!("at its limit of {stations} learned stations: frames from others behind it are dropped")
             }
-            (Transition::Reached, Some(MacLimit { stations, policy: AtLimit::ForwardUnlearned })) => {
+            (Transition::Raised, Some(MacLimit { stations, policy: AtLimit::ForwardUnlearned })) => {
                 format!(
                     "at its limit of {stations} learned stations: others behind it are not learned, and frames to them \
                      are flooded"
                 )
             }
-            (Transition::Below, Some(MacLimit { stations, .. })) => {
+            (Transition::Cleared, Some(MacLimit { stations, .. })) => {
                 let hold = HOLD.as_secs();
                 format!(
                     "no longer at its limit of {stations} learned stations: none beyond it has spoken for {hold} seconds"
@@ -104,8 +104,8 @@ impl Controller {
         }
         let Labels { vm, network, id: port, .. } = self.names(index);
         match transition {
-            Transition::Reached => warn!(vm, network, port, "mac_limit: {text}"),
-            Transition::Below => info!(vm, network, port, "mac_limit: {text}"),
+            Transition::Raised => warn!(vm, network, port, "mac_limit: {text}"),
+            Transition::Cleared => info!(vm, network, port, "mac_limit: {text}"),
         }
     }
 }

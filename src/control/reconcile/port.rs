@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::control::compile::endpoints::Endpoint;
-use crate::control::loops::mac_limit_alarm::MacLimitAlarm;
+use crate::control::loops::alarm::Alarm;
 use crate::control::reconcile::backoff::Backoff;
 use crate::control::reconcile::drift::Drift;
 use crate::control::reconcile::jobs::Ticket;
@@ -63,7 +63,7 @@ pub struct Port {
     /// When its device was opened.
     pub(super) opened: MonoTime,
     /// Whether it is at its MAC limit.
-    pub(super) mac_limit_alarm: MacLimitAlarm,
+    pub(super) mac_limit_alarm: Alarm,
 }
 
 /// Whether a port has a device.

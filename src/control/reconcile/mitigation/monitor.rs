@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Controller, Mitigation};
 use crate::control::compile::endpoints::ConfigRef;
 use crate::control::config::{Config, StormAction};
-use crate::control::loops::spoof_alarm::SpoofAlarm;
+use crate::control::loops::alarm::{self, Alarm};
 use crate::control::loops::status::StormStatus;
 use crate::control::loops::storms::{Episode, Storm, Transition};
 use crate::control::loops::table::RefusedCount;
@@ -94,7 +94,8 @@ struct PortMonitor {
     storms: [Storm; 4],
     /// Of whichever class.
     any: Storm,
-    spoof_alarm: SpoofAlarm,
+    /// Set at the first look.
+    spoof_alarm: Option<Alarm>,
     /// What it was last seen to send of others.
     last_spoofed: Option<Station>,
 }
@@ -248,7 +249,8 @@ impl Controller {
                     refused.extend(endpoints.get(&id).map(|end| (end.clone(), of_port)));
                 }
                 let spoofed = drops(port, DropReason::ForeignSource);
-                if gauges.spoof_alarm.observe(spoofed, now) {
+                let alarm = gauges.spoof_alarm.get_or_insert_with(|| Alarm::starting_at(spoofed));
+                if alarm.observe(spoofed, now) == Some(alarm::Transition::Raised) {
                     guarded.push((index, gauges.last_spoofed.take()));
                 }
             }
