@@ -101,7 +101,7 @@ impl Received {
             }
         }
         tokio::select! {
-            name = stop(&mut self.terminate, &mut self.interrupt) => info!("received {name} again"),
+            name = stop(&mut self.terminate, &mut self.interrupt) => info!("received {name} while stopping"),
             () = tokio::time::sleep(LONGEST_END) => {}
         }
     }

@@ -127,7 +127,7 @@ fn a_used_netdev_name_is_a_warning_with_its_owner() {
     for multi_queue in [false, true] {
         let held = namespace.run_in(|| Queue::open("tap1", flags(multi_queue))).unwrap();
         namespace.ip("link set tap1 up");
-        requests.warning(&["DOWN", "held"]);
+        requests.warning(&["DOWN", "in use"]);
         drop(held);
         assert_eq!(requests.results(), (0, vec![]));
     }

@@ -207,8 +207,8 @@ fn second_tag(location: &DeviceLocation, link: &Link, mtu: u16) -> Option<String
     // The MTU of a VXLAN netdev depends on its underlay.
     (link.mtu < needed && link.vxlan.is_none()).then(|| {
         format!(
-            "{location} has MTU {}: full-size frames ({mtu} bytes) pass with the VLAN tag of the switch, but not with a guest's tag \
-             as well; set it with `ip link set dev {} mtu {needed}`",
+            "{location} has MTU {}: full-size frames ({mtu} bytes) pass with the VLAN tag of the switch, but not with a second tag, \
+             a guest's; set it with `ip link set dev {} mtu {needed}`",
             link.mtu, location.device
         )
     })
