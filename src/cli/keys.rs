@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_what_they_look_like() {
+    fn values_have_the_type_that_they_look_like() {
         for (pair, value) in [
             ("a=true", json!(true)),
             ("a=2", json!(2)),
@@ -87,13 +87,13 @@ mod tests {
     }
 
     #[test]
-    fn dots_lead_into_tables() {
+    fn dots_separate_tables() {
         let keys = parsed(&["device.queues=2", "admin_state_up=false", "device.kind=tap"]);
         assert_eq!(keys, Ok(json!({ "admin_state_up": false, "device": { "kind": "tap", "queues": 2 } })));
     }
 
     #[test]
-    fn what_is_no_pair_is_refused() {
+    fn an_argument_that_is_no_pair_is_refused() {
         for pairs in [
             &["a"][..],
             &["=1"],
@@ -110,13 +110,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_can_be_said_in_quotes(text: String) {
+        fn any_text_can_be_quoted(text: String) {
             let quoted = toml::Value::from(text.clone()).to_string();
             prop_assert_eq!(parse(&[format!("a={quoted}")]), Ok(json!({ "a": text })));
         }
 
         #[test]
-        fn nothing_upsets_it(pairs: Vec<String>) {
+        fn any_arguments_are_parsed_or_refused(pairs: Vec<String>) {
             let _ = parse(&pairs);
         }
     }

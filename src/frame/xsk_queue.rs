@@ -227,7 +227,7 @@ impl XskQueue {
     #[cold]
     fn send_chain(&mut self, frame: &mut Frame) -> bool {
         let Some(socket) = &mut self.socket else { return false };
-        assert!(frame.is_owned(), "only what owns its slots can be left to the kernel");
+        assert!(frame.is_owned(), "only frames that own their slots can be given to the kernel");
         assert!(frame.belongs_to(self.pool), "slots of one pool");
         if (socket.transmit_room() as usize) < 1 + frame.tail().count() {
             return false;
@@ -483,8 +483,8 @@ mod tests {
 
     const QUEUE: u32 = 7;
 
-    /// Takes a slot out of the pool and leaves it to the queue.
-    fn lend(pool: &Pool, magazine: &mut Magazine) -> u32 {
+    /// Takes a slot out of the pool and gives it to the queue.
+    fn give_to_kernel(pool: &Pool, magazine: &mut Magazine) -> u32 {
         let slot = magazine.pop().unwrap();
         pool.set_lent(slot, QUEUE);
         slot
@@ -494,7 +494,7 @@ mod tests {
     fn a_descriptor_outside_the_memory_or_its_slot_is_refused() {
         let pool = Pool::new(16).unwrap();
         let mut magazine = Magazine::new(pool);
-        let slot = lend(pool, &mut magazine);
+        let slot = give_to_kernel(pool, &mut magazine);
         let at = |address: u64, len: u32| extent_of(pool, QUEUE, Piece { address, len, more: false });
         let base = u64::from(slot) * SLOT as u64;
         assert_eq!(at(base + 256, 1514), Some((slot, 256, 1514)));
@@ -502,7 +502,7 @@ mod tests {
         for len in [SLOT as u32 - 255, 1 << 16, u32::MAX - 255, u32::MAX] {
             assert_eq!(at(base + 256, len), None, "{len} bytes");
         }
-        // Behind the end; aliases of the slot in 32 bits; and a slot that is not with this queue.
+        // Beyond the end; aliases of the slot in 32 bits; and a slot that the queue does not own.
         let other = u64::from(magazine.pop().unwrap());
         for address in [16 * SLOT as u64, (SLOT as u64) << 32 | base, u64::MAX, other * SLOT as u64] {
             assert_eq!(at(address, 60), None, "{address:#x}");
@@ -512,7 +512,7 @@ mod tests {
         magazine.push(other as u32);
     }
 
-    /// Whatever place the invalid descriptor has, its frame is lost as a whole, and no other one.
+    /// Wherever the invalid descriptor is in its frame, the frame is lost as a whole, and no other.
     #[test]
     fn an_invalid_descriptor_costs_its_whole_frame_and_no_other() {
         let pool = Pool::new(16).unwrap();

@@ -311,7 +311,7 @@ fn the_pages_can_be_served_over_tcp() {
 }
 
 #[tokio::test]
-async fn the_socket_is_for_owner_and_group() {
+async fn the_socket_is_accessible_to_owner_and_group() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("made/on/the/way/api.sock");
     let socket = Socket::bind(&path).unwrap();
@@ -332,7 +332,7 @@ async fn the_socket_of_a_dead_switch_is_replaced() {
 }
 
 #[tokio::test]
-async fn the_socket_of_a_living_switch_is_left_alone() {
+async fn the_socket_of_a_running_switch_is_kept() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("api.sock");
     let first = Socket::bind(&path).unwrap();
@@ -349,7 +349,7 @@ async fn the_socket_of_a_living_switch_is_left_alone() {
 }
 
 #[tokio::test]
-async fn what_is_no_socket_is_left_alone() {
+async fn a_path_that_is_no_socket_is_kept() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("api.sock");
     fs::write(&path, "precious").unwrap();
@@ -364,7 +364,7 @@ async fn what_is_no_socket_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_socket_that_cannot_be_is_named() {
+async fn a_socket_that_cannot_be_created_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let long = directory.path().join("x".repeat(200));
     let error = Socket::bind(&long).unwrap_err().to_string();

@@ -47,9 +47,10 @@ fn markers(text: &str) -> Vec<(usize, Vec<&str>, Option<&str>)> {
     marked
         .map(|(at, ids)| {
             let rest = &lines[at + 1..];
-            let function = rest.iter().position(|line| line.starts_with("fn "));
-            let test = function.filter(|&end| rest[..end].contains(&"#[test]")).map(|at| {
-                let name = rest[at].trim_start_matches("fn ");
+            let function = rest.iter().position(|line| line.starts_with("fn ") || line.starts_with("async fn "));
+            let is_test = |&end: &usize| rest[..end].iter().any(|line| ["#[test]", "#[tokio::test]"].contains(line));
+            let test = function.filter(is_test).map(|at| {
+                let name = rest[at].trim_start_matches("async ").trim_start_matches("fn ");
                 &name[..name.find('(').unwrap_or(name.len())]
             });
             (at + 1, ids.split(", ").collect(), test)
@@ -125,6 +126,8 @@ fn the_index_of_requirements_is_up_to_date() {
 
 #[test]
 fn a_marker_belongs_to_the_next_test() {
-    let text = "/// Why.\n/// Shows: REQ-1, AT-2\n#[test]\nfn one() {}\n/// Shows: REQ-3\nfn none() {}\n#[test]\nfn two() {}\n";
-    assert_eq!(markers(text), [(2, vec!["REQ-1", "AT-2"], Some("one")), (5, vec!["REQ-3"], None)]);
+    let text = "/// Why.\n/// Shows: REQ-1, AT-2\n#[test]\nfn one() {}\n/// Shows: REQ-3\nfn none() {}\n#[test]\nfn two() {}\n/// Shows: REQ-4\n#[tokio::test]\nasync fn three() {}\n";
+    let expected =
+        [(2, vec!["REQ-1", "AT-2"], Some("one")), (5, vec!["REQ-3"], None), (9, vec!["REQ-4"], Some("three"))];
+    assert_eq!(markers(text), expected);
 }

@@ -108,7 +108,7 @@ impl Drop for Disk {
 }
 
 #[tokio::test]
-async fn what_is_kept_is_there_again() {
+async fn stored_values_are_read_back() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("new/and new/state.db");
     let (store, found) = Store::open(path.clone()).await.unwrap();
@@ -139,7 +139,7 @@ async fn what_is_kept_is_there_again() {
 }
 
 #[tokio::test]
-async fn a_second_switch_is_refused_until_the_first_one_is_gone() {
+async fn a_second_switch_is_refused_until_the_first_has_ended() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("state.db");
     let first = open(&path).await;
@@ -154,7 +154,7 @@ async fn a_second_switch_is_refused_until_the_first_one_is_gone() {
 }
 
 #[tokio::test]
-async fn commits_come_in_between_a_save() {
+async fn commits_run_between_steps_of_a_save() {
     let place = TempDir::new().unwrap();
     let store = Arc::new(open(&place.path().join("state.db")).await);
     store.save_stations(stations(1, 5)).await.unwrap();
@@ -252,7 +252,7 @@ async fn write_for_ever(path: &Path, count: usize) -> ! {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_said_and_gets_better() {
+async fn a_full_disk_is_reported_and_recovers() {
     let Some(disk) = Disk::new("size=32m") else { return };
     let big = |number: u64| DesiredState { last_applied: json!("x".repeat(400_000)), ..desired(number) };
     let store = open(&disk.state()).await;
@@ -283,7 +283,7 @@ async fn a_full_disk_is_said_and_gets_better() {
 }
 
 #[tokio::test]
-async fn stations_that_do_not_fit_leave_their_room_to_commits() {
+async fn stations_that_do_not_fit_leave_room_for_commits() {
     let Some(disk) = Disk::new("size=32m") else { return };
     let store = open(&disk.state()).await;
     store.save_stations(stations(1, 1000)).await.unwrap();
@@ -299,7 +299,7 @@ async fn stations_that_do_not_fit_leave_their_room_to_commits() {
 }
 
 #[tokio::test]
-async fn no_room_for_a_new_file() {
+async fn a_new_file_on_a_full_disk_is_an_error() {
     let Some(disk) = Disk::new("size=64k") else { return };
     disk.fill();
     let why = refused(&disk.state()).await;
@@ -311,7 +311,7 @@ async fn no_room_for_a_new_file() {
 }
 
 #[tokio::test]
-async fn a_disk_that_may_only_be_read() {
+async fn a_read_only_disk_can_be_read() {
     let Some(disk) = Disk::new("size=4m") else { return };
     let store = open(&disk.state()).await;
     store.commit(desired(1), Vec::new()).await.unwrap();
@@ -329,7 +329,7 @@ async fn a_disk_that_may_only_be_read() {
 }
 
 #[tokio::test]
-async fn a_damaged_file_is_said_and_left_alone() {
+async fn a_damaged_file_is_reported_and_unchanged() {
     let place = TempDir::new().unwrap();
     let good = place.path().join("good.db");
     let store = open(&good).await;
@@ -372,7 +372,7 @@ async fn a_damaged_file_is_said_and_left_alone() {
 }
 
 #[tokio::test]
-async fn the_log_of_a_file_that_was_moved_away_is_not_taken_for_that_of_a_new_one() {
+async fn the_write_ahead_log_of_a_moved_file_is_not_used_for_a_new_one() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("state.db");
     let log = place.path().join("state.db-wal");
@@ -392,7 +392,7 @@ async fn the_log_of_a_file_that_was_moved_away_is_not_taken_for_that_of_a_new_on
 }
 
 #[tokio::test]
-async fn names_that_mean_something_to_a_database_are_names_of_files() {
+async fn file_names_special_to_the_database_are_supported() {
     let place = TempDir::new().unwrap();
     for name in [":memory:", "file:state.db?mode=memory", "Zustand \u{1f525}'\"%20.db"] {
         let path = place.path().join(name);

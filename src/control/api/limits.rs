@@ -157,7 +157,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_more_than_the_burst_and_the_rate(pauses in prop::collection::vec(0u64..20_000_000, 1..2000)) {
+        fn burst_and_rate_are_never_exceeded(pauses in prop::collection::vec(0u64..20_000_000, 1..2000)) {
             let clock = FakeRelativeClock::default();
             let limiter = limiter(&clock);
             let (mut passed, mut nanos) = (0, 0);
@@ -170,7 +170,7 @@ mod tests {
         }
 
         #[test]
-        fn whoever_waits_as_told_gets_through(steps in 400usize..2000) {
+        fn a_client_that_waits_as_told_is_served(steps in 400usize..2000) {
             let clock = FakeRelativeClock::default();
             let limiter = limiter(&clock);
             for _ in 0..steps {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_few_may_wait_and_no_more() {
+    async fn the_number_of_waiting_requests_is_bounded() {
         let clock = FakeRelativeClock::default();
         let limiter = Arc::new(limiter(&clock));
         for _ in 0..BURST.get() {

@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_answer_that_nobody_reads_is_given_up() {
+    async fn a_response_that_is_not_read_times_out() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut ours = TimedStream::new(ours, Duration::from_millis(10));
         let error = loop {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reader_that_comes_back_in_time_is_waited_for() {
+    async fn a_reader_that_resumes_in_time_is_waited_for() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut ours = TimedStream::new(ours, Duration::from_secs(3600));
         let full = poll_fn(|cx| {

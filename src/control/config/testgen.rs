@@ -273,8 +273,15 @@ impl Edit {
         let networks = config.networks.len();
         match self {
             Edit::SwapNetworks => return config.networks.swap(a.index(networks), b.index(networks)),
-            Edit::Mtu => return config.networks[a.index(networks)].mtu ^= 1,
-            Edit::Ageing => return config.networks[a.index(networks)].ageing_seconds ^= 1,
+            // another value within the bounds
+            Edit::Mtu => {
+                let mtu = &mut config.networks[a.index(networks)].mtu;
+                return *mtu = if *mtu == 68 { 69 } else { *mtu - 1 };
+            }
+            Edit::Ageing => {
+                let seconds = &mut config.networks[a.index(networks)].ageing_seconds;
+                return *seconds = if *seconds == 10 { 11 } else { *seconds - 1 };
+            }
             Edit::NetworkStorm => {
                 let network = &mut config.networks[a.index(networks)];
                 network.probe_seconds = network.probe_seconds % 10 + 1;

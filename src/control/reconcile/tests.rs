@@ -34,20 +34,20 @@ async fn begin(file: Config, path: &std::path::Path) -> (Config, StateStore) {
     StateStore::open(Some(file.into()), Some(path), Precedence::Merge).await.unwrap()
 }
 
-/// Lets a store hang until what comes back is dropped.
+/// Makes the store hang until the returned sender is dropped.
 async fn hang(store: &Store) -> std_mpsc::Sender<()> {
     let (go_on, until) = std_mpsc::channel();
     store.hang(until).await;
     go_on
 }
 
-/// Runs a switch with network "a" as long as `ask` asks it, and stops it in order.
+/// Runs a switch with network "a" during `request`, and stops it in order.
 async fn while_running(request: impl AsyncFnOnce(Handle, Arc<Store>)) {
     let dir = tempfile::tempdir().unwrap();
     run(config(&["a"]), &dir.path().join("state.db"), async |_| {}, request).await;
 }
 
-/// Runs a switch with this configuration as long as `ask` asks it, and stops it in order. `partial` has the controller
+/// Runs a switch with this configuration during `request`, and stops it in order. `partial` receives the controller
 /// before it runs.
 async fn run(
     file: Config,
@@ -172,11 +172,11 @@ async fn events_emitted_before_the_state_is_usable_do_not_collide_with_stored_on
             assert_eq!(ids(&all)[..3], [1, 2, 3]);
             assert_eq!(all[3..5], before[1..]);
             assert!(is_increasing(&all) && all[3..].iter().all(|event| event.start == all[3].start), "{all:?}");
-            let told: Vec<Event> = std::iter::from_fn(|| live.try_recv().ok()).collect();
-            assert_eq!(told, all[5..]);
-            assert_eq!(history(&handle, Some(last)).await.0, told);
+            let emitted: Vec<Event> = std::iter::from_fn(|| live.try_recv().ok()).collect();
+            assert_eq!(emitted, all[5..]);
+            assert_eq!(history(&handle, Some(last)).await.0, emitted);
             assert_eq!(
-                texts(&told),
+                texts(&emitted),
                 ["the state is written again, and changes are taken", "network \"b\" is new, with MTU 1500"]
             );
         },
@@ -219,9 +219,9 @@ async fn events_get_new_ids_if_stored_ones_have_greater_ids() {
                 all[2].start != before[1].start && all[2..].iter().all(|event| event.start == all[2].start),
                 "{all:?}"
             );
-            let told: Vec<Event> = std::iter::from_fn(|| live.try_recv().ok()).collect();
-            assert_eq!(told, all[3..]);
-            assert!(told[1].text.contains(&format!("new ids, from {} on", far + 2)), "{told:?}");
+            let emitted: Vec<Event> = std::iter::from_fn(|| live.try_recv().ok()).collect();
+            assert_eq!(emitted, all[3..]);
+            assert!(emitted[1].text.contains(&format!("new ids, from {} on", far + 2)), "{emitted:?}");
         },
     )
     .await;
@@ -285,8 +285,8 @@ async fn events_about_an_edit_of_the_file_have_ids() {
             std::fs::remove_dir(&path).unwrap();
             std::fs::rename(&away, &path).unwrap();
             handle.change(apply(&["a"]), None).await.unwrap().unwrap();
-            let told: Vec<Event> = std::iter::from_fn(|| live.try_recv().ok()).collect();
-            assert!(told[1].text.contains("has been edited") && is_increasing(&told), "{told:?}");
+            let emitted: Vec<Event> = std::iter::from_fn(|| live.try_recv().ok()).collect();
+            assert!(emitted[1].text.contains("has been edited") && is_increasing(&emitted), "{emitted:?}");
         },
     )
     .await;
@@ -304,7 +304,7 @@ async fn events_about_an_edit_of_the_file_have_ids() {
 }
 
 #[tokio::test]
-async fn while_the_disk_hangs_questions_are_answered_and_changes_wait_in_their_order() {
+async fn while_the_disk_hangs_requests_are_answered_and_changes_wait_in_order() {
     while_running(async |handle, store| {
         let go_on = hang(&store).await;
         let mut first = pin!(handle.change(apply(&["a", "b"]), None));
@@ -316,12 +316,12 @@ async fn while_the_disk_hangs_questions_are_answered_and_changes_wait_in_their_o
                 _ = &mut second => panic!("the one before is not kept yet"),
                 there = networks(&handle) => assert_eq!(there, ["a"]),
             }
-            assert_eq!(handle.workers().await.unwrap().len(), 1, "the watchdog asks so");
+            assert_eq!(handle.workers().await.unwrap().len(), 1, "the watchdog's request is answered");
             assert_eq!(handle.diff(apply(&["b"])).await.unwrap().unwrap().changes.len(), 2);
         }
         let (mut messages, mut live) = handle.events(EventFilter::default()).await.unwrap().unwrap();
-        assert!(messages.remove(0).text.contains("stored events are missing here"), "the answer says what is missing");
-        assert_eq!(messages, [], "what is remembered is answered, and what is not kept yet is not told");
+        assert!(messages.remove(0).text.contains("stored events are missing here"), "the reply reports missing events");
+        assert_eq!(messages, [], "events in memory are answered, and events not stored yet are not emitted");
         drop(go_on);
         let (first, second) = tokio::join!(first, second);
         assert_eq!(first.unwrap().unwrap().changes, ["network \"b\" is new, with MTU 1500"]);
@@ -329,19 +329,19 @@ async fn while_the_disk_hangs_questions_are_answered_and_changes_wait_in_their_o
         assert_eq!(networks(&handle).await, ["a", "b", "c"]);
         messages.extend(std::iter::from_fn(|| live.try_recv().ok()));
         let expected = ["network \"b\" is new, with MTU 1500", "network \"c\" is new, with MTU 1500"];
-        assert_eq!(texts(&messages), expected, "each once");
+        assert_eq!(texts(&messages), expected, "each event once");
         assert_eq!(texts(&store.events(None, 10).await.unwrap()), expected);
     })
     .await;
 }
 
 #[tokio::test]
-async fn while_the_disk_hangs_an_unconfirmed_change_goes_back() {
+async fn while_the_disk_hangs_an_unconfirmed_change_is_reverted() {
     while_running(async |handle, store| {
-        // What it would leave behind is kept before it is made.
+        // Possible orphans are stored before they are created.
         handle.change(apply(&["a", "b"]), Some(Duration::from_millis(200))).await.unwrap().unwrap();
         let go_on = hang(&store).await;
-        // It cannot be confirmed: that would have to be kept.
+        // It cannot be confirmed: that would have to be stored.
         while networks(&handle).await != ["a"] {}
         let mut next = pin!(handle.change(apply(&["c"]), None));
         tokio::select! {
@@ -352,12 +352,12 @@ async fn while_the_disk_hangs_an_unconfirmed_change_goes_back() {
         drop(go_on);
         next.await.unwrap().unwrap();
         assert_eq!(networks(&handle).await, ["c"]);
-        assert_eq!(store.events(None, 10).await.unwrap().len(), 3, "made, taken back, and the next one");
+        assert_eq!(store.events(None, 10).await.unwrap().len(), 3, "made, reverted, and the next change");
     })
     .await;
 }
 
-/// What was learned since was lost when the switch stopped while the state was being verified.
+/// Stations learned since were lost when the switch stopped while the state was being verified.
 #[tokio::test]
 async fn a_stop_stores_the_stations_also_while_the_state_is_verified_or_stations_are_stored() {
     let text = json!({"networks": [{"id": "a"}], "vms": [{"id": "v", "ports": [{"port_id": "p", "network_id": "a",
@@ -376,14 +376,14 @@ async fn a_stop_stores_the_stations_also_while_the_state_is_verified_or_stations
             if is_stored {
                 controller.finish_keeping_stations().await;
             }
-            // The verification that has been begun, and what is stored, wait for this.
+            // The running verification, and stored entries, wait for this.
             let go_on = hang(controller.state.store().unwrap()).await;
             controller.save_stations();
             tokio::task::yield_now().await;
             let learned = controller.fdb_index().resolve_stored(vec![station(last)], time::now());
             controller.workers.learn(&learned).await;
             tokio::spawn(async move {
-                // Until the switch, which stops, waits for the store as well.
+                // Until the stopping switch waits for the store too.
                 for _ in 0..1000 {
                     tokio::task::yield_now().await;
                 }

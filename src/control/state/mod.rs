@@ -238,14 +238,14 @@ mod tests {
         StateStore::open(file.map(Into::into), Some(path), Precedence::Merge).await.unwrap()
     }
 
-    /// So that the file is free for the next one.
+    /// Closes the file for the next store.
     async fn end(state_store: StateStore) {
         let Backend::Open(store) = state_store.backend else { panic!("{state_store:?}") };
         Arc::into_inner(store).unwrap().close().await;
     }
 
     #[tokio::test]
-    async fn what_was_changed_goes_on_and_an_edit_of_the_file_is_applied() {
+    async fn changes_are_kept_and_edits_of_the_file_applied() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
         let (file, changed) = (config(&["a"]), config(&["a", "b"]));
@@ -255,7 +255,7 @@ mod tests {
         store.commit(&changed, &Orphans::new(), Vec::new()).await.unwrap();
         end(store).await;
 
-        // [switch] is as the file has it, and no edit of the rest.
+        // [switch] is as in the file, and edits of it do not count as edits of the rest.
         let mut other_switch = file.clone();
         other_switch.switch.frames = 1024;
         let (begun, store) = begin(Some(other_switch.clone()), &path).await;
@@ -270,30 +270,30 @@ mod tests {
         let (edited, both) = (config(&["c"]), config(&["b", "c"]));
         let preview = preview(&edited.clone().into(), &path).unwrap().unwrap();
         assert_eq!(preview.changes.len(), 2, "a goes, and c comes: {preview:?}");
-        let mut told = 0;
+        let mut reported = 0;
         for _ in 0..2 {
             let (begun, mut store) = begin(Some(edited.clone()), &path).await;
             assert_eq!(begun, both);
-            told += store.take_events().len();
+            reported += store.take_events().len();
             end(store).await;
         }
-        assert_eq!(told, 1, "told once");
+        assert_eq!(reported, 1, "reported once");
         let replace = StateStore::open(Some(edited.clone().into()), Some(&path), Precedence::Replace);
         let (begun, store) = replace.await.unwrap();
         assert_eq!(begun, edited);
         end(store).await;
         let (begun, store) = begin(Some(edited.clone()), &path).await;
-        assert_eq!(begun, edited, "what was replaced does not come back");
+        assert_eq!(begun, edited, "a replaced configuration does not return");
         end(store).await;
     }
 
-    /// What is kept of the file is what is written in it.
+    /// The file is stored as written, without defaults.
     #[tokio::test]
     async fn a_default_is_no_edit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
         let (file, changed) = (config(&["a"]), config(&["a", "b"]));
-        // As if `mtu` had been 1400 by default when this was kept.
+        // As if `mtu` had been 1400 by default when this was stored.
         let (store, _) = Store::open(path.clone()).await.unwrap();
         let last_applied = json!({"networks": [{"id": "a"}]});
         let desired = DesiredState { last_applied, config: changed.to_sparse(), orphans: Value::Null };
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_understood_is_kept() {
+    async fn unknown_parts_are_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
         let later = json!({"planets": 8, "networks": [{"id": "a", "colour": "blue"}, {"id": "b"}]});
@@ -329,9 +329,9 @@ mod tests {
         config::parse_json(&text.to_string(), "x").unwrap()
     }
 
-    /// Whatever there may be and nobody wants any more is told at the next start, until it is gone.
+    /// Orphans are reported at each start until they are removed.
     #[tokio::test]
-    async fn what_is_left_behind_is_told_at_the_next_start() {
+    async fn orphans_are_reported_at_the_next_start() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
         let ids = |store: &StateStore| store.orphans().into_iter().map(|orphans| orphans.port_id).collect::<Vec<_>>();
@@ -343,11 +343,11 @@ mod tests {
         assert_eq!(ids(&store), ["a"]);
         store.commit_orphans(&orphans::netdevs(&with_port("c")), Vec::new()).await.unwrap();
         end(store).await;
-        // The port of the file has the address of the one that was attached, which is dropped with what it had.
+        // The file's port has the address of the attached one, which is dropped with its netdev.
         let (begun, store) = begin(Some(with_port("d")), &path).await;
         assert_eq!((begun, ids(&store)), (with_port("d"), vec!["b".to_owned(), "c".to_owned()]));
         end(store).await;
-        // It is told again if the switch was killed before it was done, but not what is wanted again.
+        // Reported again if the switch was killed before removing them, except for netdevs in use again.
         let (_, store) = begin(Some(with_port("b")), &path).await;
         assert_eq!(ids(&store), ["c", "d"]);
         end(store).await;
@@ -358,13 +358,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_file_and_a_state_there_is_nothing_to_run() {
+    async fn without_file_and_state_the_start_fails() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
         let messages = stored(Some(&path)).unwrap_err().to_string();
         assert!(messages.contains("--config FILE") && messages.contains("state.db"), "{messages}");
         assert_eq!(preview(&config(&["a"]).into(), &path).unwrap(), None);
-        assert!(!path.exists(), "looking makes nothing");
+        assert!(!path.exists(), "a preview creates nothing");
         let (store, _) = Store::open(path.clone()).await.unwrap();
         store.close().await;
         let begun = StateStore::open(None, Some(&path), Precedence::Merge).await;
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_state_that_is_no_use_stops_changes_and_not_the_switch() {
+    async fn an_unusable_state_stops_changes_and_not_the_switch() {
         let dir = tempfile::tempdir().unwrap();
         let file = config(&["a"]);
         let refused = |state_store: &StateStore| {
@@ -380,7 +380,7 @@ mod tests {
             assert_eq!(error.kind, "store_failed");
             error.message
         };
-        // Not a database; and one whose state is from another world.
+        // Not a database; and a database with another schema.
         let rubbish = dir.path().join("rubbish.db");
         std::fs::write(&rubbish, [7; 5000]).unwrap();
         let strange = dir.path().join("strange.db");
@@ -395,12 +395,12 @@ mod tests {
             assert!(refused(&state_store).contains(&path.display().to_string()));
             assert_eq!(state_store.commit(&file, &Orphans::new(), Vec::new()).await.unwrap_err().kind, "store_failed");
             assert!(StateStore::open(None, Some(path), Precedence::Merge).await.is_err());
-            assert_eq!(std::fs::read(path).unwrap(), before, "it is left as it is");
+            assert_eq!(std::fs::read(path).unwrap(), before, "the file is unchanged");
         }
     }
 
     #[tokio::test]
-    async fn nothing_is_kept_where_nothing_is_to_be() {
+    async fn without_a_state_path_nothing_is_stored() {
         let (begun, store) = StateStore::open(Some(config(&["a"]).into()), None, Precedence::Merge).await.unwrap();
         assert_eq!(begun, config(&["a"]));
         store.check().unwrap();
