@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::xdp::tags::{self, TagCapabilities, TagLocation};
 use super::{DeviceLocation, OpenError, foreign, packet, properties, tap, xdp};
-use crate::sys::link::{self, Link};
+use crate::sys::link::{self, Found, Link, Peer};
 use crate::sys::link_events::LinkState;
 use crate::sys::netdev::{self, XdpFeatures};
 use crate::sys::netns::Netns;
@@ -25,6 +25,8 @@ const ONE_PAGE: u32 = 3498;
 pub struct Facts {
     /// Attributes by rtnetlink.
     pub link: Link,
+    /// The other end of a veth.
+    pub peer: Option<Peer>,
     /// Driver name, if reported.
     pub driver: Option<String>,
     /// Number of receive queues, if reported.
@@ -148,8 +150,9 @@ impl fmt::Display for Report {
 /// Inspects a netdev. Changes nothing. May block.
 pub fn inspect(location: &DeviceLocation) -> Report {
     let facts = foreign::in_namespace(location, || {
-        let found = link::find(&location.device).map_err(foreign::failed(location, "finding the netdev"))?;
-        let link = found.ok_or_else(|| OpenError::NoDevice { at: location.clone() })?;
+        let found = link::find_each(&[(&location.device, None)]).pop().unwrap_or(Ok(None));
+        let found = found.map_err(foreign::failed(location, "finding the netdev"))?;
+        let Found { link, peer, .. } = found.ok_or_else(|| OpenError::NoDevice { at: location.clone() })?;
         let queues =
             ethtool::receive_queues(&location.device).map_err(foreign::failed(location, "reading its queues"))?;
         // Unknown if they cannot be read.
@@ -157,7 +160,7 @@ pub fn inspect(location: &DeviceLocation) -> Report {
         let tags = TagCapabilities::of(&location.device, &link);
         let own_program = link.xdp.is_some_and(|attached| bpf::is_ours(attached.program).unwrap_or(false));
         let stack = stack::host_stack(&location.device, link.index, &stack::addresses().unwrap_or_default());
-        Ok(Facts { queues, features, driver: ethtool::driver(&location.device), tags, own_program, stack, link })
+        Ok(Facts { queues, features, driver: ethtool::driver(&location.device), tags, own_program, stack, link, peer })
     });
     let mut report = match facts {
         Ok(facts) => decide(location, &facts),
@@ -218,8 +221,8 @@ pub fn decide(location: &DeviceLocation, facts: &Facts) -> Report {
         ));
     }
     warnings.extend(xdp::lost_offloads(link));
-    let oversize = properties::oversize_gro(&LinkState::from(link), &location.device);
-    warnings.extend(oversize.map(|said| format!("with kind = packet {said}")));
+    let oversize = properties::oversize_packets(&LinkState::from(link), &location.device, facts.peer.as_ref());
+    warnings.extend(oversize.into_iter().map(|said| format!("with kind = packet {said}")));
     let shared = properties::shared_with(&facts.stack, &location.device);
     warnings.extend(shared.map(|said| format!("with kind = packet {said}")));
     warnings.extend(facts.tags_lost().map(|why| format!("with kind = xdp {}", tags::warning(&why))));

@@ -16,7 +16,7 @@ use std::io;
 
 use super::{MAX_GSO_SIZE, OpenError, Settings, packet, tap};
 use crate::sys::ethtool;
-use crate::sys::link;
+use crate::sys::link::{self, Peer};
 use crate::sys::link_events::LinkState;
 use crate::sys::netns::{Netns, within};
 use crate::sys::stack::{self, HostStack};
@@ -35,6 +35,8 @@ pub struct Properties {
     pub queues: Option<u32>,
     /// Reactions of the namespace's network stack to received frames. For `packet` without `isolate`; else empty.
     pub stack: HostStack,
+    /// The other end of a veth. For `packet`.
+    pub peer: Option<Peer>,
     /// Offloads accepted for transmit. For `packet`; `None` if they cannot be read.
     pub offloads: Option<OffloadSet>,
     /// Active offload features that the kind of device depends on.
@@ -89,7 +91,7 @@ pub fn when_opened(settings: &Settings, before: Option<Properties>, after: Optio
 
 impl Properties {
     fn of(settings: &Settings, found: link::Found) -> Properties {
-        let link::Found { name, link, master } = found;
+        let link::Found { name, link, master, peer } = found;
         // Unknown values are not compared.
         let queues = match settings {
             Settings::Xdp(_) => ethtool::receive_queues(&name).unwrap_or(None).or(link.tap.map(|tap| tap.queues)),
@@ -106,8 +108,9 @@ impl Properties {
             Settings::Packet(packet) => packet::egress_set(packet, &link).ok(),
             Settings::Tap(_) | Settings::Xdp(_) => None,
         };
+        let peer = peer.filter(|_| matches!(settings, Settings::Packet(_)));
         let link = LinkState::from(&link);
-        Properties { name, link, master, queues, offloads, features, stack: HostStack::default() }
+        Properties { name, link, master, peer, queues, offloads, features, stack: HostStack::default() }
     }
 }
 
@@ -222,26 +225,41 @@ pub fn warnings(settings: &Settings, now: &Properties) -> Vec<String> {
         ));
     }
     if let Settings::Packet(_) = settings {
-        warnings.extend(oversize_gro(&now.link, name).map(|said| format!("{location}: {said}")));
+        let oversize = oversize_packets(&now.link, name, now.peer.as_ref());
+        warnings.extend(oversize.into_iter().map(|said| format!("{location}: {said}")));
     }
     warnings.extend(shared_with(&now.stack, name).map(|said| format!("{location}: {said}")));
     warnings
 }
 
-/// The warning that GRO on a netdev may build GSO packets which are too long for a receive buffer.
-pub(super) fn oversize_gro(link: &LinkState, name: &str) -> Option<String> {
+/// Warnings that a netdev may deliver GSO packets which exceed a receive buffer: built by its GRO, or sent by the other end
+/// of a veth.
+pub(super) fn oversize_packets(link: &LinkState, name: &str, peer: Option<&Peer>) -> Vec<String> {
     let limits = [("gro_max_size", link.gro_max_size), ("gro_ipv4_max_size", link.gro_ipv4_max_size)];
+    let own = oversize(limits).map(|(found, remedy)| {
+        format!(
+            "it has {found}, and the switch drops GSO packets longer than 64 KiB that GRO builds (rx_missed); \
+             `ip link set dev {name} {remedy}` there prevents them"
+        )
+    });
+    let other = peer.and_then(|peer| {
+        let limits = [("gso_max_size", peer.gso_max_size), ("gso_ipv4_max_size", peer.gso_ipv4_max_size)];
+        let (found, remedy) = oversize(limits)?;
+        Some(format!(
+            "its peer {} has {found}, and the switch drops GSO packets longer than 64 KiB that the peer sends (rx_missed); \
+             `ip link set dev {} {remedy}` in the peer's namespace prevents them",
+            peer.name, peer.name
+        ))
+    });
+    own.into_iter().chain(other).collect()
+}
+
+/// Those limits of GSO packets that exceed a receive buffer, and the arguments of `ip link set` that lower them.
+fn oversize(limits: [(&str, u32); 2]) -> Option<(String, String)> {
     let (found, remedy): (Vec<_>, Vec<_>) = (limits.iter().filter(|&&(_, size)| size > MAX_GSO_SIZE))
         .map(|(limit, size)| (format!("{limit} {size}"), format!("{limit} {MAX_GSO_SIZE}")))
         .unzip();
-    (!found.is_empty()).then(|| {
-        format!(
-            "it has {}, and the switch drops GSO packets longer than 64 KiB that GRO builds (rx_missed); \
-             `ip link set dev {name} {}` there prevents them",
-            found.join(", "),
-            remedy.join(" ")
-        )
-    })
+    (!found.is_empty()).then(|| (found.join(", "), remedy.join(" ")))
 }
 
 /// Warning about a netdev of kind `packet` whose frames the namespace's network stack receives as well.

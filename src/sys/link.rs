@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
-use rtnetlink::packet_core::Nla;
+use rtnetlink::packet_core::{DefaultNla, Nla};
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoTun, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
 };
@@ -24,6 +24,9 @@ const TUN_VNET_HDR: u16 = 5;
 const TUN_PERSIST: u16 = 6;
 const TUN_MULTI_QUEUE: u16 = 7;
 const TUN_NUM_QUEUES: u16 = 8;
+
+// linux/if_link.h
+const IFLA_TARGET_NETNSID: u16 = 46;
 
 // XDP_FLAGS_*, linux/if_link.h
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
@@ -183,6 +186,19 @@ pub struct Found {
     pub link: Link,
     /// Name of its master; `None` if it has none.
     pub master: Option<String>,
+    /// The other end of a veth; `None` for other kinds, or if it cannot be read.
+    pub peer: Option<Peer>,
+}
+
+/// The other end of a veth.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Peer {
+    /// Its name, in its network namespace.
+    pub name: String,
+    /// Maximum bytes of a transmitted GSO packet; 0 if the kernel does not report it.
+    pub gso_max_size: u32,
+    /// Maximum bytes of a transmitted IPv4 GSO packet; 0 before Linux 6.3.
+    pub gso_ipv4_max_size: u32,
 }
 
 /// Finds several netdevs: by index where one is given, whatever the current name; else by name.
@@ -208,7 +224,31 @@ async fn find_one(links: &LinkHandle, wanted: &str, index: Option<u32>) -> io::R
         0 => None,
         index => get(links.get().match_index(index)).await?.as_ref().and_then(name),
     };
-    Ok(Some(Found { name: name(&message).unwrap_or_default(), link, master }))
+    let peer = match peer_request(links, &message) {
+        Some(request) => get(request).await.ok().flatten().map(|message| {
+            let Link { gso_max_size, gso_ipv4_max_size, .. } = read(&message);
+            Peer { name: name(&message).unwrap_or_default(), gso_max_size, gso_ipv4_max_size }
+        }),
+        None => None,
+    };
+    Ok(Some(Found { name: name(&message).unwrap_or_default(), link, master, peer }))
+}
+
+/// Request for the other end of a veth, which may be in another network namespace; `None` for other kinds.
+fn peer_request(links: &LinkHandle, message: &LinkMessage) -> Option<LinkGetRequest> {
+    let (mut is_veth, mut index, mut netns) = (false, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::LinkInfo(infos) => is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
+            LinkAttribute::Link(peer) => index = Some(*peer),
+            LinkAttribute::LinkNetNsId(id) => netns = Some(*id),
+            _ => {}
+        }
+    }
+    let mut request = links.get().match_index(index.filter(|_| is_veth)?);
+    let target = netns.map(|id| LinkAttribute::Other(DefaultNla::new(IFLA_TARGET_NETNSID, id.to_ne_bytes().to_vec())));
+    request.message_mut().attributes.extend(target);
+    Some(request)
 }
 
 async fn get(request: LinkGetRequest) -> io::Result<Option<LinkMessage>> {

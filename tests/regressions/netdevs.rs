@@ -358,26 +358,33 @@ fn the_mtu_of_a_foreign_netdev_is_followed() {
 }
 
 #[test]
-fn gro_beyond_64_kib_is_told_by_check_doctor_and_the_port() {
+fn gso_and_gro_beyond_64_kib_are_told_by_check_doctor_and_the_port() {
     let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
     let vif = Vif { kind: "packet", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
     lay(&vif, &guest, 1500);
+    guest.ip("link set dev tap1 down");
+    guest.ip("link set dev tap1 name eth0 up");
     let daemon = Daemon::over(std::slice::from_ref(&vif));
     daemon.await_active(&vif);
     assert_eq!(shown(&daemon, &vif.port)["status_reason"], "");
-    host.ip("link set dev tap1 gro_max_size 185000");
-    let (found, remedy) = ("it has gro_max_size 185000", "`ip link set dev tap1 gro_max_size 65536`");
-    await_reason(&daemon, &vif, &["tap1", found, remedy]);
-    await_event(&daemon, &vif, found);
-    let file = daemon.file();
-    for command in [&["check", file.to_str().unwrap()][..], &["doctor", &format!("{}:tap1", host.0)]] {
-        let said = String::from_utf8(daemon.try_command(command).stdout).unwrap();
-        assert!(said.contains(found) && said.contains(remedy), "{command:?}: {said}");
+    // Which end has it: GRO is what a netdev does on receive, GSO what its peer does on transmit.
+    for (namespace, name, limit, found) in [
+        (&host, "tap1", "gro_max_size", "it has gro_max_size"),
+        (&guest, "eth0", "gso_max_size", "its peer eth0 has gso"),
+    ] {
+        namespace.ip(&format!("link set dev {name} {limit} 185000"));
+        let remedy = format!("`ip link set dev {name} {limit} 65536`");
+        await_reason(&daemon, &vif, &["tap1", found, " 185000", &remedy]);
+        await_event(&daemon, &vif, found);
+        let file = daemon.file();
+        for command in [&["check", file.to_str().unwrap()][..], &["doctor", &format!("{}:tap1", host.0)]] {
+            let said = String::from_utf8(daemon.try_command(command).stdout).unwrap();
+            assert!(said.contains(found) && said.contains(&remedy), "{command:?}: {said}");
+        }
+        // The remedy works.
+        namespace.ip(&format!("link set dev {name} {limit} 65536"));
+        await_that("nothing to say", || (shown(&daemon, &vif.port)["status_reason"] == "").then_some(()));
     }
-    // The remedy works.
-    host.ip("link set dev tap1 gro_max_size 65536");
-    await_event(&daemon, &vif, "as the port has it again");
-    assert_eq!(shown(&daemon, &vif.port)["status_reason"], "");
 }
 
 #[test]
