@@ -147,8 +147,8 @@ fn too_small_an_mtu_for_tags_is_a_warning() {
         let more = format!("[[uplinks]]\nid = \"up0\"\nnetworks = {networks}\ndevice = {device}\n");
         CheckRun { more, ..CheckRun::about(&[Vif::new("b", 3, &guest)]) }
     };
-    trunk.warning(&["port \"port-1\" (VM \"a\")", "MTU of 1500", "second tag", "ip link set dev tap1 mtu 1504"]);
-    uplink(", vlan = 120").warning(&["uplink \"up0\"", "MTU of 1500", "ip link set dev tap1 mtu 1504"]);
+    trunk.warning(&["port \"port-1\" (VM \"a\")", "has MTU 1500", "second tag", "ip link set dev tap1 mtu 1504"]);
+    uplink(", vlan = 120").warning(&["uplink \"up0\"", "has MTU 1500", "ip link set dev tap1 mtu 1504"]);
     assert_eq!(uplink("").results(), (0, vec![]), "the native network has no tag");
     // The remedy in the warning suffices.
     host.ip("link set dev tap1 mtu 1504");
