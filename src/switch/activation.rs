@@ -33,7 +33,8 @@ pub enum PinReport {
         /// The source of the frame.
         station: Station,
     },
-    /// A guest has announced the station at the port that pins it. The external network may return the frame.
+    /// A guest has announced the station at the port that pins it. The external network may return the frame. Also for
+    /// the address of a virtual router in place of [`Received`](Self::Received).
     Announced {
         /// The port.
         at: PortId,

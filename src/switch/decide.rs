@@ -287,7 +287,10 @@ impl Decider<'_> {
                 self.report_elsewhere(key, index, pin.port)?;
             }
         } else if port.awaits_activation_by(key.source.mac()) {
-            let report = PinReport::Received { at: port.config.id, station: key.source };
+            let (at, station) = (port.config.id, key.source);
+            let is_announced = station.mac().is_virtual_router() && self.announcement(index).is_some();
+            let report =
+                if is_announced { PinReport::Announced { at, station } } else { PinReport::Received { at, station } };
             self.reports.push(report, key.source_hash, self.now);
         }
         Ok(pinned.is_some())

@@ -50,6 +50,11 @@ impl Mac {
         self.0.rotate_left(23).cast_signed() > 0
     }
 
+    /// Whether this is the address of a virtual router of VRRP (RFC 9568, 7.3), which moves from master to master.
+    pub const fn is_virtual_router(self) -> bool {
+        matches!(self.octets(), [0, 0, 0x5e, 0, 1 | 2, 1..=255])
+    }
+
     /// Whether this is one of `01:80:c2:00:00:00` to `0f`, which a standard bridge does not forward (IEEE
     /// 802.1Q-2018, table 8-1).
     pub const fn is_reserved_group(self) -> bool {
@@ -124,6 +129,16 @@ mod tests {
         assert!(lldp.is_reserved_group() && lldp.is_group());
         assert!(!"01:80:c2:00:00:10".parse::<Mac>().unwrap().is_reserved_group());
         assert!("02:00:00:00:00:01".parse::<Mac>().unwrap().is_station());
+        for (text, expected) in [
+            ("00:00:5e:00:01:01", true),
+            ("00:00:5e:00:02:ff", true),
+            ("00:00:5e:00:01:00", false),
+            ("00:00:5e:00:03:01", false),
+            ("00:00:5e:01:01:01", false),
+            ("02:00:5e:00:01:01", false),
+        ] {
+            assert_eq!(text.parse::<Mac>().unwrap().is_virtual_router(), expected, "{text}");
+        }
     }
 
     #[test]

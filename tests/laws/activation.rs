@@ -219,6 +219,14 @@ fn adverts_of_a_virtual_router_are_reported_until_its_pin_has_yielded() {
         });
         assert_eq!(send(&mut lab, W, &advert(100), 1000, Duration::from_millis(1)), [], "it has yielded");
         assert_eq!(reached(&mut lab, B, VRRP), [W]);
+        // Control must know what a backup and what a master has sent.
+        let received = PinReport::Received { at: id, station: station(VRRP) };
+        let other = frame(Mac::new([0x01, 0, 0x5e, 0, 0, 0x16]), VRRP, 0x0800, &[0; 46]);
+        assert_eq!(send(&mut lab, A, &other, 1, Duration::ZERO), [received]);
+        lab.advance(Duration::from_millis(100));
+        assert_eq!(send(&mut lab, A, &advert(0), 1, Duration::ZERO), [received]);
+        assert_eq!(send(&mut lab, A, &advert(100), 1, Duration::ZERO), [announced]);
+        assert_eq!(send(&mut lab, A, &announcement(VRRP), 1, Duration::ZERO), []);
         done(lab);
     }
 }

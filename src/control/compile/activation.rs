@@ -3,7 +3,9 @@
 //! With `activation = "first-frame"` a port is inactive, and pins nothing, until it sends a frame. The pins of any port
 //! yield when their station announces itself behind an uplink, because the VM has been migrated, until the port sends its
 //! next frame. The port's own address stands for the VM: when it yields, all addresses of the port yield. An allowed
-//! address yields alone, as that of a VRRP group whose master is on another host, until the port sends a frame from it.
+//! address yields alone, as that of a VRRP group whose master is on another host, until the port sends a frame from it. The
+//! address of a virtual router yields until the port announces it: a backup sends other frames from it, such as IGMP and
+//! MLD reports, while the master is on another host.
 //!
 //! Moves of a pinned address are counted as those of learned stations (RFC 7432, 15.1): four within three minutes are
 //! permitted, and the pin does not yield a fifth time. Control dampens the address at the local port then.
@@ -139,12 +141,17 @@ impl Activations {
     /// Handles a frame from `source` that a port has sent while control waited for one. A report of a frame that was
     /// received before the pin yielded has no effect.
     pub fn receive(&mut self, port: &config::Port, source: Mac, now: MonoTime) -> Option<ActivationEffect> {
+        self.activate(port, source, now, !source.is_virtual_router())
+    }
+
+    /// `claims`: whether the frame shows that its source is at this port, and not at an uplink.
+    fn activate(&mut self, port: &config::Port, source: Mac, now: MonoTime, claims: bool) -> Option<ActivationEffect> {
         let waits = port.activation == Activation::FirstFrame;
         let pins = self.0.entry(port.id().to_owned()).or_default();
         // The frame may have been an announcement.
         pins.announced.insert(source, now);
         let is_later = |yielded_at: Option<&MonoTime>| yielded_at.is_none_or(|&at| now >= at);
-        if is_later(pins.yielded_at.get(&source)) && pins.addresses.remove(&source) {
+        if claims && is_later(pins.yielded_at.get(&source)) && pins.addresses.remove(&source) {
             pins.count(source, now);
             if !pins.yielded && (pins.active || !waits) {
                 return Some(ActivationEffect::Address);
@@ -165,8 +172,12 @@ impl Activations {
         let pins = self.0.entry(port.id().to_owned()).or_default();
         pins.announced.retain(|_, at| now.since(*at) < ECHO);
         pins.announced.insert(mac, now);
-        let yielded_at = pins.yielded_at.get(&mac).copied().filter(|at| at.since(now) < ECHO)?;
-        self.receive(port, mac, yielded_at.max(now))
+        // Not known after a restart.
+        let yielded_at = pins.yielded_at.get(&mac).copied().unwrap_or(now);
+        if yielded_at.since(now) >= ECHO {
+            return None;
+        }
+        self.activate(port, mac, yielded_at.max(now), true)
     }
 
     /// Handles an announcement from an uplink of an address that is pinned to a port.
@@ -257,6 +268,7 @@ mod tests {
     use proptest::prelude::*;
 
     const OWN: Mac = Mac::new([2, 0, 0, 0, 0, 1]);
+    const ALLOWED: Mac = Mac::new([2, 0, 0, 0, 0, 2]);
     const VRRP: Mac = Mac::new([0, 0, 0x5e, 0, 1, 1]);
 
     fn config(keys: &str) -> Config {
@@ -270,7 +282,7 @@ mod tests {
     fn of(activation: &str) -> Config {
         config(&format!(
             "network_id = \"n\"\nmac_address = \"{OWN}\"\nactivation = \"{activation}\"\n\
-             allowed_address_pairs = [{{ mac_address = \"{VRRP}\" }}]"
+             allowed_address_pairs = [{{ mac_address = \"{ALLOWED}\" }}, {{ mac_address = \"{VRRP}\" }}]"
         ))
     }
 
@@ -289,7 +301,7 @@ mod tests {
         assert!(all.pins(port(&immediate)) && !all.pins(port(&waits)));
         assert_eq!(all.announce_elsewhere(port(&waits), OWN, at(0)), None, "no pin could yield");
         assert_eq!(
-            all.receive(port(&waits), VRRP, at(0)),
+            all.receive(port(&waits), ALLOWED, at(0)),
             Some(ActivationEffect::First),
             "whichever address the guest has used"
         );
@@ -308,7 +320,7 @@ mod tests {
             assert_eq!(all.announce_elsewhere(port, OWN, at(1100)), Some(RemoteEffect::Port));
             assert_eq!(all.announce_elsewhere(port, OWN, at(1100)), None, "the pin has yielded already");
             assert!(!all.pins(port));
-            assert_eq!(all.receive(port, VRRP, at(1200)), Some(ActivationEffect::Again));
+            assert_eq!(all.receive(port, ALLOWED, at(1200)), Some(ActivationEffect::Again));
             assert!(all.pins(port));
         }
     }
@@ -318,7 +330,7 @@ mod tests {
     fn the_order_of_reports_does_not_matter() {
         let config = of("immediate");
         let (port, mut all) = (port(&config), Activations::default());
-        for mac in [OWN, VRRP] {
+        for mac in [OWN, ALLOWED] {
             assert!(all.announce_elsewhere(port, mac, at(1001)).is_some());
             assert!(all.announce(port, mac, at(1000)).is_some(), "an echo of the guest's own frame");
             assert!(all.pins(port) && all.yielded(port).is_empty());
@@ -334,14 +346,14 @@ mod tests {
     fn an_allowed_address_yields_alone() {
         let config = of("immediate");
         let (port, mut all) = (port(&config), Activations::default());
-        assert_eq!(all.announce_elsewhere(port, VRRP, at(0)), Some(RemoteEffect::Address));
-        assert_eq!((all.pins(port), all.yielded(port)), (true, vec![VRRP]));
-        assert_eq!(all.receive(port, OWN, at(1)), None, "the VM is here and is not the VRRP master");
-        assert_eq!(all.receive(port, VRRP, at(2)), Some(ActivationEffect::Address));
+        assert_eq!(all.announce_elsewhere(port, ALLOWED, at(0)), Some(RemoteEffect::Address));
+        assert_eq!((all.pins(port), all.yielded(port)), (true, vec![ALLOWED]));
+        assert_eq!(all.receive(port, OWN, at(1)), None, "the VM is here and does not use this address");
+        assert_eq!(all.receive(port, ALLOWED, at(2)), Some(ActivationEffect::Address));
         assert_eq!(all.yielded(port), []);
-        assert_eq!(all.announce_elsewhere(port, VRRP, at(600)), Some(RemoteEffect::Address));
+        assert_eq!(all.announce_elsewhere(port, ALLOWED, at(600)), Some(RemoteEffect::Address));
         assert_eq!(all.announce_elsewhere(port, OWN, at(600)), Some(RemoteEffect::Port));
-        assert_eq!(all.receive(port, VRRP, at(700)), Some(ActivationEffect::Again), "both pins at once");
+        assert_eq!(all.receive(port, ALLOWED, at(700)), Some(ActivationEffect::Again), "both pins at once");
         assert_eq!((all.pins(port), all.yielded(port)), (true, vec![]));
     }
 
@@ -373,7 +385,7 @@ mod tests {
         for millis in (0..180).flat_map(second) {
             assert_eq!(all.announce_elsewhere(port, VRRP, at(millis)), None, "it has yielded already");
         }
-        assert_eq!(all.receive(port, VRRP, at(180_000)), Some(ActivationEffect::Address), "a master here");
+        assert_eq!(all.announce(port, VRRP, at(180_000)), Some(ActivationEffect::Address), "a master here");
         for millis in (180..360).flat_map(second) {
             assert_eq!(all.announce(port, VRRP, at(millis)), None);
             assert_eq!(all.announce_elsewhere(port, VRRP, at(millis + 1)), None, "the echo");
@@ -392,9 +404,8 @@ mod tests {
             let mut effects = Vec::new();
             for second in 0..60 {
                 let millis = offset * 1000 + second * 1000;
-                all.receive(port, VRRP, at(millis));
                 all.announce(port, VRRP, at(millis));
-                assert_eq!(all.yielded(port), [], "each frame of the port pins it");
+                assert_eq!(all.yielded(port), [], "each announcement of the port pins it");
                 effects.push(all.announce_elsewhere(port, VRRP, at(millis + offset)));
             }
             let moved = effects.iter().filter(|&&effect| effect == Some(RemoteEffect::Address)).count();
@@ -402,12 +413,42 @@ mod tests {
         }
     }
 
+    /// A backup sends reports of its group memberships from the address (RFC 3376, RFC 3810), in answer to each query.
+    #[test]
+    fn only_an_announcement_takes_the_address_of_a_virtual_router_back() {
+        for (config, is_known) in [(of("immediate"), true), (of("first-frame"), true), (of("immediate"), false)] {
+            let (port, mut all) = (port(&config), Activations::default());
+            all.receive(port, OWN, at(0));
+            assert_eq!(all.announce_elsewhere(port, VRRP, at(0)), Some(RemoteEffect::Address));
+            for second in 1..100 {
+                assert_eq!(all.receive(port, VRRP, at(second * 1000)), None, "a backup");
+                assert_eq!(all.announce_elsewhere(port, VRRP, at(second * 1000 + 700)), None);
+                assert_eq!((all.pins(port), all.yielded(port)), (true, vec![VRRP]));
+            }
+            if !is_known {
+                let stored = all.to_value();
+                all = Activations::default();
+                all.restore(&stored, |_| false);
+            }
+            assert_eq!(all.announce(port, VRRP, at(100_000)), Some(ActivationEffect::Address), "the master");
+            assert_eq!((all.pins(port), all.yielded(port)), (true, vec![]));
+        }
+        // Any frame shows that the VM is here.
+        let waits = of("first-frame");
+        let (port, mut all) = (port(&waits), Activations::default());
+        assert_eq!(all.receive(port, VRRP, at(0)), Some(ActivationEffect::First));
+        assert_eq!(all.announce_elsewhere(port, OWN, at(1000)), Some(RemoteEffect::Port));
+        assert_eq!(all.receive(port, VRRP, at(2000)), Some(ActivationEffect::Again));
+        let mut all = Activations::default();
+        assert_eq!(all.announce(port, VRRP, at(0)), Some(ActivationEffect::First));
+    }
+
     #[test]
     fn the_state_survives_a_restart_and_unrelated_changes() {
         let waits = of("first-frame");
         let mut all = Activations::default();
         all.receive(port(&waits), OWN, at(0));
-        all.announce_elsewhere(port(&waits), VRRP, at(5000));
+        all.announce_elsewhere(port(&waits), ALLOWED, at(5000));
         let resumed = |all: &Activations| {
             let mut back = Activations::default();
             back.restore(&serde_json::from_str(&all.to_value().to_string()).unwrap(), |_| false);
@@ -416,7 +457,7 @@ mod tests {
         let mut back = resumed(&all);
         back.restore(&serde_json::json!([7, null, {"port": 3}]), |_| false);
         back.follow(&Config::default(), &waits, |_| false);
-        assert_eq!((back.pins(port(&waits)), back.yielded(port(&waits))), (true, vec![VRRP]));
+        assert_eq!((back.pins(port(&waits)), back.yielded(port(&waits))), (true, vec![ALLOWED]));
         back.announce_elsewhere(port(&waits), OWN, at(9000));
         let mut back = resumed(&back);
         let mut down = waits.clone();
@@ -459,7 +500,7 @@ mod tests {
             let mut emitted = Vec::new();
             for (step, pause) in steps {
                 now += pause;
-                let mac = [OWN, VRRP][step % 2];
+                let mac = [OWN, ALLOWED][step % 2];
                 match step {
                     0 | 1 => {
                         all.receive(port, mac, at(now));
