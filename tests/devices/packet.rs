@@ -502,7 +502,7 @@ fn a_foreign_netdev_is_not_changed() {
     let before = loopback.port.link("port").unwrap();
     let settings = Settings { mtu: 9000, ..loopback.settings() };
     let opened = packet::open(&settings).unwrap();
-    assert!(opened.warnings.len() == 1 && opened.warnings[0].contains("MTU of 1500"), "{:?}", opened.warnings);
+    assert!(opened.warnings.len() == 1 && opened.warnings[0].contains("has MTU 1500"), "{:?}", opened.warnings);
     assert_eq!(packet::preflight(&settings, false).unwrap(), opened.warnings);
     let settings = device::Settings::Packet(settings);
     device::adjust(&settings).unwrap();
