@@ -409,6 +409,8 @@ fn no_remark_about_a_vxlan_netdev_leads_into_fragments() {
     }
     // Routes cause no event; the route is read when the port is opened.
     host.ip("link set dev vx1 down");
+    // A netdev that is up again at once is not reopened.
+    daemon.await_down(&vif);
     host.ip("link set dev vx1 up");
     await_that("no reason", || {
         let port = shown(&daemon, &vif.port);
