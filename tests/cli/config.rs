@@ -1,5 +1,7 @@
 //! The configuration file: the meaning of valid files, and the error for each mistake. Needs nothing of the host.
 
+use std::path::PathBuf;
+
 use proptest::prelude::*;
 use vifswitch::control::config::{
     self, Activation, AddressPair, Config, ConfigError, ConfigErrors, Device, IpAllocation, Network, Packet, Poll,
@@ -502,12 +504,13 @@ fn files_are_parsed_by_their_extension() {
         std::fs::write(&path, text).unwrap();
         path
     };
-    let config = config::load(write("a.toml", EXAMPLE.as_bytes())).unwrap();
-    assert_eq!(config::load(write("a.json", &serde_json::to_vec(&config).unwrap())), Ok(config));
+    let load = |path: PathBuf| config::load_file(path).map(|file| file.config);
+    let config = load(write("a.toml", EXAMPLE.as_bytes())).unwrap();
+    assert_eq!(load(write("a.json", &serde_json::to_vec(&config).unwrap())), Ok(config));
     let kind = |result: Result<Config, ConfigErrors>| result.unwrap_err().kind();
-    assert_eq!(kind(config::load(write("b.toml", b"a = \"\xff\""))), kind::UNREADABLE);
-    assert_eq!(kind(config::load(dir.path().join("missing.toml"))), kind::UNREADABLE);
-    let error = config::load(dir.path().join("missing.toml")).unwrap_err().to_string();
+    assert_eq!(kind(load(write("b.toml", b"a = \"\xff\""))), kind::UNREADABLE);
+    assert_eq!(kind(load(dir.path().join("missing.toml"))), kind::UNREADABLE);
+    let error = load(dir.path().join("missing.toml")).unwrap_err().to_string();
     assert!(error.contains("missing.toml: cannot be read: "), "{error}");
 }
 

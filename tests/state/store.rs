@@ -113,7 +113,7 @@ async fn stored_values_are_read_back() {
     let path = place.path().join("new/and new/state.db");
     let (store, found) = Store::open(path.clone()).await.unwrap();
     assert_eq!(found, None);
-    assert_eq!(store.take_stations().await.unwrap(), []);
+    assert_eq!(store.stations_page(0, usize::MAX).await.unwrap().0, []);
     store.commit(desired(1), vec![event("one")]).await.unwrap();
     store.append_events(vec![event("two"), event("three")]).await.unwrap();
     store.save_stations(stations(1, 3)).await.unwrap();
@@ -128,7 +128,7 @@ async fn stored_values_are_read_back() {
     assert_eq!(store.events(Some("2026-11-20T12:00:00.001Z".into()), 2).await.unwrap(), []);
     assert_eq!(store.events(Some("2026-11-20T14:00:00+02:00".into()), 9).await.unwrap().len(), 3);
     for _ in 0..2 {
-        let mut found = store.take_stations().await.unwrap();
+        let mut found = store.stations_page(0, usize::MAX).await.unwrap().0;
         found.sort_by_key(|station| station.mac_address);
         let names: Vec<_> = found.iter().map(|s| (&*s.network_id, s.mac_address, &*s.port_id)).collect();
         assert_eq!(
@@ -167,7 +167,7 @@ async fn commits_run_between_steps_of_a_save() {
         commits += 1;
         store.commit(desired(commits), Vec::new()).await.unwrap();
         // Before, during or after the save: always one complete set.
-        let found = store.take_stations().await.unwrap();
+        let found = store.stations_page(0, usize::MAX).await.unwrap().0;
         assert!(found.len() == 5 || found.len() == 50_000, "{}", found.len());
         assert!(found.iter().all(|station| station.port_id == found[0].port_id));
     }
@@ -221,7 +221,7 @@ fn answered_changes_survive_a_kill() {
             let events: Vec<_> = store.events(None, usize::MAX).await.unwrap().into_iter().map(|e| e.text).collect();
             let all: Vec<_> = (1..=found).map(|number| number.to_string()).collect();
             assert_eq!(events, all[all.len().saturating_sub(10_000)..]);
-            let stations = store.take_stations().await.unwrap();
+            let stations = store.stations_page(0, usize::MAX).await.unwrap().0;
             assert!(stations.is_empty() || stations.len() == STATIONS, "round {round}: {} stations", stations.len());
             assert!(stations.iter().all(|station| station.port_id == stations[0].port_id));
             store.close().await;
@@ -279,7 +279,7 @@ async fn a_full_disk_is_reported_and_recovers() {
     let (store, found) = Store::open(disk.state()).await.unwrap();
     assert_eq!(found, Some(big(3)));
     assert_eq!(store.events(None, 9).await.unwrap(), [event("one"), event("three")]);
-    assert_eq!(store.take_stations().await.unwrap().len(), 1000);
+    assert_eq!(store.stations_page(0, usize::MAX).await.unwrap().0.len(), 1000);
 }
 
 #[tokio::test]
@@ -294,7 +294,7 @@ async fn stations_that_do_not_fit_leave_room_for_commits() {
         let last_applied = json!("x".repeat(100_000) + &number.to_string());
         store.commit(DesiredState { last_applied, ..desired(number) }, vec![event("go on")]).await.unwrap();
     }
-    let host = store.take_stations().await.unwrap();
+    let host = store.stations_page(0, usize::MAX).await.unwrap().0;
     assert_eq!((host.len(), &*host[0].port_id), (1000, "save-1"));
 }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::io;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
@@ -75,11 +75,6 @@ impl Client {
     /// A client of the switch at `socket`. Nothing is opened yet.
     pub fn new(socket: impl Into<PathBuf>) -> Client {
         Client { socket: socket.into() }
-    }
-
-    /// The socket.
-    pub fn socket(&self) -> &Path {
-        &self.socket
     }
 
     /// What is at `path`, which begins with a slash and is escaped as a URL is.

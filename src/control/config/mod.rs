@@ -60,12 +60,8 @@ use raw::Read;
 
 pub(super) use raw::nearest;
 
-/// Reads and judges the file at `path`: JSON if its name ends in `.json`, TOML otherwise.
-pub fn load(path: impl AsRef<Path>) -> Result<Config, ConfigErrors> {
-    Source::read(path.as_ref())?.config()
-}
-
-/// The same, with what is written in it.
+/// Reads and judges the file at `path`, and keeps what is written in it: JSON if its name ends in `.json`, TOML
+/// otherwise.
 pub fn load_file(path: impl AsRef<Path>) -> Result<ConfigFile, ConfigErrors> {
     Source::read(path.as_ref())?.config_file()
 }

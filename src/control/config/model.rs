@@ -251,14 +251,6 @@ impl Port {
         }
     }
 
-    /// The same.
-    pub fn device_mut(&mut self) -> Option<&mut Device> {
-        match &mut self.attachment {
-            PortAttachment::Device(device) => Some(device),
-            PortAttachment::Parent(_) => None,
-        }
-    }
-
     /// How it is told apart from its parent and others, if it is a subport.
     pub fn subport(&self) -> Option<&Subport> {
         match &self.attachment {

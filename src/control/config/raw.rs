@@ -121,6 +121,11 @@ macro_rules! table {
             /// Keys that will be legal here one day, and are refused until then.
             pub const LATER: &'static [&'static str] = &[$( stringify!($later) ),*];
 
+            /// These keys, and those of `other` that are not written here.
+            pub fn or(self, other: $name) -> $name {
+                $name { $( $key: self.$key.or(other.$key), )* }
+            }
+
             /// Makes it as if `key` had not been written.
             pub fn clear(&mut self, key: &str) {
                 match key {

@@ -7,7 +7,7 @@ use super::check;
 use super::error::{ConfigError, ConfigErrors, SyntaxError, kind};
 use super::model::{Config, Port};
 use super::parse::{self, Node};
-use super::patch::{self, PortKeys};
+use super::patch;
 
 /// A text, and what its problems call it.
 #[derive(Debug, Clone)]
@@ -71,11 +71,6 @@ impl Source {
         patch::port(self.document(), &self.name)
     }
 
-    /// Some keys of a port.
-    pub fn port_keys(&self) -> Result<PortKeys, ConfigErrors> {
-        patch::port_keys(self.document(), &self.name)
-    }
-
     /// The same as JSON, as it is written: nothing is filled in.
     pub fn to_json(&self) -> Result<serde_json::Value, ConfigErrors> {
         let node = self.document().map_err(|error| ConfigErrors::from(ConfigError::of_syntax(&self.name, error)))?;
@@ -108,7 +103,7 @@ mod tests {
         #[test]
         fn any_bytes_are_parsed_or_refused(bytes: Vec<u8>) {
             if let Ok(source) = Source::of("x", bytes) {
-                let _ = (source.config(), source.port(), source.port_keys(), source.to_json());
+                let _ = (source.config(), source.port(), patch::port_keys(source.document(), "x"), source.to_json());
             }
         }
     }

@@ -14,6 +14,16 @@ use crate::wire::{Mac, Vid};
 
 use super::*;
 
+impl Port {
+    /// Its device, unless it is a subport.
+    pub fn device_mut(&mut self) -> Option<&mut Device> {
+        match &mut self.attachment {
+            PortAttachment::Device(device) => Some(device),
+            PortAttachment::Parent(_) => None,
+        }
+    }
+}
+
 /// Any configuration that [`parse_toml`] can return.
 pub(crate) fn config() -> impl Strategy<Value = Config> {
     let vms = vec((id(), storm(true), any::<bool>(), vec((port(), any::<Index>()), 0..5)), 0..5);

@@ -67,27 +67,27 @@ mod tests {
     }
 
     #[test]
-    fn each_transition_is_told_once() {
+    fn each_transition_is_reported_once() {
         let mut port = Alarm::default();
         assert_eq!(port.observe(0, at(0)), None);
         assert_eq!(port.observe(1, at(1)), Some(Transition::Raised));
-        assert_eq!(port.observe(500, at(2)), None, "it stays so");
+        assert_eq!(port.observe(500, at(2)), None, "the alarm stays active");
         assert_eq!(port.observe(500, at(31)), None, "not for long enough");
         assert_eq!(port.observe(501, at(31)), None);
-        assert_eq!(port.observe(501, at(60)), None, "the last one was later");
+        assert_eq!(port.observe(501, at(60)), None, "the last excess was later");
         assert_eq!(port.observe(501, at(61)), Some(Transition::Cleared));
         assert_eq!(port.observe(501, at(1000)), None);
         assert_eq!(port.observe(502, at(1001)), Some(Transition::Raised));
     }
 
     #[test]
-    fn what_was_counted_while_it_was_off_is_of_the_past() {
+    fn what_was_counted_while_it_was_off_does_not_raise_it() {
         let mut port = Alarm::default();
         port.observe(7, at(0));
         assert!(port.is_on() && !Alarm::default().is_on());
         assert_eq!(port.turn_off(9), Some(Transition::Cleared));
         assert_eq!(port.turn_off(9), None);
-        assert_eq!(port.observe(9, at(1)), None, "nothing has come since");
+        assert_eq!(port.observe(9, at(1)), None, "nothing was counted since");
         assert_eq!(port.observe(10, at(2)), Some(Transition::Raised));
         let mut other = Alarm::starting_at(3);
         assert_eq!(other.observe(3, at(0)), None);
@@ -95,7 +95,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes: raised and cleared alternate, each as soon as it is true.
+        /// For any input: raised and cleared alternate, each as soon as its condition holds.
         #[test]
         fn transitions_alternate(steps in prop::collection::vec((0u64..3, 0u64..40, prop::bool::weighted(0.1)), 0..60)) {
             let (mut port, mut count, mut now) = (Alarm::default(), 0, 0);

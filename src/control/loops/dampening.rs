@@ -30,8 +30,6 @@ pub struct DampenedMac {
 #[derive(Debug, Clone, Default)]
 pub struct Dampening {
     all: HashMap<Station, DampenedMac>,
-    /// Some have been frozen or let go since the rules were last told.
-    changed: bool,
 }
 
 impl Dampening {
@@ -56,7 +54,6 @@ impl Dampening {
         };
         let dampened = DampenedMac { at, from, since: now, until: now + time };
         self.all.insert(station, dampened);
-        self.changed = true;
         Some(dampened)
     }
 
@@ -73,13 +70,7 @@ impl Dampening {
     fn release_matching(&mut self, goes: impl Fn(Station, &DampenedMac) -> bool) -> usize {
         let before = self.all.len();
         self.all.retain(|&station, dampened| !goes(station, dampened));
-        self.changed |= self.all.len() != before;
         before - self.all.len()
-    }
-
-    /// Whether the rules have to be told.
-    pub fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
     }
 
     /// All of them.
@@ -137,7 +128,6 @@ mod tests {
             let dampened = dampening.dampen(station(7), ports, |port| suspected.contains(&port), TIME, at(0));
             assert_eq!(dampened.unwrap().at, port(expected), "{suspected:?}");
             assert_eq!(dampened.unwrap().from, port(not));
-            assert!(dampening.take_changed() && !dampening.take_changed());
         }
     }
 
@@ -203,7 +193,6 @@ mod tests {
                     })
                     .collect();
                 prop_assert_eq!(&all, &model);
-                prop_assert_eq!(dampening.take_changed(), before != model);
             }
         }
     }

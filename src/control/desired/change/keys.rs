@@ -16,11 +16,8 @@ pub fn apply_vm_patch(mut vm: raw::VmKeys, keys: &PortKeys) -> raw::VmKeys {
             classes.clear(class);
         }
     }
-    raw::VmKeys {
-        storm: merge_storm(vm.storm, keys.vm.storm.clone()),
-        share_mac: keys.vm.share_mac.or(vm.share_mac),
-        sibling_split_horizon: keys.vm.sibling_split_horizon.or(vm.sibling_split_horizon),
-    }
+    let storm = merge_storm(vm.storm.take(), keys.vm.storm.clone());
+    raw::VmKeys { storm, ..keys.vm.clone().or(vm) }
 }
 
 /// Makes it as if these keys had not been written.
@@ -47,61 +44,24 @@ fn clear(port: &mut raw::Port, keys: &[String]) {
 }
 
 /// The keys of `now`, but for those that `keys` has.
-fn merge(now: raw::Port, keys: raw::Port) -> raw::Port {
+fn merge(mut now: raw::Port, mut keys: raw::Port) -> raw::Port {
     // Two words for one thing: whoever says one of them means it, whatever the other was.
-    let port_security = match keys.port_security_enabled {
-        Some(enabled) if keys.port_security.is_none() => {
-            now.port_security.filter(|security| (security == PortSecurity::Off.name()) != enabled)
-        }
-        _ => keys.port_security.or(now.port_security),
-    };
-    let device = match (now.device, keys.device) {
-        (Some(now), Some(keys)) if keys.kind.is_none() || keys.kind == now.kind => Some(raw::Device {
-            kind: now.kind,
-            name: keys.name.or(now.name),
-            netns: keys.netns.or(now.netns),
-            queues: keys.queues.or(now.queues),
-            offloads: keys.offloads.or(now.offloads),
-            isolate: keys.isolate.or(now.isolate),
-            persist: keys.persist.or(now.persist),
-            mode: keys.mode.or(now.mode),
-            replace_xdp_program: keys.replace_xdp_program.or(now.replace_xdp_program),
-        }),
+    now.port_security_enabled = None;
+    if let Some(enabled) = keys.port_security_enabled {
+        now.port_security = now.port_security.filter(|security| (security == PortSecurity::Off.name()) != enabled);
+    }
+    let device = match (now.device.take(), keys.device.take()) {
+        (Some(now), Some(keys)) if keys.kind.is_none() || keys.kind == now.kind => Some(keys.or(now)),
         (now, keys) => keys.or(now),
     };
-    let storm = merge_storm(now.storm, keys.storm);
-    raw::Port {
-        port_id: now.port_id,
-        network_id: keys.network_id.or(now.network_id),
-        mac_address: keys.mac_address.or(now.mac_address),
-        fixed_ips: keys.fixed_ips.or(now.fixed_ips),
-        ip_allocation: keys.ip_allocation.or(now.ip_allocation),
-        port_security,
-        port_security_enabled: keys.port_security_enabled,
-        allowed_address_pairs: keys.allowed_address_pairs.or(now.allowed_address_pairs),
-        unknown_unicast: keys.unknown_unicast.or(now.unknown_unicast),
-        promiscuous: keys.promiscuous.or(now.promiscuous),
-        mac_learning: keys.mac_learning.or(now.mac_learning),
-        mac_limit: keys.mac_limit.or(now.mac_limit),
-        mac_limit_policy: keys.mac_limit_policy.or(now.mac_limit_policy),
-        storm,
-        activation: keys.activation.or(now.activation),
-        admin_state_up: keys.admin_state_up.or(now.admin_state_up),
-        device,
-        parent: keys.parent.or(now.parent),
-        vlan: keys.vlan.or(now.vlan),
-    }
+    let storm = merge_storm(now.storm.take(), keys.storm.take());
+    raw::Port { port_id: now.port_id.take(), device, storm, ..keys.or(now) }
 }
 
 /// A class that is set is as it stands there, and the others stay.
 fn merge_storm(now: Option<raw::Storm>, keys: Option<raw::Storm>) -> Option<raw::Storm> {
     match (now, keys) {
-        (Some(raw::Storm::Table(now)), Some(raw::Storm::Table(keys))) => Some(raw::Storm::Table(raw::StormClasses {
-            broadcast: keys.broadcast.or(now.broadcast),
-            multicast: keys.multicast.or(now.multicast),
-            unknown_unicast: keys.unknown_unicast.or(now.unknown_unicast),
-            copies: keys.copies.or(now.copies),
-        })),
+        (Some(raw::Storm::Table(now)), Some(raw::Storm::Table(keys))) => Some(raw::Storm::Table(keys.or(now))),
         (now, keys) => keys.or(now),
     }
 }

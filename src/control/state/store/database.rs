@@ -25,10 +25,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tracing::warn;
 
 use super::error::StoreError;
+use super::rows::{parts, put_parts, text, version};
 use super::{DesiredState, StoredStation, file, renamed};
 use crate::control::state::events::Event;
 use crate::time::Stamp;
@@ -387,31 +388,6 @@ fn quick_check(database: &Connection, path: &Path, table: &str) -> Result<(), St
     }
 }
 
-/// Writes a complete desired state.
-pub(super) fn put_desired(transaction: &Transaction<'_>, desired: &DesiredState) -> rusqlite::Result<()> {
-    put_parts(transaction, &parts(desired, &version()))
-}
-
-/// The version of the format and of the switch that writes it.
-fn version() -> Value {
-    json!({ "format": file::VERSION, "switch": env!("CARGO_PKG_VERSION") })
-}
-
-/// The parts of a desired state, by the names of their rows.
-fn parts<'v>(desired: &'v DesiredState, version: &'v Value) -> [(&'static str, &'v Value); 4] {
-    let DesiredState { last_applied, config, orphans } = desired;
-    [("base", last_applied), ("config", config), ("leftovers", orphans), ("version", version)]
-}
-
-fn put_parts(transaction: &Transaction<'_>, parts: &[(&str, &Value)]) -> rusqlite::Result<()> {
-    // What is the same is not written again: the base hardly ever changes.
-    let mut put = transaction.prepare(
-        "INSERT INTO desired VALUES (?1, ?2) ON CONFLICT (part) DO UPDATE SET json = excluded.json
-         WHERE json IS NOT excluded.json",
-    )?;
-    parts.iter().try_for_each(|(part, value)| put.execute(params![part, text(value)]).map(drop))
-}
-
 /// Adds events, with the time each and its text, behind the others.
 fn append(transaction: &Transaction<'_>, events: &[(i64, String)]) -> rusqlite::Result<()> {
     let last = transaction
@@ -460,9 +436,4 @@ fn clear(transaction: &Transaction<'_>, set: i64) -> rusqlite::Result<()> {
 fn micros(text: &str) -> Result<i64, StoreError> {
     let time: Result<Timestamp, _> = text.parse();
     time.map(Timestamp::as_microsecond).map_err(|_| StoreError::NotATime { text: text.to_owned() })
-}
-
-/// As JSON. Neither values nor events have anything in them that is none.
-fn text<T: serde::Serialize>(value: &T) -> String {
-    serde_json::to_string(value).unwrap_or_default()
 }

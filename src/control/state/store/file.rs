@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::StoreError;
-use super::{DesiredState, database};
+use super::{DesiredState, rows};
 
 /// Owner and group may look into the directory.
 const DIRECTORY_MODE: u32 = 0o750;
@@ -24,12 +24,8 @@ const FILE_MODE: u32 = 0o640;
 const APPLICATION: i64 = 0x7669_6673;
 
 /// The lowest version of the format whose readers understand what we write. It is raised only if they would take
-/// something for what it is not; what they may leave alone raises [`VERSION`].
+/// something for what it is not; what they may leave alone raises [`VERSION`](rows::VERSION).
 const FORMAT: i64 = 1;
-
-/// The version of the format that we write. 1: both configurations with all their defaults, the base as it was meant. 2:
-/// the base as the file has it, the configuration without defaults, and with what was not understood.
-pub const VERSION: i64 = 2;
 
 /// No database is shorter, and the database takes a file that is for an empty one of its own.
 const SHORTEST: u64 = 512;
@@ -120,7 +116,7 @@ fn fill(path: &Path, first: Option<&DesiredState>) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "EXTRA")?;
     let transaction = connection.transaction()?;
     transaction.execute_batch(SCHEMA)?;
-    first.map_or(Ok(()), |first| database::put_desired(&transaction, first))?;
+    first.map_or(Ok(()), |first| rows::put_desired(&transaction, first))?;
     transaction.pragma_update(None, "application_id", APPLICATION)?;
     transaction.pragma_update(None, "user_version", FORMAT)?;
     transaction.commit()?;

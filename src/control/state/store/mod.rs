@@ -13,6 +13,7 @@ mod file;
 mod peek;
 mod renamed;
 mod reopen;
+mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -160,12 +161,8 @@ impl Store {
 
     /// The stations that were saved last, older by the time that has passed since, in no order. They stay in the file
     /// until others are saved: a switch that is killed before it has saved its own has them again.
-    pub async fn take_stations(&self) -> Result<Vec<StoredStation>, StoreError> {
-        let now = Stamp::now();
-        Ok(self.request(move |database| database.stations(&now, 0, usize::MAX)).await?.0)
-    }
-
-    /// At most `most` of these, from a place on (the first is 0), and the place at which it goes on, if there are more.
+    ///
+    /// At most `most` of them, from a place on (the first is 0), and the place at which it goes on, if there are more.
     /// Others come in between, which must not save stations.
     pub async fn stations_page(&self, from: i64, most: usize) -> Result<(Vec<StoredStation>, Option<i64>), StoreError> {
         let now = Stamp::now();
