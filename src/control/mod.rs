@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!   file ─► config (raw ─► model, validation) ─┐
-//!           desired: change or merge ──────────┴─► the new configuration, a plan of its steps
-//!                                                            │
-//!   cli ─► api (client ─► socket, server ─► handle) ─► reconcile ─► devices
-//!                                                      │  ├─► compile: ids, endpoints, ForwardingConfig ─► workers
-//!                                                      │  ├─► loops: probes, escalation, storms, MAC-move dampening
-//!                                                      │  └─► status ─► api: responses
-//!                                                      └─► state: store, events
+//!           desired: change or merge ──────────┴─► the new configuration
+//!                                                        │
+//!   cli ─► api (client ─► socket, listener ─► handle) ─► reconcile ─► devices
+//!                                                        │  ├─► compile: plan, ids, endpoints, ForwardingConfig ─► workers
+//!                                                        │  ├─► loops: probes, escalation, storms, MAC-move dampening
+//!                                                        │  └─► status ─► api: responses
+//!                                                        └─► state: store, events
 //! ```
 //!
 //! The watchdog checks that the controller and the workers respond.

@@ -52,13 +52,13 @@ impl Shutdown {
 /// a short while. The listener is dropped before that, so that nobody new comes.
 pub async fn serve<L: Listener>(mut listener: L, pages: Router, stop: impl Future<Output = ()>) {
     let mut stop = pin!(stop);
-    let (leave, orphans) = watch::channel(());
+    let (leave, shutdown) = watch::channel(());
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             () = &mut stop => break,
             (stream, _) = listener.accept(), if connections.len() < CONNECTIONS => {
-                connections.spawn(serve_connection(stream, pages.clone(), Shutdown(orphans.clone())));
+                connections.spawn(serve_connection(stream, pages.clone(), Shutdown(shutdown.clone())));
             }
             Some(_) = connections.join_next() => {}
         }

@@ -82,8 +82,8 @@ impl Controller {
         for port in &self.ports {
             let ConfigRef::Port { vm, position, network_id, .. } = port.endpoint.config_ref else { continue };
             let wanted = &self.config.vms[vm].ports[position];
-            let last_applied = port.endpoint.parent().and_then(|parent| self.ports.get(parent)).unwrap_or(port);
-            let is_up = matches!(last_applied.state, State::Up { .. }) && last_applied.dead_link().is_none();
+            let device_port = port.endpoint.parent().and_then(|parent| self.ports.get(parent)).unwrap_or(port);
+            let is_up = matches!(device_port.state, State::Up { .. }) && device_port.dead_link().is_none();
             if is_up
                 && port.endpoint.labels(&self.config).admin_up
                 && !self.mitigation.is_quarantined(port.endpoint.id)

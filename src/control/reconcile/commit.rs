@@ -85,10 +85,10 @@ impl Controller {
         let stored = self.unconfirmed.as_ref().map_or(&self.config, |unconfirmed| &unconfirmed.previous);
         let due = is_due.then(|| (stored.clone(), self.orphans_after(&self.config, stored)));
         tokio::spawn(async move {
-            let messages = events.clone();
+            let to_store = events.clone();
             let result = match due {
-                Some((config, orphans)) => store.commit_due(&config, &orphans, messages).await,
-                None => store.append_events(messages).await,
+                Some((config, orphans)) => store.commit_due(&config, &orphans, to_store).await,
+                None => store.append_events(to_store).await,
             };
             let _ = done.send(DeviceEvent::Committed(CommitDone::Events(result, events)));
         });
@@ -143,8 +143,8 @@ impl Controller {
         tokio::spawn(async move {
             let events = before.iter().chain([&event]).cloned().collect();
             let result = store.commit(&config, &orphans, events).await;
-            let raw = ChangeCommitted { result, event, before, next, last_applied };
-            let _ = done.send(DeviceEvent::Committed(CommitDone::Change(raw.into())));
+            let committed = ChangeCommitted { result, event, before, next, last_applied };
+            let _ = done.send(DeviceEvent::Committed(CommitDone::Change(committed.into())));
         });
     }
 
@@ -187,13 +187,13 @@ impl Controller {
     }
 
     /// Does what follows from something that has been written down, or has not.
-    pub(super) async fn handle_commit_done(&mut self, raw: CommitDone) {
+    pub(super) async fn handle_commit_done(&mut self, done: CommitDone) {
         self.commit = None;
-        match raw {
+        match done {
             CommitDone::Events(result, events) => self.handle_events_committed(result, events),
-            CommitDone::Change(raw) => {
-                self.emit_store_state(raw.result.as_ref().err().map(|error| error.message.clone()));
-                self.handle_change_committed(*raw).await;
+            CommitDone::Change(committed) => {
+                self.emit_store_state(committed.result.as_ref().err().map(|error| error.message.clone()));
+                self.handle_change_committed(*committed).await;
             }
             CommitDone::Attempt(Ok(()), provisional) => {
                 self.emit_store_state(None);
@@ -206,8 +206,8 @@ impl Controller {
         }
     }
 
-    async fn handle_change_committed(&mut self, raw: ChangeCommitted) {
-        let ChangeCommitted { result, event, mut before, next, last_applied } = raw;
+    async fn handle_change_committed(&mut self, committed: ChangeCommitted) {
+        let ChangeCommitted { result, event, mut before, next, last_applied } = committed;
         if let Err(error) = result {
             // Its number is taken: what has become of it stands there.
             let mut text = format!("not kept, and not made: {error}: {}", event.text);
@@ -360,7 +360,7 @@ impl Controller {
         self.resume_activations(&mitigation["activations"]);
         self.mitigation.load(mitigation);
         self.apply(config, Apply::default()).await;
-        orphans.into_iter().for_each(|orphans| self.remove_orphan(orphans));
+        orphans.into_iter().for_each(|orphan| self.remove_orphan(orphan));
         self.persist_activations();
         self.verify_state(Some(0));
     }
@@ -379,11 +379,11 @@ impl Controller {
                     self.handle_events_committed(result, events);
                 }
                 // It is kept, and made at the next start: whoever asked hears that the switch leaves.
-                Some(DeviceEvent::Committed(CommitDone::Change(raw))) => {
+                Some(DeviceEvent::Committed(CommitDone::Change(committed))) => {
                     self.commit = None;
-                    match raw.result {
-                        Ok(()) => info!("config: {}", raw.event.text),
-                        Err(_) => self.event_log.put_back(raw.before),
+                    match committed.result {
+                        Ok(()) => info!("config: {}", committed.event.text),
+                        Err(_) => self.event_log.put_back(committed.before),
                     }
                 }
                 // Whoever asked for it hears that the switch leaves.

@@ -171,28 +171,28 @@ impl Controller {
     }
 
     /// Removes what an earlier life has left behind, elsewhere.
-    pub(super) fn remove_orphan(&self, orphans: OrphanNetdev) {
-        let (done, wanted) = (self.device_event_sender.clone(), self.wanted(&orphans));
-        self.jobs.run(&orphans.at().netns, move || {
-            let stays = wanted.iter().any(|wanted| wanted.is_same(&orphans.at().netns));
-            let result = if stays { Ok(Removal::Gone) } else { device::remove_left(&orphans.at(), &orphans.port_id) };
-            let _ = done.send(DeviceEvent::OrphanRemoved { left: orphans, result });
+    pub(super) fn remove_orphan(&self, orphan: OrphanNetdev) {
+        let (done, wanted) = (self.device_event_sender.clone(), self.wanted(&orphan));
+        self.jobs.run(&orphan.at().netns, move || {
+            let stays = wanted.iter().any(|wanted| wanted.is_same(&orphan.at().netns));
+            let result = if stays { Ok(Removal::Gone) } else { device::remove_left(&orphan.at(), &orphan.port_id) };
+            let _ = done.send(DeviceEvent::OrphanRemoved { left: orphan, result });
         });
     }
 
     /// Where a netdev is wanted that has the name of this one, and is for the same port, in a namespace of another name.
-    fn wanted(&self, orphans: &OrphanNetdev) -> Vec<Netns> {
+    fn wanted(&self, orphan: &OrphanNetdev) -> Vec<Netns> {
         let netdevs = orphans::netdevs(&self.config).into_iter();
-        netdevs.filter(|wanted| wanted.is_in_other_namespace(orphans)).map(|wanted| wanted.at().netns).collect()
+        netdevs.filter(|wanted| wanted.is_in_other_namespace(orphan)).map(|wanted| wanted.at().netns).collect()
     }
 
     /// Removes those orphans under whose names `config` wants netdevs of other ports. The others are
     /// the answer. One that cannot be removed in time is left in the way.
     pub(super) async fn remove_conflicting_orphans(&mut self, config: &Config) -> Orphans {
         let wanted = orphans::netdevs(config);
-        let in_the_way = |orphans: &OrphanNetdev| wanted.iter().any(|wanted| wanted.conflicts_with(orphans));
+        let in_the_way = |orphan: &OrphanNetdev| wanted.iter().any(|wanted| wanted.conflicts_with(orphan));
         let (first, later): (Orphans, Orphans) = self.orphans.iter().cloned().partition(in_the_way);
-        first.iter().cloned().for_each(|orphans| self.remove_orphan(orphans));
+        first.iter().cloned().for_each(|orphan| self.remove_orphan(orphan));
         let clear = async {
             for _ in first {
                 if let Some(outcome) = self.device_events.recv().await {
@@ -225,7 +225,7 @@ impl Controller {
             match outcome {
                 DeviceEvent::Opened(attempt) => attempts.extend(self.receive_attempt(*attempt)),
                 DeviceEvent::OrphanRemoved { left: orphans, result } => self.record_removal(orphans, result),
-                DeviceEvent::Committed(raw) => self.handle_commit_done(raw).await,
+                DeviceEvent::Committed(done) => self.handle_commit_done(done).await,
                 DeviceEvent::StateReopened(begun, changes) => self.receive_retry(*begun, changes).await,
                 DeviceEvent::NetdevsRead(readings) => self.handle_readings(readings).await,
                 DeviceEvent::Restored(restored) => self.receive_restored(restored),
@@ -261,8 +261,8 @@ impl Controller {
         self.answer_pending();
     }
 
-    fn record_removal(&mut self, orphans: OrphanNetdev, result: Result<Removal, OpenError>) {
-        let (at, port) = (orphans.at(), &orphans.port_id);
+    fn record_removal(&mut self, orphan: OrphanNetdev, result: Result<Removal, OpenError>) {
+        let (at, port) = (orphan.at(), &orphan.port_id);
         match result {
             Ok(Removal::Gone) => {}
             Ok(Removal::Done) => info!("{at} has been removed: it was left over from port {port:?}"),
@@ -274,7 +274,7 @@ impl Controller {
                 return;
             }
         }
-        self.orphans.remove(&orphans);
+        self.orphans.remove(&orphan);
         self.orphans_changed = true;
     }
 
@@ -377,19 +377,19 @@ impl Controller {
     /// Notes why a port is down. That it is down is told once; another reason is for the log.
     pub(super) fn mark_down(&mut self, index: usize, why: String) {
         let port = &mut self.ports[index];
-        let events = !matches!(&port.state, State::Opening { reason } if *reason == why);
+        let is_new_reason = !matches!(&port.state, State::Opening { reason } if *reason == why);
         port.state = State::Down { reason: why.clone() };
         if !self.is_wanted_up(index) {
             return;
         }
-        let messages = std::mem::replace(&mut self.ports[index].reported_down, true);
-        let is_reported = !messages && self.emit_for(EventKind::PortDown, index, &why);
+        let was_reported = std::mem::replace(&mut self.ports[index].reported_down, true);
+        let is_reported = !was_reported && self.emit_for(EventKind::PortDown, index, &why);
         self.emit_subports(index);
         let Labels { vm, network, .. } = self.names(index);
         let (port, uplink) = self.log_label(index);
         if is_reported {
             warn!(vm, network, port, uplink, "port_down: {why}");
-        } else if messages && events {
+        } else if was_reported && is_new_reason {
             info!(vm, network, port, uplink, "still down: {why}");
         }
     }

@@ -270,7 +270,7 @@ impl Controller {
             }
         }
         // The remaining orphans conflict with no port.
-        orphans.into_iter().for_each(|orphans| self.remove_orphan(orphans));
+        orphans.into_iter().for_each(|orphan| self.remove_orphan(orphan));
         self.verify_state(more);
         self.is_started = true;
         Ok(())
@@ -311,8 +311,8 @@ impl Controller {
         let mut keep = tokio::time::interval(SAVE_STATIONS);
         keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         keep.reset();
-        let mut transition = tokio::time::interval(TICK);
-        transition.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut leaving: Option<MonoTime> = None;
         loop {
             // Finishes and answers the change in progress within FINISH_TIMEOUT.
@@ -336,7 +336,7 @@ impl Controller {
             let is_being_made = self.applying.is_some() || self.pending.iter().any(|of| of.to_be_confirmed);
             let may_go_back = !is_being_made && self.commit != Some(Commit::Change);
             let unconfirmed = self.unconfirmed.as_ref().filter(|_| may_go_back);
-            let orphans = unconfirmed.map(|unconfirmed| unconfirmed.deadline.since(time::now()));
+            let time_left = unconfirmed.map(|unconfirmed| unconfirmed.deadline.since(time::now()));
             let announced = self.announcements.due().map(|due| due.since(time::now()));
             let next = self.next_attempt.map(|at| at.since(time::now()));
             tokio::select! {
@@ -353,13 +353,13 @@ impl Controller {
                 Some(outcome) = self.device_events.recv() => self.receive(outcome).await,
                 Some(notice) = self.notices.recv() => self.handle_device_gone(notice).await,
                 Some(finding) = self.mitigation.next() => self.handle_event(finding).await,
-                _ = transition.tick() => self.mitigate().await,
+                _ = tick.tick() => self.mitigate().await,
                 Some(event) = self.watchers.next() => self.handle_link_event(event),
                 Some(found) = self.announcements.next() => self.announce_learned(found),
                 () = sleep(announced.unwrap_or_default()), if announced.is_some() => self.send_announcements().await,
                 names = self.namespaces.next() => self.handle_name_changes(names),
                 () = sleep(next.unwrap_or_default()), if next.is_some() => self.try_down_ports(),
-                () = sleep(orphans.unwrap_or_default()), if orphans.is_some() => self.revert().await,
+                () = sleep(time_left.unwrap_or_default()), if time_left.is_some() => self.revert().await,
                 _ = retry.tick() => {
                     self.check_ports().await;
                     self.check_netdevs();

@@ -26,13 +26,13 @@ impl Controller {
 
     /// Tells whether a subport is up or down, if that is not what was told last.
     pub(super) fn emit_subport(&mut self, index: usize) {
-        let State::Tagged { reported: messages } = self.ports[index].state else { return };
+        let State::Tagged { reported } = self.ports[index].state else { return };
         let now = match self.why_no_frames(index) {
             None => None,
             Some(why) if why.is_empty() => return,
             why => why,
         };
-        if messages == Some(now.is_none()) {
+        if reported == Some(now.is_none()) {
             return;
         }
         self.ports[index].state = State::Tagged { reported: Some(now.is_none()) };

@@ -89,9 +89,9 @@ impl StatusBuilder<'_> {
     }
 
     fn device(&self, port: &Port) -> Option<DeviceView> {
-        let last_applied = self.endpoint_of(port);
-        let ConfigRef::Port { vm, position, .. } = last_applied.endpoint.config_ref else { return None };
-        Some(device(self.config.vms[vm].ports[position].device()?, last_applied))
+        let device_port = self.endpoint_of(port);
+        let ConfigRef::Port { vm, position, .. } = device_port.endpoint.config_ref else { return None };
+        Some(device(self.config.vms[vm].ports[position].device()?, device_port))
     }
 
     /// All uplinks, in the order of the configuration.
@@ -132,17 +132,17 @@ impl StatusBuilder<'_> {
 
     /// Why a port or an uplink is as it is.
     fn reason(&self, port: &Port) -> String {
-        let Some(last_applied) = port.endpoint.parent().and_then(|parent| self.ports.get(parent)) else {
+        let Some(device_port) = port.endpoint.parent().and_then(|parent| self.ports.get(parent)) else {
             return self.own_reason(port);
         };
         let own = match port.endpoint.config_ref {
             ConfigRef::Port { vm, position, .. } => self.config.vms[vm].ports[position].admin_state_up,
             ConfigRef::Uplink { .. } => true,
         };
-        match self.own_reason(last_applied) {
+        match self.own_reason(device_port) {
             _ if !own => "administratively down".into(),
-            _ if self.could_flow(last_applied) => String::new(),
-            why => format!("its parent, {}, is down: {why}", last_applied.endpoint),
+            _ if self.could_flow(device_port) => String::new(),
+            why => format!("its parent, {}, is down: {why}", device_port.endpoint),
         }
     }
 
@@ -167,10 +167,10 @@ impl StatusBuilder<'_> {
 
     /// Whether frames can flow through a port, if they may.
     fn could_flow(&self, port: &Port) -> bool {
-        let last_applied = self.endpoint_of(port);
-        matches!(last_applied.state, State::Up { .. })
+        let device_port = self.endpoint_of(port);
+        matches!(device_port.state, State::Up { .. })
             && port.endpoint.labels(self.config).admin_up
-            && last_applied.dead_link().is_none()
+            && device_port.dead_link().is_none()
     }
 
     /// All VMs, in the order of the configuration.

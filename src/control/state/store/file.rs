@@ -88,8 +88,8 @@ pub fn room(path: &Path) -> io::Result<u64> {
 fn make(path: &Path, first: Option<&DesiredState>) -> Result<(), StoreError> {
     // The second is used only until a new file has a log.
     let journals = ["-wal", "-journal"].map(|suffix| beside(path, suffix));
-    if let Some(event_log) = journals.into_iter().find(|event_log| event_log.exists()) {
-        return Err(StoreError::LeftBehind { path: path.to_owned(), journal: event_log });
+    if let Some(journal) = journals.into_iter().find(|journal| journal.exists()) {
+        return Err(StoreError::LeftBehind { path: path.to_owned(), journal: journal });
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
     make_directory(directory).map_err(|why| StoreError::Directory { path: directory.to_owned(), why })?;
