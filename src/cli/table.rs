@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_table_says_so() {
+    fn an_empty_table_is_printed_as_such() {
         assert_eq!(draw([Column::Text("VM")], [], "no VMs"), "no VMs\n");
     }
 

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_before_the_addresses_is_none() {
+    fn truncated_advertisements_are_refused() {
         for (frame, fields_end) in [(ipv4(2, 0), 42), (ipv4(3, 0), 42), (ipv4(3, 40), 82), (ipv6(3), 62)] {
             for len in 0..=frame.len() {
                 assert_eq!(read(&frame[..len]).contains(&true), len >= fields_end, "{len} of {} bytes", frame.len());

@@ -192,7 +192,7 @@ fn every_error_in_a_body_is_reported() {
 }
 
 #[test]
-fn what_can_never_be_right_is_400() {
+fn invalid_requests_are_400() {
     let (fake, mut requests) = willing();
     let config = configuration().to_string();
     let long = format!("/v1/vms/{}/ports", "x".repeat(256));

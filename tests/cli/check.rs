@@ -183,7 +183,7 @@ fn a_running_switch_is_no_error() {
 
 /// `check` reports the same error as a switch that is started.
 #[test]
-fn what_keeps_a_switch_from_starting_is_an_error() {
+fn conditions_that_prevent_a_start_are_errors() {
     let Some(namespace) = Namespace::new() else { return };
     let vifs = [Vif::new("a", 1, &namespace)];
     let ends_so = |requests: &CheckRun, code: i32, about: &str| {

@@ -185,7 +185,7 @@ fn tables_are_readable() {
 }
 
 #[test]
-fn an_empty_table_says_so() {
+fn an_empty_list_is_printed_as_such() {
     let fake = Fake::with_views(Views::default());
     for (what, text) in [
         ("ports", "no ports\n"),

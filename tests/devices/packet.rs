@@ -186,7 +186,7 @@ fn unusual_frames_pass_unmodified() {
 }
 
 #[test]
-fn frames_stay_in_order_whatever_their_lengths() {
+fn frames_of_any_length_stay_in_order() {
     let Some(loopback) = VethPair::new(9000) else { return };
     let mut device = loopback.open();
     let (nic, mut parts) = (Nic::new(&loopback.guest, "guest"), WorkerParts::new());

@@ -96,7 +96,7 @@ fn an_inactive_port_attracts_no_traffic_until_its_first_frame() {
 }
 
 #[test]
-fn what_port_security_refuses_activates_nothing() {
+fn refused_frames_activate_nothing() {
     for mut lab in labs(&Security::Mac([].into())) {
         pin(&mut lab, A, false);
         assert!(lab.send(A, &frame(Mac::BROADCAST, VRRP, 0x88b5, &[0; 46])));
@@ -201,7 +201,7 @@ fn adverts_of_a_virtual_router_are_reported_until_its_pin_has_yielded() {
         let send = |lab: &mut Lab, from: usize, frame: &[u8], count: u32, interval: Duration| {
             for _ in 0..count {
                 assert!(lab.send(from, frame));
-                assert_eq!(arrived(lab).len(), 2, "it is flooded");
+                assert_eq!(arrived(lab).len(), 2, "the frame is flooded");
                 lab.advance(interval);
             }
             reports(lab)
@@ -210,14 +210,14 @@ fn adverts_of_a_virtual_router_are_reported_until_its_pin_has_yielded() {
         assert_eq!(send(&mut lab, W, &advert(100), 10, Duration::from_millis(100)), [elsewhere; 10]);
         let rapid = send(&mut lab, W, &advert(100), 1000, Duration::from_millis(1));
         assert!(rapid.len() <= 20 && rapid.iter().all(|&report| report == elsewhere), "{} reports", rapid.len());
-        // Control is told of those of the guest, too: they may be returned.
+        // Advertisements of the guest are reported too, as they may be returned.
         let announced = PinReport::Announced { at: id, station: station(VRRP) };
         assert_eq!(send(&mut lab, A, &advert(100), 10, Duration::from_millis(100)), [announced; 10]);
         assert_eq!(send(&mut lab, A, &advert(0), 10, Duration::from_millis(100)), []);
         lab.change_ports(|ports| {
             ports.iter_mut().filter(|port| port.id == id).for_each(|port| port.released_pins = vec![VRRP])
         });
-        assert_eq!(send(&mut lab, W, &advert(100), 1000, Duration::from_millis(1)), [], "it has yielded");
+        assert_eq!(send(&mut lab, W, &advert(100), 1000, Duration::from_millis(1)), [], "the pin has yielded");
         assert_eq!(reached(&mut lab, B, VRRP), [W]);
         // Control must know what a backup and what a master has sent.
         let received = PinReport::Received { at: id, station: station(VRRP) };

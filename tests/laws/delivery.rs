@@ -29,7 +29,7 @@ fn plugs(count: u32) -> Vec<PortSpec> {
 
 /// Shows: REQ-15
 #[test]
-fn a_promiscuous_port_gets_what_is_forwarded_once() {
+fn a_promiscuous_port_receives_each_forwarded_frame_once() {
     for (workers, memory) in KINDS {
         let mut plugs = plugs(5);
         plugs[2].promiscuous = true;

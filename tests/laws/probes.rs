@@ -62,7 +62,7 @@ fn done(mut lab: Lab) {
 }
 
 #[test]
-fn a_probe_goes_out_of_its_port_and_no_other() {
+fn a_probe_leaves_by_its_port_only() {
     for mut lab in labs() {
         for held in [false, true] {
             let all: Vec<_> = lab.ports.iter().copied().chain([uplink_port(0, 0), uplink_port(0, 1)]).collect();

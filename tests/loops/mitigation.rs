@@ -72,7 +72,7 @@ fn a_loop_is_reported_mitigated_and_released() {
         assert_eq!((all.kind, all.device_id.as_str()), (LoopKind::IntraVm, "fw"));
         assert!(looped.iter().all(|vif| all.text.contains(&vif.port)), "{}", all.text);
         let held = await_loop(&daemon, "level 2", |of| of.level == 2 && of.quarantined.len() == looped.len() - 1);
-        assert_eq!(held.quarantined, ports(&looped[1..]), "the first one goes on");
+        assert_eq!(held.quarantined, ports(&looped[1..]), "the first port continues");
         assert_eq!(events(&daemon, EventKind::LoopLevel).len(), 1);
         assert_eq!(daemon.port(&vifs[0]).status, Status::Active);
         let port = daemon.port(&vifs[1]);
@@ -116,7 +116,7 @@ fn mitigation_survives_a_restart() {
         let back = loops(&daemon).into_iter().find(|of| of.active);
         let back = back.unwrap_or_else(|| panic!("after {signal:?}: {}", daemon.log()));
         assert_eq!((back.level, &back.quarantined, &back.ports), (host.level, &host.quarantined, &host.ports));
-        assert_eq!(back.since[..19], before.since[..19], "it is the same loop");
+        assert_eq!(back.since[..19], before.since[..19], "the same loop");
         assert_eq!(daemon.port(&vifs[1]).status, Status::Quarantined);
         let now = rfc3339(wall());
         await_loop(&daemon, "a probe that returns after the restart", |of| of.seen > now);
@@ -167,7 +167,7 @@ fn a_spoofed_address_is_reported_once_with_its_owner() {
     assert_eq!((event.vm.as_deref(), event.mac.clone()), (Some("fw"), Some(vifs[1].mac.to_string())), "{event:?}");
     assert!(event.text.contains("\"port-9\"") && event.text.contains("\"other\""), "{}", event.text);
     (0..10).for_each(|_| nic.send(&experiment(Mac::BROADCAST, vifs[1].mac, b"not mine")));
-    await_that("it is counted", || (daemon.drops(&vifs[0], "foreign_source") > 10).then_some(()));
+    await_that("the drop is counted", || (daemon.drops(&vifs[0], "foreign_source") > 10).then_some(()));
     assert_eq!(events(&daemon, EventKind::SpoofedMac).len(), 1);
 }
 
@@ -189,7 +189,7 @@ fn a_flapping_station_is_dampened_at_its_port() {
         nics[round % 2].send(&experiment(Mac::BROADCAST, restless, b"here"));
         let at = &vifs[round % 2].port;
         if round < 5 {
-            await_that("it is learned", || fdb().filter(|station| station.port_id == *at));
+            await_that("the station is learned", || fdb().filter(|station| station.port_id == *at));
         }
     }
     let event = await_told(&daemon, EventKind::MacDampened);

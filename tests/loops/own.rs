@@ -152,7 +152,7 @@ fn an_external_link_between_two_vms_is_a_loop() {
 ///
 /// Shows: REQ-41
 #[test]
-fn forged_and_repeated_probes_neither_make_a_loop_nor_hide_one() {
+fn forged_and_replayed_probes_neither_raise_nor_hide_a_loop() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         let Some(scene) = Scenario::new(on, &looping(2), Said::default()) else { return };
         let nics = [0, 1].map(|number| scene.nic(CULPRIT, number));
@@ -224,7 +224,7 @@ fn mitigation_is_in_force_at_once_after_a_restart() {
     let copies = there.rest().iter().filter(|frame| is_noise(frame)).count();
     assert!(copies <= 2, "{copies} copies after the restart");
     let starts: Vec<Value> = scene.events_of("loop_start");
-    assert_eq!(starts.len(), 1, "it is the same loop: {starts:#?}");
+    assert_eq!(starts.len(), 1, "the same loop: {starts:#?}");
 }
 
 /// A storm without a loop is limited likewise and reported as a storm.

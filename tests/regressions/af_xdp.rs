@@ -88,7 +88,7 @@ fn frame(to: Mac, from: Mac, number: u64) -> Vec<u8> {
 
 /// A device is full for a while: frames wait in its ring, and no event tells when there is room again.
 #[test]
-fn frames_that_wait_for_room_leave_although_their_worker_sleeps() {
+fn frames_waiting_for_room_leave_while_their_worker_sleeps() {
     let Some(setup) = setup() else { return };
     let (from, to) = (setup.nic(0), setup.nic(1));
     setup.send_and_await((0, &from), (1, &to), "hello");
@@ -106,7 +106,7 @@ fn frames_that_wait_for_room_leave_although_their_worker_sleeps() {
 
 /// A single error costs no frame; a netdev that is down costs the frames sent meanwhile.
 #[test]
-fn whatever_a_send_answers_the_frames_behind_it_go_on() {
+fn after_any_send_error_later_frames_are_sent() {
     let Some(setup) = setup() else { return };
     let (from, to) = (setup.nic(0), setup.nic(1));
     let (there, here) = (setup.vifs[1].mac, setup.vifs[0].mac);
@@ -144,7 +144,7 @@ fn whatever_a_send_answers_the_frames_behind_it_go_on() {
 
 /// A netdev without carrier drops each frame. The drop reason is link down, not device full.
 #[test]
-fn frames_to_a_guest_that_has_set_its_interface_down_die_of_that() {
+fn frames_to_a_guest_interface_that_is_down_have_that_drop_reason() {
     let Some(setup) = setup() else { return };
     let (from, to) = (setup.nic(0), setup.nic(1));
     setup.send_and_await((0, &from), (1, &to), "hello");
@@ -175,7 +175,7 @@ fn frames_to_a_guest_that_has_set_its_interface_down_die_of_that() {
 
 /// A tap queues a fixed number of frames for its VMM and drops later ones; they are counted to the frame and byte.
 #[test]
-fn what_a_tap_that_nobody_reads_has_dropped_does_not_count_as_sent() {
+fn frames_dropped_by_an_unread_tap_do_not_count_as_sent() {
     let (Some(guest), Some(host)) = (Namespace::new(), Namespace::new()) else { return };
     let held = Nic::owned_tap(&host, "held");
     host.ip("link set dev held up");
@@ -206,7 +206,7 @@ fn what_a_tap_that_nobody_reads_has_dropped_does_not_count_as_sent() {
 
 /// Frames in the ring of a deleted netdev are lost and counted.
 #[test]
-fn frames_that_wait_when_their_netdev_goes_are_counted() {
+fn frames_waiting_in_a_deleted_netdev_are_counted() {
     let Some(setup) = setup() else { return };
     let (from, to) = (setup.nic(0), setup.nic(1));
     setup.send_and_await((0, &from), (1, &to), "hello");
@@ -230,7 +230,7 @@ fn delete_netdev(setup: &Setup) {
 
 /// A netdev whose driver runs no XDP programs is bound in generic mode, after the driver was tried.
 #[test]
-fn a_netdev_whose_driver_runs_no_programs_is_bound_all_the_same() {
+fn a_netdev_whose_driver_runs_no_programs_is_bound_in_generic_mode() {
     let Some(host) = Namespace::new() else { return };
     host.ip("link add vx0 type vxlan id 5 dstport 4789 local 127.0.0.1 remote 127.0.0.1");
     host.ip("link set dev vx0 up");

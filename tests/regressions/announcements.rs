@@ -166,7 +166,7 @@ fn local_stations_are_announced_where_an_uplink_takes_over() {
 }
 
 #[test]
-fn a_port_is_announced_when_it_becomes_active_or_moves_and_with_first_frame_at_that_frame() {
+fn ports_are_announced_when_they_become_active_or_move() {
     let [net1, net2] = VLANS;
     for scene in each(&["up0"]) {
         let (wire, nics) = (scene.wire("up0"), scene.nics());

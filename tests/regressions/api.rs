@@ -26,7 +26,7 @@ fn head(method: &str, path: &str, length: usize) -> String {
 
 /// Python's http.client sends the head first and then the body.
 #[test]
-fn a_refusal_reaches_a_client_that_sends_its_body_after_the_head() {
+fn a_client_that_sends_its_body_late_receives_the_refusal() {
     let daemon = Daemon::over(&[]);
     let long = vec![b' '; 17 * 1024 * 1024];
     for (method, path, body, status) in [
@@ -67,7 +67,7 @@ fn a_refusal_reaches_a_client_that_sends_its_body_after_the_head() {
 }
 
 #[test]
-fn changes_whose_clients_have_left_are_not_made() {
+fn changes_of_disconnected_clients_are_not_made() {
     if Namespace::planned().is_none() {
         return;
     }
@@ -172,7 +172,7 @@ fn events_are_resumed_by_their_number() {
 
 /// The socket of a supervisor holds few messages. One that hangs does not read them.
 #[test]
-fn a_supervisor_that_does_not_read_holds_up_nothing() {
+fn a_supervisor_that_does_not_read_blocks_nothing() {
     let Some(namespace) = Namespace::new() else { return };
     let vif = support::host::daemon::Vif::new("vm", 1, &namespace);
     let mut daemon = Daemon::new();

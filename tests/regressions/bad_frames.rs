@@ -422,7 +422,7 @@ fn bad_frames_cost_no_other_frame_on_any_pair_of_kinds() {
 /// After a bad frame, receivers wait for good ones at most 10 ms longer than on a veth: from every device kind to
 /// every kind, with every kind of bad frame, with one worker and with two.
 #[test]
-fn no_bad_frame_silences_a_port_on_any_pair_of_kinds() {
+fn no_bad_frame_interrupts_a_port_on_any_pair_of_kinds() {
     for switch in [Some(""), two_workers()].into_iter().flatten() {
         let Some(mut pairs) = Pairs::new(switch) else { return };
         for kind in 0..bad_frames(Mac::BROADCAST, Mac::BROADCAST).len() {
@@ -458,7 +458,7 @@ pub const UNKNOWN_TO_THE_RING: &str = "UDP fragmentation";
 /// A halted ring is replaced at once: its port pauses at most 10 ms longer than a veth with the same load at the same
 /// time.
 #[test]
-fn a_frame_that_halts_the_ring_of_a_port_does_not_silence_it() {
+fn a_frame_that_halts_a_ring_does_not_interrupt_its_port() {
     let switches = [Some(""), two_workers()].into_iter().flatten();
     for (switch, on) in switches.flat_map(|switch| DeviceKind::ALL.map(|on| (switch, on))) {
         let Some(host) = Namespace::new() else { return };
@@ -563,7 +563,7 @@ pub fn has_strace() -> bool {
 /// Whatever a receive call returns, later frames arrive in order, and the port stays open. A call that fails here has
 /// taken no frame: none is missing.
 #[test]
-fn whatever_the_kernel_answers_to_a_read_costs_no_other_frame() {
+fn a_receive_error_costs_no_other_frame() {
     if !has_strace() {
         return;
     }
@@ -625,7 +625,7 @@ pub fn await_reason(daemon: &Daemon, vif: &Vif, said: &str) {
 
 /// Whatever a send call returns, its frame is counted as lost, and no other.
 #[test]
-fn whatever_the_kernel_answers_costs_one_frame() {
+fn a_send_error_costs_one_frame() {
     if !has_strace() {
         return;
     }

@@ -98,7 +98,7 @@ fn a_virtual_address_follows_the_master_while_a_backup_starts() {
 
 /// For a port without port security no addresses are configured, so that it can take over none.
 #[test]
-fn a_port_without_security_takes_no_virtual_address_by_moving_it() {
+fn a_port_without_security_cannot_take_over_a_virtual_address() {
     let Some(scene) = Scenario::new([&pairs(), "port_security = \"off\""]) else { return };
     // The address is pinned to the only port that is allowed to use it.
     scene.speaks(1, &advert(0));
@@ -111,7 +111,7 @@ fn a_port_without_security_takes_no_virtual_address_by_moving_it() {
 
 /// A storming VM has the ordinary limit of four moves, as have addresses that no port is allowed to use.
 #[test]
-fn a_virtual_address_is_dampened_where_a_port_storms() {
+fn a_virtual_address_is_dampened_if_a_port_storms() {
     let storm = "storm = { broadcast = { pps = 10, burst = 10 } }";
     let Some(scene) = Scenario::new([&format!("{}\n{storm}", pairs()), &pairs()]) else { return };
     scene.speaks(1, &advert(0));
@@ -143,7 +143,7 @@ fn a_virtual_address_is_dampened_where_a_port_storms() {
 
 /// LACP of the second port of a bond has the address of the first one.
 #[test]
-fn the_second_leg_of_a_bond_is_named_with_the_key_that_allows_it() {
+fn the_second_port_of_a_bond_is_reported_with_the_key_that_allows_it() {
     // On one network and on two.
     for network in ["net1", "net2"] {
         let Some((spaces, mut vifs)) = guests(&["a", "a"], &[DeviceKind::Tap], 1500) else { return };
@@ -233,7 +233,7 @@ impl Ring {
 }
 
 #[test]
-fn a_source_may_come_both_ways_round_a_ring_with_the_setting_that_the_event_names() {
+fn in_a_ring_the_setting_that_the_event_names_helps() {
     let Some(ring) = Ring::new() else { return };
     let dropped = (0..10).find_map(|number| [0, 1].into_iter().find_map(|way| ring.send(way, number).err()));
     assert!(dropped.is_some(), "without the setting, a loop looks the same");
@@ -259,7 +259,7 @@ fn a_source_may_come_both_ways_round_a_ring_with_the_setting_that_the_event_name
 
 /// The ports of a bond are one interface of the guest: its floods by one port do not return by the other.
 #[test]
-fn what_one_leg_of_a_bond_floods_does_not_come_back_by_the_other() {
+fn floods_of_one_bond_port_do_not_return_by_the_other() {
     let Some((spaces, mut vifs)) = guests(&["a", "a", "b"], &[DeviceKind::Tap], 1500) else { return };
     let bond = vifs[0].mac;
     vifs[1].more = format!("allowed_address_pairs = [{{ mac_address = \"{bond}\" }}]");

@@ -243,7 +243,7 @@ fn events_of_a_state_that_becomes_usable_after_the_start_are_all_answered_once()
 /// Events that a guest, a container or a client can cause repeatedly are limited; events of other ports are reported
 /// nevertheless.
 #[test]
-fn nothing_that_others_provoke_floods_events_or_log() {
+fn events_that_others_cause_are_limited() {
     const TIMES: usize = 100;
     const MOST: usize = 45;
     let Some(namespace) = Namespace::new() else { return };

@@ -21,7 +21,7 @@ const QUOTA: u64 = 8;
 /// A port at its limit gets a new generation: it is set down and up, or moved to another VM. The first station that
 /// sends then is the one that was silent longest.
 #[test]
-fn a_port_at_its_quota_may_become_another_one_while_its_stations_talk() {
+fn a_port_at_its_limit_may_be_reopened_under_traffic() {
     let Some((spaces, mut vifs)) = guests(&["a", "b"], &[DeviceKind::Tap], 1500) else { return };
     vifs[0].more = "port_security = \"off\"".into();
     let mut daemon = Daemon::new();
@@ -73,7 +73,7 @@ fn a_port_at_its_quota_may_become_another_one_while_its_stations_talk() {
 
 /// Stations learned before a port was set down do not count towards its limit once it is up again.
 #[test]
-fn stations_from_before_a_port_was_down_do_not_count_against_its_mac_limit() {
+fn stations_learned_before_a_port_was_down_do_not_count_towards_its_limit() {
     let Some((spaces, mut vifs)) = guests(&["a", "b"], &[DeviceKind::Tap], 1500) else { return };
     vifs[0].more = "port_security = \"off\"\nmac_limit = 8\nmac_limit_policy = \"drop\"".into();
     let mut daemon = Daemon::new();
@@ -236,7 +236,7 @@ fn learned(daemon: &Daemon) -> u64 {
 /// 10 ms longer than on a veth at the same time. The gap of a restart is that of one without stations, plus at most
 /// half.
 #[test]
-fn a_table_of_262144_stations_that_is_shown_flushed_or_restored_holds_up_no_frames() {
+fn showing_flushing_and_restoring_262144_stations_delays_no_frames() {
     let Some((spaces, mut vifs)) = guests(&["a", "b", "c", "d"], &[DeviceKind::Tap], 1500) else { return };
     let Some(host) = Namespace::new() else { return };
     vifs[2].more = "port_security = \"off\"".into();

@@ -87,7 +87,7 @@ const SAID: [&str; 5] = [
 ];
 
 #[test]
-fn that_the_hosts_stack_hears_guests_is_told_with_the_remedy() {
+fn a_host_stack_that_receives_guest_frames_is_reported_with_the_remedy() {
     let Some(lab) = host_with_addresses("") else { return };
     let daemon = Daemon::over(std::slice::from_ref(&lab.vif));
     daemon.await_active(&lab.vif);

@@ -14,7 +14,7 @@ use support::host::setup::{DeviceKind, guests, pass};
 
 /// Requests filled its mailbox, and the next one blocked control permanently.
 #[test]
-fn control_does_not_wait_for_a_worker_that_hangs() {
+fn control_does_not_wait_for_a_hung_worker() {
     let Some((spaces, vifs)) = guests(&["a", "b", "c"], &[DeviceKind::Tap], 1500) else { return };
     let mut daemon = Daemon::over(&vifs[..2]);
     vifs[..2].iter().for_each(|vif| drop(daemon.await_active(vif)));

@@ -58,7 +58,7 @@ fn flap(daemon: &Daemon, namespace: &Namespace, vif: &Vif) {
 }
 
 #[test]
-fn a_log_that_nobody_reads_holds_up_neither_changes_nor_the_watchdog_nor_the_end() {
+fn an_unread_log_blocks_nothing() {
     let (_read, write) = small_pipe();
     let Some((mut daemon, namespace, vif)) = guest(write, &[("WATCHDOG_USEC", "3000000")]) else { return };
     change_often(&daemon);
@@ -70,7 +70,7 @@ fn a_log_that_nobody_reads_holds_up_neither_changes_nor_the_watchdog_nor_the_end
 }
 
 #[test]
-fn a_log_whose_reader_has_left_ends_nothing() {
+fn a_closed_log_pipe_does_not_end_the_switch() {
     let (read, write) = small_pipe();
     let Some((mut daemon, namespace, vif)) = guest(write, &[]) else { return };
     drop(read);
@@ -80,7 +80,7 @@ fn a_log_whose_reader_has_left_ends_nothing() {
 }
 
 #[test]
-fn a_log_on_a_full_disk_ends_nothing() {
+fn a_log_on_a_full_disk_does_not_end_the_switch() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let Some((mut daemon, namespace, vif)) = guest(full, &[]) else { return };
     flap(&daemon, &namespace, &vif);
@@ -96,7 +96,7 @@ fn lost(metrics: &str) -> u64 {
 }
 
 #[test]
-fn log_lines_that_are_lost_are_counted_and_logged_in_their_place() {
+fn lost_log_lines_are_counted_and_logged_in_place() {
     let (mut read, write) = small_pipe();
     let mut daemon = Daemon::new();
     // Long names make long lines.
@@ -138,7 +138,7 @@ fn log_lines_that_are_lost_are_counted_and_logged_in_their_place() {
 
 /// A command whose standard output is a closed pipe, as with `| head -1`.
 #[test]
-fn a_command_whose_reader_has_left_ends_quietly() {
+fn a_command_with_a_closed_output_pipe_ends_quietly() {
     let Some((daemon, ..)) = guest(Stdio::null(), &[]) else { return };
     let (file, socket) = (daemon.file(), daemon.socket());
     let (file, socket) = (file.to_str().unwrap(), socket.to_str().unwrap());

@@ -65,7 +65,7 @@ fn living_in(namespace: &Namespace, vifs: &[Vif]) -> Daemon {
 }
 
 #[test]
-fn somebody_changes_a_tap_in_its_namespace_and_it_is_told_with_both_values() {
+fn changes_of_a_tap_are_reported_with_both_values() {
     let Some(namespace) = Namespace::new() else { return };
     let vif = Vif::new("a", 1, &namespace);
     let daemon = Daemon::over(std::slice::from_ref(&vif));
@@ -92,7 +92,7 @@ fn somebody_changes_a_tap_in_its_namespace_and_it_is_told_with_both_values() {
 }
 
 #[test]
-fn a_tap_that_is_renamed_moved_or_set_down_is_told() {
+fn a_renamed_moved_or_down_tap_is_reported() {
     let (Some(ns), Some(elsewhere)) = (Namespace::new(), Namespace::new()) else { return };
     let vif = Vif::new("a", 1, &ns);
     let daemon = Daemon::over(std::slice::from_ref(&vif));
@@ -112,7 +112,7 @@ fn a_tap_that_is_renamed_moved_or_set_down_is_told() {
 }
 
 #[test]
-fn a_tap_of_ours_in_the_hosts_namespace_is_put_right() {
+fn a_tap_of_the_switch_in_the_host_namespace_is_corrected() {
     let Some(namespace) = Namespace::new() else { return };
     let vif = Vif::new("a", 1, &namespace);
     let daemon = living_in(&namespace, std::slice::from_ref(&vif));
@@ -147,7 +147,7 @@ fn a_tap_of_ours_in_the_hosts_namespace_is_put_right() {
 }
 
 #[test]
-fn a_guest_that_changes_its_address_all_the_time_fills_no_log() {
+fn constant_address_changes_do_not_flood_the_log() {
     let Some(namespace) = Namespace::new() else { return };
     let vif = Vif::new("a", 1, &namespace);
     let daemon = Daemon::over(std::slice::from_ref(&vif));
@@ -163,7 +163,7 @@ fn a_guest_that_changes_its_address_all_the_time_fills_no_log() {
 }
 
 #[test]
-fn what_others_change_of_their_netdev_is_told() {
+fn changes_of_a_foreign_netdev_are_reported() {
     let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
     for (number, kind) in [(1, "packet"), (2, "xdp")] {
         let vif = Vif { kind, netns: host.0.clone(), ..Vif::new("a", number, &guest) };
@@ -202,7 +202,7 @@ fn four_queues(host: &Namespace, guest: &Namespace, vif: &Vif) {
 }
 
 #[test]
-fn queues_that_come_after_an_xdp_port_was_bound_are_bound_too() {
+fn queues_added_to_a_bound_xdp_port_are_bound_too() {
     let (Some(host), Some(guest), Some(other)) = (Namespace::new(), Namespace::new(), Namespace::new()) else { return };
     let vif = Vif { kind: "xdp", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
     let there = Vif::new("b", 2, &other);
@@ -237,7 +237,7 @@ fn queues_that_come_after_an_xdp_port_was_bound_are_bound_too() {
 }
 
 #[test]
-fn a_port_that_asks_for_fewer_queues_than_there_are_now_is_down_with_the_setting_to_make() {
+fn a_port_with_too_few_queues_is_down_with_the_remedy() {
     let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
     let vif = Vif { kind: "xdp", netns: host.0.clone(), ..Vif::new("a", 1, &guest) }.device(", queues = 1");
     four_queues(&host, &guest, &vif);
@@ -316,7 +316,7 @@ fn vlan_offloads_that_change_while_an_xdp_port_is_open_lose_no_tag() {
     passes("the netdev takes tags out");
     set(&host, "rxvlan", "off");
     passes("and no longer");
-    // At the other end nobody hears of it, and nothing depends on it.
+    // The setting of the guest is no event here, and nothing depends on it.
     for on in ["off", "on"] {
         set(&guest, "txvlan", on);
         passes(on);
@@ -351,7 +351,7 @@ fn the_mtu_of_a_foreign_netdev_is_followed() {
         let frame = experiment(vif.mac, there.mac, &[7; 1500]);
         near.send(&frame);
         far.take_until(&frame);
-        // And the other way: what does not pass any more is told.
+        // The reverse: an MTU that is too small is reported.
         host.ip(&format!("link set dev {} mtu 1400", vif.name));
         await_reason(&daemon, &vif, &["has MTU 1400, its network has 1500"]);
     }
@@ -388,7 +388,7 @@ fn gso_and_gro_beyond_64_kib_are_told_by_check_doctor_and_the_port() {
 }
 
 #[test]
-fn no_remark_about_a_vxlan_netdev_leads_into_fragments() {
+fn no_warning_about_a_vxlan_netdev_recommends_fragmentation() {
     let (Some(host), Some(other)) = (Namespace::new(), Namespace::new()) else { return };
     host.ip(&format!("link add under mtu 1500 type veth peer name under mtu 1500 netns {}", other.0));
     host.ip("addr add 10.7.0.1/24 dev under");
@@ -420,7 +420,7 @@ fn no_remark_about_a_vxlan_netdev_leads_into_fragments() {
 }
 
 #[test]
-fn doctor_knows_the_program_of_the_switch_that_serves_a_netdev() {
+fn doctor_recognises_the_program_of_a_running_switch() {
     let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
     let vif = Vif { kind: "xdp", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
     lay(&vif, &guest, 1500);
@@ -436,7 +436,7 @@ fn doctor_knows_the_program_of_the_switch_that_serves_a_netdev() {
 }
 
 #[test]
-fn partial_checksums_that_come_in_by_xdp_are_told() {
+fn partial_checksums_received_by_xdp_are_reported() {
     let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
     let vif = Vif { kind: "xdp", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
     let there = Vif::new("b", 2, &guest);

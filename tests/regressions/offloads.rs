@@ -69,7 +69,7 @@ fn counter(daemon: &Daemon, vif: &Vif, name: &str) -> u64 {
 /// A GSO packet of more than 128 segments: virtio sets no limit, so it passes where the egress port takes it, and is
 /// segmented elsewhere.
 #[test]
-fn a_small_mss_passes_whole_or_in_segments() {
+fn gso_packets_with_a_small_mss_pass_unmodified_or_segmented() {
     let Some(host) = Namespace::new() else { return };
     let (Some((from_space, from)), Some((to_space, to))) = (packet("from", 1, &host), packet("to", 2, &host)) else {
         return;
@@ -145,7 +145,7 @@ fn set_limit(namespace: &Namespace, name: &str, limit: LinkAttribute) {
 /// GSO packets beyond 64 KiB (BIG TCP) do not fit a receive buffer. They are counted, the port names the limit that
 /// the sender exceeds, and streams complete; with the recommended limit none is lost.
 #[test]
-fn gso_packets_beyond_64_kib_are_counted_and_told_and_streams_complete() {
+fn gso_packets_beyond_64_kib_are_reported_and_streams_complete() {
     const ADDRESSES: [[IpAddr; 2]; 2] = [
         [IpAddr::V4(Ipv4Addr::new(10, 5, 0, 1)), IpAddr::V4(Ipv4Addr::new(10, 5, 0, 2))],
         [
@@ -348,7 +348,7 @@ fn a_partial_checksum_of_sctp_becomes_a_crc() {
 
 /// Lengths and pseudo-header sums that senders leave empty are filled in. No checksum is wrong.
 #[test]
-fn lengths_and_seeds_that_are_left_open_are_filled_in() {
+fn empty_lengths_and_pseudo_header_sums_are_filled_in() {
     let Some(namespace) = Namespace::new() else { return };
     let host = Namespace::new().unwrap();
     let file = owned_taps(&host, "tap1");

@@ -36,7 +36,7 @@ fn raw(daemon: &Daemon, vif: &Vif) -> Value {
 }
 
 #[test]
-fn a_namespace_that_is_a_fifo_holds_up_nobody() {
+fn a_namespace_that_is_a_fifo_blocks_nothing() {
     let Some(namespace) = Namespace::new() else { return };
     let mut daemon = Daemon::new();
     let fifo = daemon.file().with_file_name("fifo");
@@ -92,7 +92,7 @@ impl Drop for Hung {
 }
 
 #[test]
-fn an_open_that_never_returns_holds_up_neither_ready_nor_changes_nor_the_end() {
+fn a_hung_open_blocks_neither_ready_nor_changes_nor_the_stop() {
     let (Some(namespace), Some(fs)) = (Namespace::new(), Hung::new()) else { return };
     let hung: Vec<Vif> = (1..=12).map(|number| fs.hold(Vif::new("hung", number, &namespace))).collect();
     let (first, second) = (Vif::new("vm", 21, &namespace), Vif::new("vm", 22, &namespace));
@@ -142,7 +142,7 @@ fn hold(namespace: &Namespace, vif: &Vif) -> Opened {
 }
 
 #[test]
-fn taps_that_others_hold_hold_up_nobody() {
+fn taps_in_use_block_nothing() {
     const HELD: u8 = 240;
     /// For the watchdog that `command` sets. The switch waited a second for a held tap, eight at a time.
     const WATCHDOG: Timespec = Timespec { tv_sec: 3, tv_nsec: 0 };
@@ -198,7 +198,7 @@ fn taps_that_others_hold_hold_up_nobody() {
 }
 
 #[test]
-fn what_comes_back_after_a_long_time_is_opened_at_once() {
+fn devices_that_reappear_after_a_long_time_are_opened_at_once() {
     let Some(ns) = Namespace::new() else { return };
     let Some(later) = Namespace::planned() else { return };
     let in_later = Vif::new("vm", 1, &later);
@@ -242,7 +242,7 @@ fn cpu(daemon: &Daemon) -> Duration {
 }
 
 #[test]
-fn ports_that_wait_cost_next_to_nothing() {
+fn waiting_ports_cost_little_cpu_time() {
     let Some(namespace) = Namespace::new() else { return };
     let waits = |number: u8| Vif { kind: "packet", ..Vif::new("vm", number, &namespace) };
     let idle = Daemon::over(&[]);
@@ -258,7 +258,7 @@ fn ports_that_wait_cost_next_to_nothing() {
 
 /// A hung open is reported with its duration.
 #[test]
-fn how_long_an_open_has_not_returned_is_shown() {
+fn the_duration_of_a_hung_open_is_shown() {
     let (Some(namespace), Some(fs)) = (Namespace::new(), Hung::new()) else { return };
     let hung = fs.hold(Vif::new("hung", 1, &namespace));
     let mut daemon = Daemon::new();

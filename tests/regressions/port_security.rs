@@ -168,7 +168,7 @@ fn llc_and_snap_hide_no_sender() {
 
 /// Frames that are not IP pass, after any encapsulation.
 #[test]
-fn other_protocols_of_llc_pass() {
+fn other_llc_protocols_pass() {
     let Some(scene) = Scenario::new(DeviceKind::Tap) else { return };
     let me = scene.vifs[0].mac;
     let mut frames = Vec::new();
@@ -192,7 +192,7 @@ fn other_protocols_of_llc_pass() {
 
 /// A packet from the unspecified address names no sender. Those that RFCs require of hosts pass, others do not.
 #[test]
-fn hosts_without_an_address_join_groups_and_ask_for_one() {
+fn hosts_without_an_address_may_join_groups_and_acquire_one() {
     for scene in [Scenario::new(DeviceKind::Tap), Scenario::behind_a_trunk()] {
         let Some(scene) = scene else { return };
         let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
@@ -234,7 +234,7 @@ fn hosts_without_an_address_join_groups_and_ask_for_one() {
 /// Hosts use link-local addresses that do not depend on their MAC address (RFC 7217, RFC 8064): from these they may
 /// resolve neighbours and acquire addresses. Addresses of others stay refused, and so do router messages.
 #[test]
-fn a_link_local_address_of_the_guests_own_making_configures_it() {
+fn an_opaque_link_local_address_may_acquire_addresses() {
     for scene in [Scenario::new(DeviceKind::Tap), Scenario::behind_a_trunk()] {
         let Some(scene) = scene else { return };
         let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
@@ -277,7 +277,7 @@ fn spoofed(daemon: &Daemon) -> Vec<Value> {
 
 /// An event names the refused address and the key that allows it; the remedy works.
 #[test]
-fn a_refused_address_is_named_once_with_the_key_that_allows_it() {
+fn a_refused_address_is_reported_once_with_the_key_that_allows_it() {
     for scene in [Scenario::new(DeviceKind::Tap), Scenario::behind_a_trunk()] {
         let Some(scene) = scene else { return };
         let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
@@ -311,7 +311,7 @@ fn a_refused_address_is_named_once_with_the_key_that_allows_it() {
 
 /// A guest with very many sender addresses floods neither log nor events.
 #[test]
-fn a_guest_that_names_every_address_is_announced_a_few_times() {
+fn a_guest_with_many_senders_causes_few_events() {
     let Some(scene) = Scenario::new(DeviceKind::Tap) else { return };
     let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
     let here = scene.nic(0);

@@ -117,7 +117,7 @@ fn tag(tci: u16) -> Vec<u8> {
 
 /// IEEE 802.1Q, 6.9: the VLAN's tag replaces the frame's, and keeps PCP and DEI.
 #[test]
-fn priority_and_drop_eligibility_outlive_a_change_of_tags() {
+fn pcp_and_dei_are_kept_when_tags_change() {
     Scenario::each(|on, scene| {
         let Scenario { a, b, tagged, .. } = scene;
         let mut tale = 0;
@@ -158,7 +158,7 @@ fn priority_and_drop_eligibility_outlive_a_change_of_tags() {
 /// IEEE 802.3, 4.2.3.3: a frame has at least 64 bytes with its FCS. A frame that is shorter, on receive or after
 /// untagging, is padded with zeros.
 #[test]
-fn no_uplink_sends_a_frame_that_is_too_short() {
+fn uplinks_send_no_frame_below_the_minimum_length() {
     Scenario::each(|on, scene| {
         let Scenario { a, b, tagged, native, .. } = scene;
         let filled = |mut frame: Vec<u8>| {
@@ -197,7 +197,7 @@ fn no_uplink_sends_a_frame_that_is_too_short() {
 /// Offload work is completed first: padding does not change a checksum, and the last segment of a GSO packet may be
 /// short.
 #[test]
-fn what_is_finished_for_a_wire_is_long_enough() {
+fn completed_frames_have_the_minimum_length() {
     for switch in std::iter::once("").chain(two_workers()) {
         // Other device kinds leave it to the kernel.
         let Some(scene) = Scenario::new(DeviceKind::Xdp, switch) else { return };

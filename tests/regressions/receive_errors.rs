@@ -59,7 +59,7 @@ impl Long {
 /// Frames that exceed the slots of a ring are read from its socket. One that cannot be read stays there after its
 /// slot is returned, and must not be taken for the next one.
 #[test]
-fn a_frame_that_stays_at_the_socket_of_a_ring_is_not_taken_for_the_next_one() {
+fn a_frame_left_in_the_socket_is_not_taken_for_the_next_one() {
     if !has_strace() {
         return;
     }
@@ -87,7 +87,7 @@ fn a_frame_that_stays_at_the_socket_of_a_ring_is_not_taken_for_the_next_one() {
 
 /// A ring whose frame differs from the socket's is abandoned. Frames that it still holds are counted.
 #[test]
-fn frames_in_a_ring_that_is_left_are_counted() {
+fn frames_in_an_abandoned_ring_are_counted() {
     if !has_strace() {
         return;
     }
@@ -146,7 +146,7 @@ fn halt_ring(guest: &Hostile, to: Mac, from: Mac) {
 /// A failed read leaves its frame in the socket, without a further event: the port reads again instead of waiting for
 /// the next frame.
 #[test]
-fn a_frame_whose_read_failed_comes_at_once_although_its_worker_sleeps() {
+fn a_frame_whose_read_failed_is_read_again_at_once() {
     if !has_strace() {
         return;
     }
@@ -179,7 +179,7 @@ fn uplink(daemon: &Daemon) -> UplinkView {
 
 /// An uplink with two networks. Its receive ring halts among their frames: each lost frame is counted at the uplink.
 #[test]
-fn what_a_halted_ring_costs_the_networks_of_an_uplink_is_counted() {
+fn frames_lost_by_a_halted_ring_of_an_uplink_are_counted() {
     let Some(host) = Namespace::new() else { return };
     let (mut spaces, mut vifs) = (Vec::new(), Vec::new());
     for (number, network) in [(1, "net1"), (2, "net2")] {

@@ -34,7 +34,7 @@ fn said(output: &Output) -> String {
 
 /// The client received an empty reply although the change was made.
 #[test]
-fn a_change_that_is_under_way_at_sigterm_is_finished_and_answered() {
+fn a_change_in_progress_at_sigterm_is_completed_and_answered() {
     let Some((mut daemon, vifs, _space)) = switch() else { return };
     daemon.start();
     // The disk is slow: the change is being stored when the signal arrives.
@@ -60,7 +60,7 @@ fn a_change_that_is_under_way_at_sigterm_is_finished_and_answered() {
 
 /// A change that waits for a device that never opens is stored, and therefore answered; the process ends in time.
 #[test]
-fn a_switch_ends_in_time_whatever_hangs_elsewhere() {
+fn a_switch_ends_in_time_with_hung_opens() {
     let (Some((mut daemon, mut vifs, _space)), Some(fs)) = (switch(), Hung::new()) else { return };
     daemon.start();
     // A reload that hangs as well.
@@ -104,7 +104,7 @@ fn a_switch_that_is_starting_can_be_ended() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_the_switch_at_once() {
     let Some((mut daemon, vifs, _space)) = switch() else { return };
     daemon.start();
     let Some(slow) = Injected::new(&daemon, "vifswitch-store", "fdatasync,fsync", "delay_enter=60s") else { return };
@@ -126,7 +126,7 @@ fn a_second_signal_ends_it_at_once() {
 
 /// SIGHUP killed the switch.
 #[test]
-fn sighup_reloads_the_file_and_keeps_what_was_attached() {
+fn sighup_reloads_the_file_and_keeps_attached_ports() {
     let Some((mut daemon, vifs, namespace)) = switch() else { return };
     daemon.start();
     daemon.attach(&vifs[1]);

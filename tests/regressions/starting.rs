@@ -18,7 +18,7 @@ fn call(daemon: &Daemon) -> Option<i64> {
 /// Between bind and listen, and between the check of an orphaned socket and its removal, another switch took the
 /// socket away.
 #[test]
-fn of_two_switches_that_start_at_once_one_listens() {
+fn of_two_concurrent_starts_one_listens() {
     if Namespace::planned().is_none() {
         return;
     }

@@ -62,7 +62,7 @@ impl StateHost {
 
 /// An edit elsewhere in the file detached every port attached over the API, and deleted the netdev of a VM.
 #[test]
-fn an_edit_of_the_file_keeps_the_ports_that_were_attached_and_their_netdevs() {
+fn an_edit_of_the_file_keeps_attached_ports_and_their_netdevs() {
     let Some(mut host) = StateHost::new() else { return };
     host.daemon.start();
     host.daemon.attach(&host.vifs[1]);
@@ -94,7 +94,7 @@ fn an_edit_of_the_file_keeps_the_ports_that_were_attached_and_their_netdevs() {
 }
 
 #[test]
-fn where_both_have_changed_the_same_the_file_has_precedence_and_it_is_told() {
+fn the_file_takes_precedence_in_conflicts_which_are_reported() {
     let Some(mut host) = StateHost::new() else { return };
     host.daemon.start();
     host.daemon.done(&["set", "port-1", "mac_address=02:00:00:00:01:77"], "");
@@ -120,7 +120,7 @@ fn where_both_have_changed_the_same_the_file_has_precedence_and_it_is_told() {
 }
 
 #[test]
-fn check_says_what_a_start_would_make_of_the_state_and_touches_nothing() {
+fn check_predicts_the_merge_of_a_start_and_changes_nothing() {
     let Some(mut host) = StateHost::new() else { return };
     let state = host.daemon.state();
     assert!(!host.check().contains("stored state") && !state.exists(), "check creates nothing");
@@ -151,7 +151,7 @@ fn check_says_what_a_start_would_make_of_the_state_and_touches_nothing() {
 }
 
 #[test]
-fn a_file_that_replaces_the_state_is_taken_as_it_is() {
+fn a_file_that_replaces_the_state_is_applied_unmerged() {
     let Some(mut host) = StateHost::new() else { return };
     host.daemon.start();
     host.daemon.attach(&host.vifs[1]);
@@ -196,7 +196,7 @@ fn edit_part(path: &Path, name: &str, edit: impl FnOnce(&mut Value)) {
 
 /// States written by earlier versions are read: attached ports, settings and learned stations.
 #[test]
-fn the_states_of_all_versions_are_understood() {
+fn states_of_all_versions_are_read() {
     let dumps = [("1", include_str!("../golden/state-1.sql")), ("2", include_str!("../golden/state-2.sql"))];
     for (version, dump) in dumps {
         let Some(mut host) = StateHost::new() else { return };
@@ -239,7 +239,7 @@ fn the_states_of_all_versions_are_understood() {
 
 /// After a downgrade, one unknown key made the switch start without the attached ports.
 #[test]
-fn a_state_with_unknown_keys_is_understood_and_they_are_kept() {
+fn unknown_keys_of_a_state_are_kept() {
     let Some(mut host) = StateHost::new() else { return };
     host.daemon.start();
     host.daemon.attach(&host.vifs[1]);
@@ -268,7 +268,7 @@ fn a_state_with_unknown_keys_is_understood_and_they_are_kept() {
 }
 
 #[test]
-fn a_state_of_a_later_format_is_refused_in_words_and_left_as_it_is() {
+fn a_state_of_a_later_format_is_refused_and_unchanged() {
     let Some(mut host) = StateHost::new() else { return };
     host.daemon.start();
     host.daemon.stop(Signal::TERM);
@@ -287,7 +287,7 @@ fn a_state_of_a_later_format_is_refused_in_words_and_left_as_it_is() {
 
 /// A lock held by another process for seconds cost the attached ports until the next start.
 #[test]
-fn a_state_that_is_in_use_for_seconds_is_waited_for() {
+fn a_state_in_use_is_waited_for() {
     let Some(mut host) = StateHost::new() else { return };
     host.daemon.start();
     host.daemon.attach(&host.vifs[1]);
@@ -355,7 +355,7 @@ impl StateHost {
 }
 
 #[test]
-fn a_disk_that_is_full_at_the_start_is_noticed_when_it_has_room_again() {
+fn a_disk_full_at_the_start_recovers() {
     let Some(disk) = Disk::new("size=1m") else { return };
     let Some(mut host) = StateHost::on(&disk) else { return };
     disk.fill();
@@ -368,7 +368,7 @@ fn a_disk_that_is_full_at_the_start_is_noticed_when_it_has_room_again() {
 
 /// A change was refused until the next retry of the state, up to two seconds later.
 #[test]
-fn the_first_change_after_a_full_disk_has_room_again_is_taken() {
+fn the_first_change_after_a_full_disk_recovers_is_accepted() {
     let Some(disk) = Disk::new("size=1m") else { return };
     let Some(mut host) = StateHost::on(&disk) else { return };
     disk.fill();
@@ -401,7 +401,7 @@ fn the_first_change_after_a_full_disk_has_room_again_is_taken() {
 
 /// With a readable state the attached ports are there.
 #[test]
-fn a_state_that_can_only_be_read_at_the_start_is_read_and_written_when_it_can_be() {
+fn a_state_read_only_at_the_start_is_read_and_written_later() {
     for how in ["inodes", "read-only"] {
         let Some(disk) = Disk::new("size=4m,nr_inodes=12") else { return };
         let Some(mut host) = StateHost::on(&disk) else { return };
@@ -428,7 +428,7 @@ fn a_state_that_can_only_be_read_at_the_start_is_read_and_written_when_it_can_be
 
 /// The state is unreadable at the start and readable later: attached ports are opened then.
 #[test]
-fn a_state_that_can_be_used_later_than_the_start_brings_its_ports() {
+fn a_state_usable_after_the_start_restores_its_ports() {
     let Some(mut host) = StateHost::new() else { return };
     host.daemon.start();
     host.daemon.attach(&host.vifs[1]);
@@ -450,7 +450,7 @@ fn a_state_that_can_be_used_later_than_the_start_brings_its_ports() {
 
 /// Stations, mitigation and activation were lost when the state became usable only after the start.
 #[test]
-fn a_state_that_can_be_used_later_than_the_start_brings_its_stations_and_measures() {
+fn a_state_usable_after_the_start_restores_stations_and_mitigation() {
     let Some(mut host) = StateHost::new() else { return };
     host.vifs[0].more = "storm = { broadcast = { pps = 5, action = \"disable\", recovery_seconds = 3600 } }".to_owned();
     host.vifs[2].more = "port_security = \"off\"".to_owned();
@@ -493,7 +493,7 @@ fn a_state_that_can_be_used_later_than_the_start_brings_its_stations_and_measure
 
 /// Writes to a deleted file are lost at the next start.
 #[test]
-fn a_state_that_is_taken_away_while_it_is_used_is_made_anew() {
+fn a_deleted_state_is_created_again() {
     let Some(disk) = Disk::new("size=4m") else { return };
     let Some(mut host) = StateHost::on(&disk) else { return };
     host.daemon.start();
@@ -520,7 +520,7 @@ fn a_state_that_is_taken_away_while_it_is_used_is_made_anew() {
 
 /// A new state file got its name before it contained the desired state, and a kill in between lost it.
 #[test]
-fn a_state_that_is_created_again_contains_the_configuration_as_soon_as_it_has_its_name() {
+fn a_new_state_file_contains_the_configuration_before_its_name() {
     let Some(disk) = Disk::new("size=4m") else { return };
     let Some(mut host) = StateHost::on(&disk) else { return };
     host.daemon.start();
@@ -542,7 +542,7 @@ fn a_state_that_is_created_again_contains_the_configuration_as_soon_as_it_has_it
 }
 
 #[test]
-fn a_disk_that_fails_while_the_switch_runs_stops_changes_until_it_works_again() {
+fn a_failing_disk_stops_changes_until_it_recovers() {
     let Some(mut host) = StateHost::new() else { return };
     host.daemon.start();
     let failing = Injected::new(&host.daemon, "vifswitch-store", "pwrite64,fdatasync,fsync", "error=EIO");
@@ -555,7 +555,7 @@ fn a_disk_that_fails_while_the_switch_runs_stops_changes_until_it_works_again() 
 
 /// The wall clock was ten years ahead or behind when a port was quarantined, and is right at the next start.
 #[test]
-fn a_quarantine_is_neither_lost_nor_without_end_when_the_clock_is_set_over_a_restart() {
+fn a_quarantine_survives_clock_changes_over_a_restart() {
     const YEARS: i64 = 10 * 365 * 86_400_000;
     for shift in [YEARS, -YEARS] {
         let Some(mut host) = StateHost::new() else { return };
@@ -591,7 +591,7 @@ fn a_quarantine_is_neither_lost_nor_without_end_when_the_clock_is_set_over_a_res
 
 /// An id too long for the alias of its netdev was accepted, and the port stayed down.
 #[test]
-fn an_id_that_is_too_long_for_its_netdev_is_refused_with_its_limit() {
+fn an_id_too_long_for_its_netdev_is_refused_with_the_limit() {
     let Some(mut host) = StateHost::new() else { return };
     host.daemon.start();
     let mut vif = host.vifs[1].clone();
@@ -620,7 +620,7 @@ fn an_id_that_is_too_long_for_its_netdev_is_refused_with_its_limit() {
 
 /// At a start all stations were read, and the whole state was scanned, before the first port was opened.
 #[test]
-fn very_many_stations_are_there_after_a_restart_and_no_port_waits_for_them() {
+fn many_stations_are_restored_without_delaying_ports() {
     const STATIONS: i64 = 65_536;
     let Some(mut host) = StateHost::new() else { return };
     let text = fs::read_to_string(host.daemon.file()).unwrap().replace("stations = 4096", "stations = 524288");
@@ -669,7 +669,7 @@ fn very_many_stations_are_there_after_a_restart_and_no_port_waits_for_them() {
 
 /// The file names the namespace of a port differently: its netdev is the same and stays.
 #[test]
-fn a_netdev_stays_when_its_namespace_is_called_by_another_name() {
+fn a_netdev_is_kept_when_its_namespace_is_named_differently() {
     let Some(mut host) = StateHost::new() else { return };
     host.daemon.start();
     let before = host.links(&[0]);
@@ -863,10 +863,10 @@ impl RestartScenario {
 }
 
 /// Kills, stops and reloads at random moments during changes, with the file edited in between. `STATE_MOMENTS=200
-/// cargo test --test regressions whatever_moment` tries more of them; `STATE_SEED` repeats a run, as far as timing
+/// cargo test --test regressions any_moment` tries more of them; `STATE_SEED` repeats a run, as far as timing
 /// allows.
 #[test]
-fn at_whatever_moment_it_is_ended_or_reloaded_no_wanted_netdev_goes_and_no_answered_change_is_lost() {
+fn ended_or_reloaded_at_any_moment_no_netdev_or_answered_change_is_lost() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let (moments, seed) = (number("STATE_MOMENTS").unwrap_or(12), number("STATE_SEED"));
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | 0x5_eed5);

@@ -133,7 +133,7 @@ fn the_command_that_the_event_names_lifts_the_limit_of_a_vm() {
 
 /// Limits lifted by hand, in the notation of the configuration.
 #[test]
-fn a_port_without_storm_limits_has_none_of_its_vm_either() {
+fn a_port_without_storm_limits_is_exempt_from_its_vms() {
     let network = "storm = { multicast = { pps = 100 }, broadcast = { pps = 100 }, unknown_unicast = { pps = 100 }, \
                    copies = { pps = 100, burst = 100 } }";
     let Some(scene) = Scenario::new(network, "") else { return };
@@ -148,7 +148,7 @@ fn a_port_without_storm_limits_has_none_of_its_vm_either() {
 
 /// A port disabled by a limit is enabled once the limit is lifted.
 #[test]
-fn a_port_that_is_disabled_opens_when_its_limit_is_lifted() {
+fn a_disabled_port_is_enabled_when_its_limit_is_lifted() {
     let network = "storm = { multicast = { pps = 100, action = \"disable\", recovery_seconds = 0 } }";
     let Some(scene) = Scenario::new(network, "") else { return };
     for number in 0..1000u64 {

@@ -148,28 +148,28 @@ fn frames_stay_on_the_network_of_their_tag(on: DeviceKind, uplink: bool) {
 }
 
 #[test]
-fn a_tag_beside_the_frame_decides_on_an_xdp_trunk() {
+fn a_stripped_tag_selects_the_port_of_an_xdp_trunk() {
     frames_stay_on_the_network_of_their_tag(DeviceKind::Xdp, false);
 }
 
 #[test]
-fn a_tag_beside_the_frame_decides_on_an_xdp_uplink() {
+fn a_stripped_tag_selects_the_network_of_an_xdp_uplink() {
     frames_stay_on_the_network_of_their_tag(DeviceKind::Xdp, true);
 }
 
 #[test]
-fn a_tag_beside_the_frame_decides_on_a_packet_trunk() {
+fn a_stripped_tag_selects_the_port_of_a_packet_trunk() {
     frames_stay_on_the_network_of_their_tag(DeviceKind::Packet, false);
 }
 
 #[test]
-fn a_tag_beside_the_frame_decides_on_a_packet_uplink() {
+fn a_stripped_tag_selects_the_network_of_a_packet_uplink() {
     frames_stay_on_the_network_of_their_tag(DeviceKind::Packet, true);
 }
 
 /// A port without subports forwards frames unmodified, including tags that a guest's bridge has stripped.
 #[test]
-fn a_tag_beside_the_frame_passes_a_port_that_is_no_trunk() {
+fn a_stripped_tag_passes_a_port_without_subports() {
     for on in [DeviceKind::Xdp, DeviceKind::Packet] {
         let Some(lab) = Lab::new(on, false, "") else { return };
         lab.await_status("ports", "port_id", "port-1", "ACTIVE");
@@ -186,7 +186,7 @@ fn a_tag_beside_the_frame_passes_a_port_that_is_no_trunk() {
 
 /// On a kernel without BTF of its functions a program cannot read tags of a veth.
 #[test]
-fn a_trunk_is_refused_by_a_kernel_that_tells_no_tags() {
+fn a_trunk_is_refused_without_kernel_support_for_stripped_tags() {
     let hidden = |daemon: &Daemon| {
         let (plain, mut command) = (daemon.command(), Command::new("unshare"));
         let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"";
@@ -205,7 +205,7 @@ fn a_trunk_is_refused_by_a_kernel_that_tells_no_tags() {
 
 /// In generic mode no program can read a stripped tag: the trunk is refused.
 #[test]
-fn a_trunk_or_uplink_whose_tags_may_be_lost_is_refused() {
+fn a_trunk_or_uplink_that_may_lose_tags_is_refused() {
     for uplink in [false, true] {
         let Some(lab) = Lab::new(DeviceKind::Xdp, uplink, ", mode = \"generic\"") else { return };
         let (what, key, id) = if uplink { ("uplinks", "uplink_id", "up0") } else { ("ports", "port_id", "port-1") };

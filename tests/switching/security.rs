@@ -375,7 +375,7 @@ fn delivery_settings_are_changed_live_and_counted() {
         let all = experiment(Mac::BROADCAST, peer, b"for all");
         scene.passes(&nics[1], &nics[0], &all, "broadcast arrives");
         assert_eq!(nics[2].take(), all);
-        let port = scene.daemon.await_port("it is counted", &scene.vifs[0], |port| port.counts.not_flooded > 0);
+        let port = scene.daemon.await_port("the drop is counted", &scene.vifs[0], |port| port.counts.not_flooded > 0);
         assert_eq!(
             (port.counts.not_flooded, port.unknown_unicast.as_str(), port.counts.mirror_copies),
             (1, "suppress", 0)
@@ -385,7 +385,7 @@ fn delivery_settings_are_changed_live_and_counted() {
         let theirs = experiment(third, peer, b"between us");
         scene.passes(&nics[1], &nics[0], &theirs, "a copy of unicast to another port");
         assert_eq!(nics[2].take(), theirs);
-        let port = scene.daemon.await_port("it is counted", &scene.vifs[0], |port| port.counts.mirror_copies > 0);
+        let port = scene.daemon.await_port("the drop is counted", &scene.vifs[0], |port| port.counts.mirror_copies > 0);
         assert_eq!((port.counts.mirror_copies, port.promiscuous), (1, true));
         scene.passes(&nics[1], &nics[0], &experiment(me, peer, b"once"), "one copy of its own unicast");
         scene.set(&["promiscuous=false"]);

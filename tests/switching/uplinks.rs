@@ -71,7 +71,7 @@ fn the_backup_is_active_while_the_preferred_uplink_is_down() {
     assert!(turns[1].1.contains("preferred"), "{turns:?}");
     let downs: Vec<_> =
         reported(EventKind::PortDown).map(|event| (event.vm.as_deref(), event.ports[0].as_str())).collect();
-    assert_eq!(downs, [(None, "up0")], "told once");
+    assert_eq!(downs, [(None, "up0")], "one event");
     assert_eq!(reported(EventKind::PortUp).filter(|event| event.ports == ["up0"]).count(), 2);
 
     // The tap disappears with its namespace and is created again with it.

@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_has_sent_frames_is_active_when_it_is_set_to_first_frame() {
+    fn a_port_that_has_sent_stays_active_when_set_to_first_frame() {
         let (waits, immediate) = (of("first-frame"), of("immediate"));
         for has_forwarded in [true, false] {
             let mut all = Activations::default();

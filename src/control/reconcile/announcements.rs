@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_limited_and_no_place_is_forgotten() {
+    fn the_rate_is_limited_and_every_station_announced() {
         let mut announcer = Announcer::default();
         let ports: Vec<(u16, u16)> = (0..2000).map(|port| (port, 0)).collect();
         announcer.follow(layout(&ports, &[(3000, active(0, 3001))]), at(0));

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_events_the_last_is_reported_with_the_number_of_others() {
+    fn the_last_of_many_events_is_reported_with_their_number() {
         let mut limit = EventLimiter::default();
         let mut reported = Vec::new();
         let kinds = [EventKind::PortDown, EventKind::PortUp];
