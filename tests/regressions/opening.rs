@@ -15,7 +15,7 @@ use vifswitch::control::api::responses::Status;
 use vifswitch::device::{Opened, tap};
 use vifswitch::time;
 
-use support::host::daemon::{Daemon, Vif, config};
+use support::host::daemon::{Daemon, Vif, attachment, config, keeping};
 use support::host::nic::Nic;
 use support::host::setup::pass;
 use support::host::{Namespace, await_that};
@@ -271,4 +271,53 @@ fn the_duration_of_a_hung_open_is_shown() {
     };
     let first = await_that("reported", seconds);
     await_that("a greater number", || seconds().filter(|&then| then > first));
+}
+
+/// The start, `check` and the end waited for a writer of the FIFO, without limit.
+#[test]
+fn a_state_that_is_a_fifo_holds_up_neither_start_nor_check_nor_end() {
+    let Some(namespace) = Namespace::new() else { return };
+    let (first, second) = (Vif::new("vm", 1, &namespace), Vif::new("vm", 2, &namespace));
+    let mut daemon = Daemon::new();
+    let fifo = daemon.file().with_file_name("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let text = config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&first));
+    daemon.configure(&keeping(&text, &fifo));
+    let checked = daemon.try_command(&["check", "FILE"]);
+    assert!(String::from_utf8_lossy(&checked.stdout).contains("no file at all"), "{checked:?}");
+    daemon.start();
+    daemon.await_active(&first);
+    let refused = daemon.run_command(&["attach", "-"], &attachment(&second));
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && why.contains("no file at all"), "{why}");
+    // Without a restart.
+    std::fs::remove_file(&fifo).unwrap();
+    await_that("changes to be accepted", || {
+        daemon.run_command(&["attach", "-"], &attachment(&second)).status.success().then_some(())
+    });
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}
+
+/// The start waited for the disk without limit.
+#[test]
+fn a_state_on_a_disk_that_hangs_holds_up_neither_start_nor_end() {
+    let (Some(namespace), Some(fs)) = (Namespace::new(), Hung::new()) else { return };
+    let (first, second) = (Vif::new("vm", 1, &namespace), Vif::new("vm", 2, &namespace));
+    let mut daemon = Daemon::new();
+    let text = config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&first));
+    daemon.configure(&keeping(&text, &fs.file()));
+    daemon.start();
+    daemon.await_active(&first);
+    let refused = || {
+        let refused = daemon.run_command(&["attach", "-"], &attachment(&second));
+        let why = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && why.contains("does not answer"), "{why}");
+    };
+    // Each refused change has retried the state: a disk that hangs holds one thread, however often it is retried.
+    (0..3).for_each(|_| refused());
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+    assert_eq!(names.filter(|name| name.trim() == "vifswitch-store").count(), 1);
+    let (ended, took) = timed(|| daemon.stop(Signal::TERM));
+    assert!(ended.code() == Some(0) && took < AT_ONCE, "{ended:?} after {took:?}");
 }

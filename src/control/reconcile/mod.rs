@@ -63,10 +63,10 @@ use crate::control::loops::schedule::TICK;
 use crate::control::reconcile::backoff::Backoff;
 use crate::control::reconcile::drift::Drift;
 use crate::control::reconcile::jobs::Jobs;
-use crate::control::state::StateStore;
 use crate::control::state::event_log::EventLog;
 use crate::control::state::events::{Event, EventKind};
 use crate::control::state::store::CHUNK;
+use crate::control::state::{DISK_AT_START, StateStore};
 use crate::control::status::StatusBuilder;
 use crate::control::status::fdb::FdbIndex;
 use crate::control::workers::WorkerHandles;
@@ -252,7 +252,11 @@ impl Controller {
         self.emit_state_at_start();
         self.append_start_events();
         let orphans = self.remove_conflicting_orphans(&config).await;
-        let stored = self.state.take_loops().await;
+        let stored = timeout(DISK_AT_START, self.state.take_loops()).await.unwrap_or_else(|_| {
+            let seconds = DISK_AT_START.as_secs();
+            warn!("what was done about loops before is not known: the disk does not answer within {seconds} s");
+            serde_json::Value::Null
+        });
         self.resume_activations(&stored["activations"]);
         self.mitigation.load(stored);
         self.apply(config, Apply::default()).await;
@@ -276,9 +280,12 @@ impl Controller {
         Ok(())
     }
 
-    /// Restores the first `FIRST_STATIONS` stored FDB entries. Returns the cursor of the next page, if any.
+    /// Restores the first `FIRST_STATIONS` stored FDB entries, unless the disk hangs. Returns the cursor of the next page,
+    /// if any.
     async fn take_first_stations(&self) -> Option<i64> {
-        let (stored, more) = self.state.take_stations(0, FIRST_STATIONS).await;
+        let Ok((stored, more)) = timeout(DISK, self.state.take_stations(0, FIRST_STATIONS)).await else {
+            return Some(0);
+        };
         self.workers.learn(&self.fdb_index().resolve_stored(stored, time::now())).await;
         more
     }

@@ -259,6 +259,19 @@ async fn a_start_that_cannot_read_the_last_event_id_reuses_no_id() {
     run_over(begun_with, async |_| {}, request).await;
 }
 
+/// The start waited for loops and FDB entries without limit.
+#[tokio::test]
+async fn a_disk_that_hangs_after_the_state_is_open_does_not_hold_up_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let begun_with = begin(config(&["a"]), &dir.path().join("state.db")).await;
+    let go_on = hang(begun_with.1.store().unwrap()).await;
+    let request = async |handle: Handle| {
+        assert_eq!(handle.networks().await.unwrap().len(), 1);
+        drop(go_on);
+    };
+    run_over(begun_with, async |_| {}, request).await;
+}
+
 /// Events about an edit of the configuration file were stored without an id, so that no follower received them.
 #[tokio::test]
 async fn events_about_an_edit_of_the_file_have_ids() {

@@ -11,6 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{Backend, StateStore};
@@ -34,6 +37,10 @@ const BUSY: Duration = Duration::from_secs(10);
 /// Between two looks whether it is still in use.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// Maximum duration of one access to the disk during the start. After that the switch starts without the state, and
+/// retries it.
+pub const DISK_AT_START: Duration = Duration::from_secs(10);
+
 /// What a file is to the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precedence {
@@ -50,6 +57,8 @@ pub(super) struct ReopenSettings {
     file: Option<ConfigFile>,
     path: PathBuf,
     precedence: Precedence,
+    /// Held by the thread that opens the store, also after the opening has timed out: a disk that hangs holds one thread.
+    opening: Arc<Mutex<()>>,
 }
 
 /// Why a switch cannot begin.
@@ -98,7 +107,7 @@ impl StateStore {
             (file, Some(path)) => (file, path.to_owned()),
             (None, None) => (None, SwitchSettings::default().state.unwrap_or_default()),
         };
-        open_over(ReopenSettings { file, path, precedence }.into()).await
+        open_over(ReopenSettings { file, path, precedence, opening: Arc::default() }.into()).await
     }
 
     /// Begins again, if the state could not be used. With the same configuration, or with one that has what only the
@@ -164,8 +173,12 @@ async fn open_over(again: Arc<ReopenSettings>) -> Result<(Config, StateStore), S
         },
         Err(why) => why,
     };
+    if matches!(why, StoreError::Hangs { .. }) {
+        return without_state(&again, why.into());
+    }
     // What cannot be written, or is in use, may still be read.
-    let Ok(desired) = store::peek(&path) else { return without_state(&again, why.into()) };
+    let peeked = timeout(DISK_AT_START, spawn_blocking(move || store::peek(&path))).await;
+    let Ok(Ok(Ok(desired))) = peeked else { return without_state(&again, why.into()) };
     match merge_over(&again, desired, Backend::Broken(why.to_string(), again.clone())) {
         Ok(OpenedState { config, store: state_store, .. }) => {
             error!("{why}. The switch runs as the state says, and takes no changes until the state can be written");
@@ -186,7 +199,7 @@ async fn open_with_store(
     match merge_over(again, desired, Backend::Open(store.clone())) {
         Ok(OpenedState { config, store: mut state_store, before }) => {
             drop(store);
-            state_store.commit_initial(&config, before).await;
+            state_store.commit_initial(&config, before, DISK_AT_START).await;
             Ok((config, state_store))
         }
         Err(why) => {
@@ -291,19 +304,24 @@ fn log_start(
     texts.into_iter().map(event).collect()
 }
 
-/// Opens the store, or creates it with the configuration of the file. Waits up to `timeout` while another process has it
-/// open.
-async fn open(again: &ReopenSettings, timeout: Duration) -> Result<(Store, Option<DesiredState>), StoreError> {
+/// Opens the store, or creates it with the configuration of the file. Waits up to `busy` while another process has it
+/// open, and up to [`DISK_AT_START`] for the disk.
+async fn open(again: &ReopenSettings, busy: Duration) -> Result<(Store, Option<DesiredState>), StoreError> {
     let first = again.file.clone().map(|file| {
         let (config, begun) = StateStore::at(Backend::None, file);
         begun.desired(&config, &begun.orphans)
     });
+    let hangs = |_| StoreError::Hangs { path: again.path.clone(), seconds: DISK_AT_START.as_secs() };
     let (start, mut messages) = (time::now(), false);
     loop {
-        match Store::open_or_make(again.path.clone(), first.clone()).await {
-            Err(why @ StoreError::InUse { .. }) if time::now().since(start) < timeout => {
+        let Ok(opening) = again.opening.clone().try_lock_owned() else {
+            return Err(StoreError::Hangs { path: again.path.clone(), seconds: DISK_AT_START.as_secs() });
+        };
+        let opened = Store::open_or_make(again.path.clone(), first.clone(), opening);
+        match timeout(DISK_AT_START, opened).await.map_err(hangs).flatten() {
+            Err(why @ StoreError::InUse { .. }) if time::now().since(start) < busy => {
                 if !std::mem::replace(&mut messages, true) {
-                    warn!("{why}; waiting for it for {} s", timeout.as_secs());
+                    warn!("{why}; waiting for it for {} s", busy.as_secs());
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
             }

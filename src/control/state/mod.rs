@@ -11,12 +11,14 @@ mod last_applied;
 pub mod store;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
+use tokio::time::timeout;
 use tracing::{error, warn};
 
 use self::last_applied::ReopenSettings;
-pub use self::last_applied::{Precedence, StartError, StartPreview, last_applied, preview, stored};
+pub use self::last_applied::{DISK_AT_START, Precedence, StartError, StartPreview, last_applied, preview, stored};
 use crate::control::config::{Config, ConfigFile, UnknownParts};
 use crate::control::desired::change::ChangeError;
 use crate::control::desired::merge::{Merged, merge};
@@ -70,14 +72,18 @@ impl StateStore {
     }
 
     /// Keeps what a switch begins with, unless that is what is kept already.
-    async fn commit_initial(&mut self, config: &Config, before: Option<DesiredState>) {
+    async fn commit_initial(&mut self, config: &Config, before: Option<DesiredState>, wait: Duration) {
         if before.is_some_and(|before| before == self.desired(config, &self.orphans)) {
             return;
         }
-        if let Err(why) = self.commit(config, &self.orphans, Vec::new()).await {
-            warn!("the configuration has not been kept: {why}");
-            self.is_due = true;
-        }
+        let committed = timeout(wait, self.commit(config, &self.orphans, Vec::new())).await;
+        let why = match committed {
+            Ok(Ok(())) => return,
+            Ok(Err(why)) => why.to_string(),
+            Err(_) => format!("the disk does not answer within {} s", wait.as_secs()),
+        };
+        warn!("the configuration has not been kept: {why}");
+        self.is_due = true;
     }
 
     /// Keeps a configuration, what it leaves behind, and what happened on the way to it. When this

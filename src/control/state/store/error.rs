@@ -24,6 +24,14 @@ pub enum StoreError {
         /// What the system says.
         why: io::Error,
     },
+    /// Its disk does not answer.
+    #[error("{}: the disk does not answer within {seconds} s; check the file system that it is on", path.display())]
+    Hangs {
+        /// The file.
+        path: PathBuf,
+        /// Duration of the wait.
+        seconds: u64,
+    },
     /// Somebody else has it open.
     #[error("{}: in use by another process: a second switch, or a tool that has it open; each switch needs a state file of its own", path.display())]
     InUse {

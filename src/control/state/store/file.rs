@@ -27,6 +27,9 @@ const APPLICATION: i64 = 0x7669_6673;
 /// something for what it is not; what they may leave alone raises [`VERSION`](rows::VERSION).
 const FORMAT: i64 = 1;
 
+/// What a FIFO, a directory or a device is to the store.
+pub const NO_FILE: &str = "something that is no file at all";
+
 /// No database is shorter, and the database takes a file that is for an empty one of its own.
 const SHORTEST: u64 = 512;
 
@@ -51,7 +54,7 @@ pub fn provide(path: &Path, first: Option<&DesiredState>) -> Result<PathBuf, Sto
     // The database reads a meaning into ":memory:" and "file:…"; it reads none into "/…".
     let path = std::path::absolute(path).map_err(|why| StoreError::File { path: path.to_owned(), why })?;
     match fs::metadata(&path) {
-        Ok(file) if !file.is_file() => Err(StoreError::Foreign { path, what: "something that is no file at all" }),
+        Ok(file) if !file.is_file() => Err(StoreError::Foreign { path, what: NO_FILE }),
         Ok(file) if file.len() < SHORTEST => {
             Err(StoreError::Corrupt { path, why: format!("it has been cut to {} bytes", file.len()) })
         }

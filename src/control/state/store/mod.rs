@@ -79,20 +79,24 @@ impl Store {
     /// directory is made with mode 0750 and the file with 0640 if they are not there. The file is
     /// ours alone until the store is closed.
     pub async fn open(path: PathBuf) -> Result<(Store, Option<DesiredState>), StoreError> {
-        Store::open_or_make(path, None).await
+        Store::open_or_make(path, None, ()).await
     }
 
     /// Opens the file at `path`. Creates a missing file that contains `first` before it gets its name, so that a kill
-    /// leaves no state without a configuration.
+    /// leaves no state without a configuration. `opening` is dropped when the file is open or cannot be opened, also if
+    /// the caller does not wait for that.
     pub async fn open_or_make(
         path: PathBuf,
         first: Option<DesiredState>,
+        opening: impl Send + 'static,
     ) -> Result<(Store, Option<DesiredState>), StoreError> {
         let (requests, mut received) = mpsc::channel::<Request>(QUEUE);
-        let (opened, opening) = oneshot::channel();
+        let (opened, result) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let work = move || {
-            match StoreHandle::open(path, first.as_ref()) {
+            let handle = StoreHandle::open(path, first.as_ref());
+            drop(opening);
+            match handle {
                 Ok(mut handle) => {
                     // Nobody waits for it: then nobody asks either.
                     let _ = opened.send(Ok(handle.desired().cloned()));
@@ -106,7 +110,7 @@ impl Store {
             drop(end);
         };
         thread::Builder::new().name("vifswitch-store".into()).spawn(work).map_err(StoreError::Thread)?;
-        let desired = opening.await.map_err(|_| StoreError::Closed)??;
+        let desired = result.await.map_err(|_| StoreError::Closed)??;
         Ok((Store { requests, saving: Mutex::new(()), ended }, desired))
     }
 

@@ -20,6 +20,10 @@ const TRIES: usize = 10;
 /// What the file at `path` says is wanted. Nothing is changed where it is.
 pub fn peek(path: &Path) -> Result<Option<DesiredState>, StoreError> {
     let failed = |why| StoreError::File { path: path.to_owned(), why };
+    // Reading a FIFO waits for a writer.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(StoreError::Foreign { path: path.to_owned(), what: file::NO_FILE });
+    }
     let directory = tempfile::tempdir().or_else(|_| tempfile::tempdir_in("/dev/shm")).map_err(failed)?;
     let copy = directory.path().join("state.db");
     copy_both(path, &copy).map_err(failed)?;
