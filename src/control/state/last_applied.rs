@@ -311,14 +311,14 @@ async fn open(again: &ReopenSettings, busy: Duration) -> Result<(Store, Option<D
         let (config, begun) = StateStore::at(Backend::None, file);
         begun.desired(&config, &begun.orphans)
     });
-    let hangs = |_| StoreError::Hangs { path: again.path.clone(), seconds: DISK_AT_START.as_secs() };
+    let hangs = || StoreError::Hangs { path: again.path.clone(), seconds: DISK_AT_START.as_secs() };
     let (start, mut messages) = (time::now(), false);
     loop {
         let Ok(opening) = again.opening.clone().try_lock_owned() else {
-            return Err(StoreError::Hangs { path: again.path.clone(), seconds: DISK_AT_START.as_secs() });
+            return Err(hangs());
         };
         let opened = Store::open_or_make(again.path.clone(), first.clone(), opening);
-        match timeout(DISK_AT_START, opened).await.map_err(hangs).flatten() {
+        match timeout(DISK_AT_START, opened).await.unwrap_or_else(|_| Err(hangs())) {
             Err(why @ StoreError::InUse { .. }) if time::now().since(start) < busy => {
                 if !std::mem::replace(&mut messages, true) {
                     warn!("{why}; waiting for it for {} s", busy.as_secs());

@@ -92,7 +92,7 @@ fn make(path: &Path, first: Option<&DesiredState>) -> Result<(), StoreError> {
     // The second is used only until a new file has a log.
     let journals = ["-wal", "-journal"].map(|suffix| beside(path, suffix));
     if let Some(journal) = journals.into_iter().find(|journal| journal.exists()) {
-        return Err(StoreError::LeftBehind { path: path.to_owned(), journal: journal });
+        return Err(StoreError::LeftBehind { path: path.to_owned(), journal });
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
     make_directory(directory).map_err(|why| StoreError::Directory { path: directory.to_owned(), why })?;
