@@ -121,9 +121,9 @@ pub struct PortView {
     pub status_reason: String,
     /// Whether it is wanted up.
     pub admin_state_up: bool,
-    /// `delta`, `mac` or `mac+ip`.
+    /// `off`, `mac` or `mac+ip`.
     pub port_security: String,
-    /// Whether it gets frames for stations that nobody knows: `dispatch` or `suppress`.
+    /// Whether it gets frames for stations that nobody knows: `deliver` or `suppress`.
     pub unknown_unicast: String,
     /// Whether it gets a copy of every frame that is forwarded on its network.
     pub promiscuous: bool,
@@ -143,7 +143,7 @@ pub struct PortView {
     /// Learned stations at most; absent where that is as its network has it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mac_limit: Option<u32>,
-    /// What becomes of frames from further stations, `drop` or `forward-not_learned`; absent without a limit.
+    /// What becomes of frames from further stations, `drop` or `forward-unlearned`; absent without a limit.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mac_limit_policy: Option<String>,
     /// Of a subport: the port by whose device its frames come and go.

@@ -287,7 +287,7 @@ table! {
         mac_address: String,
         /// Addresses of the guest. Only `mac+ip` looks at them.
         fixed_ips: Vec<String>,
-        /// `immediate`, `polls_skipped` or `none`, for information.
+        /// `immediate`, `deferred` or `none`, for information.
         ip_allocation: String,
         /// `off`, `mac` or `mac+ip`.
         port_security: String,
@@ -295,7 +295,7 @@ table! {
         port_security_enabled: bool,
         /// Further sources that the guest may use.
         allowed_address_pairs: Vec<AddressPair>,
-        /// Whether it gets frames for stations that nobody knows: `dispatch` or `suppress`.
+        /// Whether it gets frames for stations that nobody knows: `deliver` or `suppress`.
         unknown_unicast: String,
         /// `true`: it gets a copy of every frame that is forwarded on its network.
         promiscuous: bool,
@@ -304,7 +304,7 @@ table! {
         mac_learning: bool,
         /// Learned stations of the port at most, if not as its network has it.
         mac_limit: i64,
-        /// What becomes of frames from further stations: `drop` or `forward-not_learned`.
+        /// What becomes of frames from further stations: `drop` or `forward-unlearned`.
         mac_limit_policy: String,
         /// What it may send to everybody, if not as its network has it; or `off`: anything.
         storm: Storm,
