@@ -1,4 +1,6 @@
-//! Stage 1: parses headers into lookup keys, or decides the verdict of frames that need no lookup.
+//! Stage 1: parses headers into lookup keys, or decides the verdict of frames that need no lookup: invalid headers,
+//! lengths and offload headers, loop probes, reserved groups, and senders in ARP, IP and neighbor discovery that port
+//! security refuses. `decide.rs` lists all steps.
 
 use super::forwarding::Port;
 use super::probe_receiver::{ProbeReceiver, contiguous};

@@ -1,5 +1,7 @@
 //! Reports refused L3 senders to control, so that operators see the refused address. A guest can name any number of
 //! senders: each port has a few slots and at most four reports per second.
+//!
+//! `security.rs` decides which senders are refused.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
