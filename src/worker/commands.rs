@@ -1,4 +1,5 @@
-//! Executes control's commands on the worker thread, at most one per `poll_once`.
+//! Executes control's commands on the worker thread, at most one per `poll_once`. Also stops polling a queue whose
+//! device has failed, and notifies control of it (`remove_lost`).
 
 use super::mailbox::{Command, DeviceGone, FdbPage, Flushed};
 use super::poll_loop::Worker;

@@ -1,5 +1,8 @@
 //! Devices: opened, handed to workers, taken back, closed. What may wait for the kernel is done off
 //! the thread of control, and comes back as a [`DeviceEvent`].
+//!
+//! A device whose netdev is gone: `handle_device_gone` closes it on a worker's notice, `close_devices` takes its
+//! queues back, and `try_down_ports` opens it again.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;

@@ -8,6 +8,10 @@
 //! worker gets the queue. Closing: all workers get a `ForwardingConfig` without the device, then the worker returns the
 //! queue, which is dropped here.
 //!
+//! `devices` opens and closes devices and takes back those that fail; `watcher` receives changes of netdevs, and
+//! `netdevs` acts on those that need no reopening; `namespaces` notices deleted and replaced namespaces; `backoff`
+//! times attempts.
+//!
 //! `commit` writes the state in the background, so that a blocked disk delays changes only.
 //!
 //! `apply` performs each change. The start applies the configuration to an empty switch.

@@ -1,5 +1,5 @@
 //! What follows from the present properties of a port's netdev: remarks and events, and putting right what nobody
-//! else can want.
+//! else can want. The device stays open; `watcher` closes devices whose netdev is gone, replaced or down.
 
 use tracing::{info, warn};
 

@@ -6,6 +6,9 @@
 //! taken for the present, however late it arrives. A watcher stays open as long as its namespace has ports, and is opened
 //! again if it fails. Properties without events are read once a second.
 //!
+//! A deleted tap is not noticed here but by its worker, whose read fails (`handle_device_gone` in `devices`). For ports
+//! that are down an event of their netdev brings the next attempt forward.
+//!
 //! All of this is done by a thread of its own, and by [`jobs`](crate::control::reconcile::jobs): the kernel answers none of these questions while
 //! somebody holds its lock on netdevs, and control goes on meanwhile.
 
