@@ -1,10 +1,10 @@
 //! The API: HTTP/1.1 and JSON over a [`Handle`].
 //!
 //! ```text
-//!   listener ─► bounds ─► pages     what can be read, also over TCP
-//!   (connections) (rate)  changes   what can be changed, only at the unix socket
-//!                         follow    events as they happen, likewise
-//!                         openapi   what all of this looks like
+//!   listener ─► limits ─► read_routes    what can be read, also over TCP
+//!   (connections) (rate)  write_routes   what can be changed, only at the unix socket
+//!                         event_stream   events as they happen, likewise
+//!                         openapi        what all of this looks like; responses: the types of answers
 //! ```
 
 use axum::Router;

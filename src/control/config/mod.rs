@@ -4,6 +4,7 @@
 //!   TOML ┐  document       written         meant
 //!        ├─► a tree, ────► the tables, ──► every value checked, ──► admission: the values
 //!   JSON ┘  with lines     by their keys   every default filled     do not contradict each other
+//!           (parse)        (raw)           (lower, into model)      (validate; lint: warnings)
 //! ```
 //!
 //! Both languages have the same shape and go through the same checks. No step stops at the first

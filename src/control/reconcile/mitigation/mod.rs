@@ -5,11 +5,11 @@
 //! it is done. A probe that says something new is not kept waiting for the turn.
 //!
 //! ```text
-//!   probing    what is sent, and what comes back
-//!   watching   counters: storms, ports that are disabled for them, the guard
-//!   telling    events
-//!   keeping    over a restart
-//!   showing    what is shown of all this
+//!   probe      loop probes: what is sent, and what comes back
+//!   monitor    counters: storms, ports that are disabled for them, spoofed MAC addresses
+//!   notify     events, also of refused senders in ARP and IP (`spoofed_ip`)
+//!   persist    what is kept over a restart
+//!   status     what is shown of all this
 //!   siblings   ports that use the address of a sibling, and how to allow it
 //! ```
 
