@@ -311,6 +311,8 @@ proptest! {
                 }
                 Act::Send(sketch) => sketch,
             };
+            // No two frames have the same time: between workers the port would decide which is later.
+            lab.advance(Duration::from_nanos(1));
             let (from, bytes) = (sketch.port(ports), sketch.bytes(ports));
             let before = DropReason::ALL.map(|reason| lab.drops_in(from, reason));
             let count = |lab: &Lab| -> Vec<_> {

@@ -388,7 +388,7 @@ fn stations_are_flushed_and_ports_released_by_name() {
     assert_eq!(flush(nobody).unwrap_err().kind, "unknown_port");
     let release = |port: &str| inside.wait(inside.handle.release(port.into())).unwrap();
     assert_eq!(release("nobody").unwrap_err().kind, "unknown_port");
-    assert!(release("port-1").unwrap().warnings[0].starts_with("nothing holds port"));
+    assert!(release("port-1").unwrap().warnings[0].starts_with("nothing to release"));
 }
 
 /// Attaches and detaches a hundred ports at once.

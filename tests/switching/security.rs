@@ -442,7 +442,7 @@ fn a_port_at_its_mac_limit_is_reported_once() {
         excess(9);
         scene.set(&["mac_limit="]);
         await_that("the end of the excess", || (events().len() == 2).then_some(()));
-        assert!(events()[1].text.contains("no address of its own"), "{:?}", events());
+        assert!(events()[1].text.contains("no limit of its own"), "{:?}", events());
         let port = scene.port(0);
         assert_eq!((port.mac_limit, port.mac_limit_policy), (None, None));
         scene.passes(&here, &there, &from(10), "the group passes by the network's policy");

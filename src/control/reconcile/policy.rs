@@ -82,7 +82,7 @@ impl Controller {
 
     fn emit_mac_limit(&mut self, index: usize, transition: Transition, limit: Option<MacLimit>) {
         let text = match (transition, limit) {
-            (_, None) => "no longer at its limit of learned stations: it has none of its own any more".to_owned(),
+            (_, None) => "no longer at its limit of learned stations: it has no limit of its own any more".to_owned(),
             (Transition::Raised, Some(MacLimit { stations, policy: AtLimit::Drop })) => {
                 format!("at its limit of {stations} learned stations: frames from others behind it are dropped")
             }

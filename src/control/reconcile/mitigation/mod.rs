@@ -347,14 +347,14 @@ impl Controller {
         let mut changes = Vec::new();
         let opened = self.mitigation.take_disabled(|end, _| end.port == port && end.vm.is_some());
         for (end, disabled) in opened {
-            changes.push(format!("port {port:?} is no longer held for a {} storm", disabled.class));
+            changes.push(format!("port {port:?} is no longer quarantined because of a {} storm", disabled.class));
             self.emit_reopened(&end, &disabled, "released by hand");
         }
         let events = self.mitigation.loops.release(port, now);
         for events in &events {
             if let LoopEvent::Stopped(over) = events {
                 let what = what(&over.loop_state, &self.mitigation.topology);
-                changes.push(format!("nothing is done any more about this: {what}"));
+                changes.push(format!("mitigation has ended: {what}"));
             }
         }
         let let_go = self.mitigation.dampening.release(is_meant);
@@ -362,7 +362,7 @@ impl Controller {
             changes.push(format!("{let_go} stations are no longer dampened"));
         }
         let warnings = match changes.is_empty() {
-            true => vec![format!("nothing holds port {port:?}; there was nothing to lift")],
+            true => vec![format!("nothing to release at port {port:?}")],
             false => Vec::new(),
         };
         self.mitigation.persistence.is_due |= !changes.is_empty();
