@@ -3,7 +3,8 @@
 //! A [`Device`] is one queue pair. Control opens and closes it, and may block and allocate for that. Exactly one worker
 //! polls it.
 //!
-//! [`open`] dispatches by kind. A new kind is a file or folder here, a variant of [`Settings`] and an arm in [`open`].
+//! [`open`] dispatches by kind. A new kind is a folder here (`mod.rs` opens the device, `queue.rs` receives and
+//! transmits), a variant of [`Settings`] and an arm in [`open`].
 //! `tap` opens /dev/net/tun; `packet` and `xdp` open sockets on an existing netdev; `loopback` connects two ends within
 //! the process, for tests and benches.
 
