@@ -1,5 +1,5 @@
 //! The command-line program: commands, configuration file, `check` and `doctor`. Some tests need root and make their
-//! own namespaces; they are skipped otherwise.
+//! own namespaces; they are skipped without it.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 

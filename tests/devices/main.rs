@@ -1,5 +1,5 @@
 //! Device kinds on real netdevs: taps, packet sockets, AF_XDP and its program. Needs root; makes its own namespaces;
-//! skipped otherwise.
+//! skipped without it.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 

@@ -1,5 +1,5 @@
 //! Guests that cause loops and storms, on real devices: effect on other guests, events, mitigation, and legitimate
-//! patterns that raise nothing. Needs root; makes its own namespaces; skipped otherwise.
+//! patterns that raise nothing. Needs root; makes its own namespaces; skipped without it.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 
 mod bonds;

@@ -1,5 +1,5 @@
 //! Storm limits on real devices: accuracy of the rate, changes of a limit under traffic, and known unicast, which
-//! passes. Needs root; makes its own namespaces; skipped otherwise.
+//! passes. Needs root; makes its own namespaces; skipped without it.
 
 use std::sync::atomic::AtomicBool;
 use std::thread;

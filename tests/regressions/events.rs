@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command};
+use std::process::Child;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -13,6 +13,7 @@ use vifswitch::control::api::responses::Status;
 use vifswitch::sys::tun::{Flags, Queue};
 
 use support::host::daemon::{Daemon, Vif, config, keeping};
+use support::host::inject::Injected;
 use support::host::{Namespace, await_that, run};
 
 /// Events of the API.
@@ -72,23 +73,14 @@ fn a_flapping_guest_floods_neither_events_nor_log() {
 #[test]
 fn events_do_not_wait_for_the_disk() {
     let Some(namespace) = Namespace::new() else { return };
-    if !Command::new("strace").arg("-V").output().is_ok_and(|ended| ended.status.success()) {
-        return eprintln!("skipped: needs strace");
-    }
     let vif = Vif::new("vm", 1, &namespace);
     let mut daemon = Daemon::new();
     let text = config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif));
     daemon.configure(&keeping(&text, &daemon.state()));
     daemon.start();
     daemon.await_active(&vif);
-    let pid = daemon.pid().to_string();
-    let delay = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,fsync"];
-    let inject = ["-e", "inject=fdatasync,fsync:delay_enter=12000000", "-p", &pid];
-    let mut tracer = Command::new("strace").args(delay).args(inject).spawn().unwrap();
-    await_that("strace to attach", || {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        (!status.contains("TracerPid:\t0")).then_some(())
-    });
+    let hung = Injected::new(&daemon, "vifswitch-store", "fdatasync,fsync", "delay_enter=12000000");
+    let Some(hung) = hung else { return };
     // From here on writes hang.
     namespace.ip("link del tap1");
     let start = vifswitch::time::now();
@@ -97,8 +89,7 @@ fn events_do_not_wait_for_the_disk() {
     });
     let took = vifswitch::time::now().since(start);
     assert!(took < std::time::Duration::from_secs(8), "{took:?}");
-    rustix::process::kill_process(rustix::process::Pid::from_child(&tracer), Signal::INT).unwrap();
-    tracer.wait().unwrap();
+    drop(hung);
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
 }
 

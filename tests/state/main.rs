@@ -1,5 +1,5 @@
 //! Persistence: state store, kills at any moment, restarts, service manager. Most tests need root and make their own
-//! namespaces; they are skipped otherwise.
+//! namespaces; they are skipped without it.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 

@@ -22,7 +22,7 @@ pub enum Step {
     RemoveNetwork(String),
     /// This network is new.
     AddNetwork(String),
-    /// This port stays and is otherwise: it, its place, or the network below it.
+    /// This port stays and changes: itself, its index, or its network.
     Change {
         /// How it shall be.
         port: Port,
@@ -33,7 +33,7 @@ pub enum Step {
     },
     /// This port is new.
     Open(Port),
-    /// This uplink stays and is otherwise: it, or a network that it carries.
+    /// This uplink stays and changes: itself, or a network that it carries.
     ChangeUplink {
         /// How it shall be.
         uplink: Uplink,

@@ -1,4 +1,4 @@
-//! What is otherwise between two configurations, for people to read: a sentence for each thing, in
+//! Differences between two configurations, for people to read: a sentence for each, in
 //! the words of the configuration.
 
 use std::collections::{HashMap, HashSet};
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::control::config::{Config, Network, Port, Uplink, Vm};
 
-/// A sentence for each thing that is otherwise in `new`; none if they are equal.
+/// A sentence for each thing that differs in `new`; none if they are equal.
 pub fn describe_changes(old: &Config, new: &Config) -> Vec<String> {
     let mut out = Vec::new();
     if old.switch != new.switch {

@@ -124,7 +124,7 @@ pub(super) struct ProvisionalChange {
     pub transition: Box<Apply>,
     /// The time for it to be confirmed, from when it has been made.
     pub within: Duration,
-    /// What is otherwise.
+    /// What has changed.
     pub text: String,
 }
 

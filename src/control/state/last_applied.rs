@@ -86,7 +86,7 @@ pub enum StartError {
 /// What a start over a file would make of a state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartPreview {
-    /// What would be otherwise than the state has it, a sentence for each thing.
+    /// Differences from the stored state, a sentence for each.
     pub changes: Vec<String>,
     /// What was changed by API and would not hold any more, and why.
     pub dropped: Vec<String>,

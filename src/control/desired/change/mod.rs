@@ -38,7 +38,7 @@ pub enum Change {
         /// The port.
         port: String,
     },
-    /// Some keys of a port shall be otherwise; those that are not named stay as they are.
+    /// Changes some keys of a port; keys that are not named keep their values.
     Set {
         /// The port.
         port: String,
@@ -148,7 +148,7 @@ fn apply(now: &Config, config: &Config) -> Result<Config, ChangeError> {
     if fixed.is_empty() { Ok(decided) } else { Err(ChangeError::conflict("fixed_at_start", fixed.join("\n"))) }
 }
 
-/// A sentence for each key of `[switch]` that would have to be otherwise.
+/// A sentence for each key of `[switch]` that differs.
 fn fixed_at_start(runs: &SwitchSettings, wanted: &SwitchSettings) -> Vec<String> {
     let (runs, wanted) = (diff::keys(&runs.to_raw()), diff::keys(&wanted.to_raw()));
     let messages = |(name, runs, _)| {
