@@ -16,10 +16,6 @@ use crate::sys::privileges::{self, Privilege};
 use crate::sys::stack::{self, HostStack};
 use crate::sys::{bpf, ethtool};
 
-/// Maximum MTU in bytes with which a frame fits one page with the space that an XDP program needs: 4096 less headroom
-/// (256), `skb_shared_info` (320) and Ethernet with two tags (22).
-const ONE_PAGE: u32 = 3498;
-
 /// Attributes of a netdev.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Facts {
@@ -252,19 +248,11 @@ fn as_tap(Facts { link, .. }: &Facts) -> KindReport {
     KindReport { kind: "tap", usable, queues: u32::from(usable), offloads: usable, why }
 }
 
-/// Why the driver cannot run an XDP program with the netdev's MTU; `None` if it can.
-pub(super) fn exceeds_one_page(link: &Link, driver: &str, features: XdpFeatures) -> Option<String> {
-    // A tap runs the program on a frame longer than a page in the network stack, whatever its driver announces.
-    let is_one_page = features.native() && !features.pieces() && link.tap.is_none();
-    (link.mtu > ONE_PAGE && is_one_page)
-        .then(|| format!("{driver} has no multi-buffer XDP, and the MTU is {}; reduce it to {ONE_PAGE}", link.mtu))
-}
-
 fn as_xdp(facts: &Facts) -> KindReport {
     let Facts { link, driver, queues, features, .. } = facts;
     let queues = queues.or(link.tap.map(|tap| tap.queues)).unwrap_or(1).max(1);
     let driver = driver.as_deref().unwrap_or("its driver");
-    let too_long = features.and_then(|can| exceeds_one_page(link, driver, can));
+    let too_long = features.and_then(|can| xdp::exceeds_one_page(link, driver, can));
     let (usable, why) = match features {
         _ if link.xdp.is_some() && !facts.own_program => (false, "a foreign XDP program is attached".to_owned()),
         None => (true, "the kernel does not report the driver's XDP features; each mode is tried in turn".to_owned()),

@@ -46,7 +46,7 @@ impl RxMemory {
     #[inline(always)]
     fn deliver(self, frame: &[u8], offload: Offload, batch: &mut Batch, magazine: &mut Magazine) -> bool {
         match self {
-            RxMemory::Owned => magazine.push_frame(frame, offload, batch),
+            RxMemory::Owned => batch.push_bytes(frame, offload, magazine),
             RxMemory::Lent => batch
                 .receive(true, |room| {
                     room[..Offload::LEN].copy_from_slice(&offload.write());
@@ -277,7 +277,7 @@ impl Device for Loopback {
         while !batch.is_full() && self.rx.refill() {
             if self.memory == RxMemory::Owned {
                 let mut rest = self.rx.rest();
-                magazine.push_small(batch, || {
+                batch.push_small(magazine, || {
                     let (frame, offload, after) = record(rest)?;
                     let small = Small::new(frame, offload)?;
                     rest = after;

@@ -1,6 +1,5 @@
 //! Magazine: a worker's private stock of free slots. Allocates and frees frames without a lock.
 
-use super::Batch;
 use super::descriptor::{Frame, Small};
 use super::pool::{CHUNK, NONE, Pool};
 use crate::wire::Offload;
@@ -32,36 +31,29 @@ impl Magazine {
         }
     }
 
-    /// Appends frames to `batch` while it has room, slots are free, and `next` returns bytes. Calls `next` only if
-    /// room and slot are there.
+    /// Fills `entries` with frames in order, while slots are free and `next` returns bytes. Calls `next` only if there
+    /// are an entry and a slot. Returns the number of frames.
     #[inline(always)]
-    pub fn push_small<'a>(&mut self, batch: &mut Batch, mut next: impl FnMut() -> Option<Small<'a>>) {
+    pub(super) fn fill<'a>(&mut self, entries: &mut [Frame], mut next: impl FnMut() -> Option<Small<'a>>) -> usize {
         if self.len == 0 {
-            let Some(slot) = self.refill() else { return };
+            let Some(slot) = self.refill() else { return 0 };
             self.push(slot);
         }
         let (pool, room) = (self.pool, self.pool.memory_view());
-        let places = batch.spare_mut();
         let stock = self.slots.get(..self.len).unwrap_or_default();
-        let (rest, mut slots) = stock.split_at(stock.len().saturating_sub(places.len()));
+        let (rest, mut slots) = stock.split_at(stock.len().saturating_sub(entries.len()));
         let most = slots.len();
         // Remove the slots from the stock until the number used is known: if `next` panics, no slot is both free
         // and in a frame.
         self.len = rest.len();
-        for storage in places {
+        for entry in entries {
             let [rest @ .., slot] = slots else { break };
             let Some(small) = next() else { break };
-            storage.fill(Frame::small(pool, room, *slot, small));
+            entry.fill(Frame::small(pool, room, *slot, small));
             slots = rest;
         }
         self.len += slots.len();
-        batch.commit(most - slots.len());
-    }
-
-    /// Appends a frame with these bytes to `batch`. `false` if no slots are free.
-    #[inline]
-    pub fn push_frame(&mut self, bytes: &[u8], offload: Offload, batch: &mut Batch) -> bool {
-        self.frame(bytes, offload).map(|frame| batch.push(frame)).is_some()
+        most - slots.len()
     }
 
     /// Takes a free slot, which the caller then owns.
@@ -202,45 +194,5 @@ impl Drop for Magazine {
         while self.len > 0 {
             self.push_chunk();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
-
-    use super::*;
-
-    #[test]
-    fn without_a_slot_no_frame_is_requested() {
-        let pool = Pool::new(70).unwrap();
-        let (mut magazine, mut batches) = (Magazine::new(pool), [Batch::new(), Batch::new()]);
-        let mut requests = [0; 3];
-        for (requests, batch) in requests.iter_mut().zip([0, 1, 1]) {
-            magazine.push_small(&mut batches[batch], || {
-                *requests += 1;
-                Small::new(&[7; 60], Offload::NONE)
-            });
-        }
-        assert_eq!(requests, [64, 6, 0]);
-        assert_eq!(batches.each_ref().map(Batch::len), [64, 6]);
-        batches.iter_mut().for_each(|batch| batch.clear(&mut magazine));
-        drop(magazine);
-        assert_eq!(pool.free(), 70);
-    }
-
-    #[test]
-    fn a_panic_does_not_duplicate_a_slot() {
-        let pool = Pool::new(8).unwrap();
-        let (mut magazine, mut batch) = (Magazine::new(pool), Batch::new());
-        let mut requests = 0;
-        let next = || {
-            requests += 1;
-            assert!(requests < 3, "the third is one too many");
-            Small::new(&[7; 60], Offload::NONE)
-        };
-        catch_unwind(AssertUnwindSafe(|| magazine.push_small(&mut batch, next))).unwrap_err();
-        drop((magazine, batch));
-        assert_eq!(pool.free(), 2, "those of the two frames; the others are lost");
     }
 }

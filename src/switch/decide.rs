@@ -2,14 +2,14 @@
 //!
 //! | step | decided by |
 //! |---|---|
-//! | 1 port open and up | `decide_port` here; `decide_trunk` in `trunk.rs` |
+//! | 1 port open and up | `decide_port` here; `decide_trunk` in `trunk_burst.rs` |
 //! | 2 header, length and offload header valid, 4 loop probe, 5 reserved group | `read` in `lookup_key.rs` |
-//! | 3 VLAN id of a trunk | `demux` in `trunk.rs` |
+//! | 3 VLAN id of a trunk | `demux` in `trunk_burst.rs` |
 //! | 6 anti-spoofing, 7 port security: source address | `check_source` here |
 //! | 7 port security: sender in ARP, IP and neighbor discovery | `is_spoofed` in `lookup_key.rs`, with `security.rs` |
 //! | 8 destination, 10 learning, 11 forwarding | `decide`, `flood` here; `fast_path.rs` gives the same verdicts |
 //! | 9 storm limits | `police` here, with `storm.rs` |
-//! | 11 split horizon between uplinks | `decide_trunk` in `trunk.rs` |
+//! | 11 split horizon between uplinks | `decide_trunk` in `trunk_burst.rs` |
 
 use super::activation::PinReports;
 use super::flaps::FlapDetector;

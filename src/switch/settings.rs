@@ -1,14 +1,27 @@
 //! Settings of each port and network, before compilation.
 
-use super::{
-    DropReason, Limits, MacLimit, NetworkId, PortId, PortPolicer, ReservedMask, Security, StormClass, VmPolicer,
-};
+use super::{DropReason, MacLimit, NetworkId, PortId, PortPolicer, ReservedMask, Security, StormClass, VmPolicer};
 use crate::time::MonoTime;
 use crate::wire::{Mac, Vid};
 
 /// Owner of a port: ports of one VM on one network are siblings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VmId(pub u32);
+
+/// Limits on learned stations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Per network.
+    pub network: u32,
+    /// Per port.
+    pub port: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { network: 65536, port: 8192 }
+    }
+}
 
 /// Role of a port in its network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -11,9 +11,8 @@ use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::RecvError;
 use tokio::time::sleep;
 
-use super::{Notifier, RxQueue, SubportTable};
+use super::{Notifier, PortCounterTable, RxQueue, SubportTable};
 use crate::switch::{FdbEntry, ForwardingConfig, NetworkId, PortId};
-use crate::telemetry::PortCounters;
 use crate::telemetry::audit::Snapshot;
 use crate::wire::{Announcement, Mac, Probe};
 
@@ -25,9 +24,6 @@ const WAITING: usize = 4096;
 
 /// Interval of moving waiting commands into a full mailbox.
 const FORWARD: Duration = Duration::from_millis(50);
-
-/// Counters of one worker, by [`PortId::index`]: uplinks (at the trunk) and ports of VMs, subports included.
-pub type PortCounterTable = Vec<Option<Arc<PortCounters>>>;
 
 /// A page of a worker's FDB entries; request and reply.
 #[derive(Debug)]

@@ -1,9 +1,9 @@
 //! Executes verdicts: moves each frame into the TX batches of its egress ports, hands it off to the worker that
 //! polls them, or drops it with a reason.
 
-use super::mailbox::PortCounterTable;
 use super::peer::{HandoffFrame, HandoffTarget, Peer, UNICAST_RESERVE};
-use super::queues::{EgressEntry, QueueTable};
+use super::port_counters::{PortCounterTable, bit, counters_of};
+use super::queues::{EgressEntry, QueueTable, place};
 use crate::frame::{Batch, Frame, Magazine};
 use crate::switch::{DropReason, Flood, FloodScope, ForwardingConfig, PortId, ReservedGroup, Verdict, Verdicts};
 use crate::telemetry::{PortCounters, WorkerCounters};
@@ -29,9 +29,6 @@ pub(super) struct Outbox<'a> {
     /// Ingress drop reasons of this burst, as a bit mask.
     pub(super) drop_mask: u64,
 }
-
-// One bit per reason.
-const _: () = assert!(DropReason::ALL.len() <= 64);
 
 /// Counts of one received burst.
 #[derive(Debug, Default)]
@@ -380,19 +377,4 @@ impl Outbox<'_> {
             None => self.counters.closed_port_drops.add(frames),
         }
     }
-}
-
-#[inline]
-pub(super) fn counters_of(port_counters: &PortCounterTable, port: PortId) -> Option<&PortCounters> {
-    port_counters.get(port.index())?.as_deref()
-}
-
-/// Bit of a reason in a drop mask.
-pub(super) const fn bit(reason: DropReason) -> u64 {
-    1 << reason as u8
-}
-
-#[allow(clippy::cast_possible_truncation)] // a burst has 64 frames
-pub(super) const fn place(index: usize) -> u8 {
-    index as u8
 }

@@ -2,7 +2,7 @@
 //! involved.
 
 use super::Worker;
-use super::outbox::counters_of;
+use super::port_counters::counters_of;
 use super::queues::TaggedEgress;
 use crate::frame::{BURST, Frame};
 use crate::switch::{DropReason, PortId};

@@ -4,15 +4,11 @@ use std::fmt;
 
 use super::early_drop::EarlyDrop;
 use super::moderation::RxModeration;
-use super::outbox::place;
-use super::subports::{SubportTable, SubportTx};
+use super::subports::{SubportTable, SubportTx, TX_BATCH};
 use crate::device::Device;
-use crate::frame::{BURST, Frame, FrameRef, TxBatch};
+use crate::frame::{Frame, FrameRef, TxBatch};
 use crate::switch::{Attachment, DropReason, ForwardingConfig, MAX_PORTS, PortConfig, PortId, Verdict};
 use crate::wire::Vid;
-
-/// Capacity of a TX batch in frames: a worker flushes after one or two bursts.
-pub(super) const TX_BATCH: usize = 3 * BURST;
 
 /// One queue of a port's device, with its TX batch.
 pub struct RxQueue {
@@ -424,4 +420,10 @@ impl QueueTable {
     pub(super) fn with_tx(&mut self, number: usize) -> Option<(&mut RxQueue, &mut TxBatch)> {
         Some((self.slots.get_mut(number)?.as_mut()?, self.tx_batches.get_mut(number)?))
     }
+}
+
+/// Index of a frame in its burst.
+#[allow(clippy::cast_possible_truncation)] // a burst has 64 frames
+pub(super) const fn place(index: usize) -> u8 {
+    index as u8
 }

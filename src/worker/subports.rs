@@ -1,10 +1,11 @@
 //! TX batches of subports. Each subport of a trunk has its own, although many share a queue: each counts its own
 //! frames, and a flood to several subports puts at most one frame into each TX batch.
 
-use crate::frame::TxBatch;
+use crate::frame::{BURST, TxBatch};
 use crate::switch::PortId;
 
-use super::queues::TX_BATCH;
+/// Capacity of a TX batch in frames: a worker flushes after one or two bursts.
+pub(super) const TX_BATCH: usize = 3 * BURST;
 
 /// TX batch of one subport.
 #[derive(Debug)]

@@ -5,8 +5,7 @@
 //! stay as short as bursts and a flood shares the frame between its ports. Segments are built and transmitted in
 //! chunks of `BURST`: a device that copies frees the slots of one chunk before the next is built.
 
-use super::mailbox::PortCounterTable;
-use super::outbox::counters_of;
+use super::port_counters::{PortCounterTable, counters_of};
 use crate::device::Device;
 use crate::frame::{BURST, Batch, Frame, FrameRef, Magazine, Tail, TxBatch, TxStats};
 use crate::switch::{DropReason, PortId};

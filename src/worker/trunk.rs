@@ -1,6 +1,8 @@
 //! Dispatches frames of trunks: devices that several ports share, each with its own VLAN tag or untagged.
 
-use super::outbox::{BurstStats, Outbox, counters_of, place};
+use super::outbox::{BurstStats, Outbox};
+use super::port_counters::counters_of;
+use super::queues::place;
 use super::queues::{EgressEntry, TaggedEgress};
 use crate::frame::TagError;
 use crate::switch::{DropReason, IngressPorts, PortId};

@@ -7,29 +7,11 @@ use tokio::sync::mpsc;
 
 use super::events::event_channel;
 use super::peer::{MAX_WORKERS, Peer, pair};
-use super::{DeviceGone, EventReceiver, Mailbox, Notifier, Worker};
-use crate::frame::Pool;
-use crate::switch::HashKey;
+use super::{DeviceGone, EventReceiver, Mailbox, Notifier, Worker, WorkerSetSettings};
 use crate::telemetry::WorkerCounters;
-use crate::wire::ProbeKey;
 
 /// Capacity of the notice channel: two per possible queue.
 const NOTICES: usize = 8192;
-
-/// Settings that all workers of a switch share.
-#[derive(Debug, Clone, Copy)]
-pub struct WorkerSetSettings {
-    /// Number of workers, 1 to `MAX_WORKERS`.
-    pub workers: u16,
-    /// Frame pool.
-    pub pool: &'static Pool,
-    /// FDB capacity of each worker, in stations.
-    pub fdb_capacity: u32,
-    /// Hash key of the FDB.
-    pub hash_key: HashKey,
-    /// Key that authenticates loop probes.
-    pub probe_key: ProbeKey,
-}
 
 /// The workers of a switch, with control's ends of their channels.
 #[derive(Debug)]

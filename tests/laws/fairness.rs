@@ -31,7 +31,7 @@ impl Device for LimitedDevice {
         while (batch.len() as u64) < self.most
             && let Some((frame, offload)) = self.end.take()
         {
-            assert!(magazine.push_frame(&frame, offload, batch), "the pool has free slots");
+            assert!(batch.push_bytes(&frame, offload, magazine), "the pool has free slots");
         }
         Ok(())
     }

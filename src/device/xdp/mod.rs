@@ -26,12 +26,12 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::{Device, DeviceLocation, Observed, OpenError, Opened, doctor, foreign};
+use super::{Device, DeviceLocation, Observed, OpenError, Opened, foreign};
 use crate::frame::{CopyMode, Pool, XskQueue};
 use crate::sys::bpf::Attach;
 use crate::sys::ethtool;
 use crate::sys::link::{self, Link, XdpMode};
-use crate::sys::netdev;
+use crate::sys::netdev::{self, XdpFeatures};
 use crate::sys::netns::Netns;
 use queue::Queue;
 use redirect::{Failure, Redirect};
@@ -46,6 +46,10 @@ const LOST_OFFLOADS: &str = "unless the guest's offloads are off, their header i
      on the virtio-net device; libvirt: <driver name='qemu'><host csum='off' gso='off' tso4='off' tso6='off' ecn='off' \
      ufo='off' mrg_rxbuf='off'/><guest csum='off' tso4='off' tso6='off' ecn='off' ufo='off'/></driver> in the <interface>; \
      or use kind = packet";
+
+/// Maximum MTU in bytes with which a frame fits one page with the space that an XDP program needs: 4096 less headroom
+/// (256), `skb_shared_info` (320) and Ethernet with two tags (22).
+const ONE_PAGE: u32 = 3498;
 
 /// Minimum slots in the fill ring of a queue.
 const LEAST_FILL: u32 = 64;
@@ -364,7 +368,15 @@ fn long_frames(settings: &Settings, link: &Link) -> Option<String> {
     }
     let features = netdev::xdp_features(link.index).ok().flatten()?;
     let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
-    doctor::exceeds_one_page(link, &driver, features).map(|why| format!("{}: {why}", settings.at()))
+    exceeds_one_page(link, &driver, features).map(|why| format!("{}: {why}", settings.at()))
+}
+
+/// Why the driver cannot run an XDP program with the netdev's MTU; `None` if it can.
+pub(super) fn exceeds_one_page(link: &Link, driver: &str, features: XdpFeatures) -> Option<String> {
+    // A tap runs the program on a frame longer than a page in the network stack, whatever its driver announces.
+    let is_one_page = features.native() && !features.pieces() && link.tap.is_none();
+    (link.mtu > ONE_PAGE && is_one_page)
+        .then(|| format!("{driver} has no multi-buffer XDP, and the MTU is {}; reduce it to {ONE_PAGE}", link.mtu))
 }
 
 /// Location of tags in the expected mode.

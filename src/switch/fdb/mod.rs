@@ -1,20 +1,15 @@
-//! The table of learned stations, one per worker: which port a station was last seen behind.
+//! FDB of one worker: the port at which each station was last seen.
 //!
-//! # What makes it less simple than a hash map
-//!
-//! * **It has a fixed size**, made once; nothing on the way of a frame allocates.
-//! * **Addresses are chosen by guests.** They are filed under a keyed hash, and each port has a
-//!   quota: at its quota a port displaces its own station that was silent longest. Where the table
-//!   or the network is full, a port may likewise displace only a station of its own; one that has
-//!   none goes unlearned, and its traffic floods. So a flood of addresses hurts only its sender.
-//! * **Ports close.** The stations of a closed port are *dead* at once: they are not found, count against no limit, and
-//!   make room before any other station does. [`Fdb::close`] costs the same for one station and for a million.
-//! * **Stations age.** A station that was silent for the network's ageing time is not found any
-//!   more, whether or not [`Fdb::age_step`] has come round to removing it.
-//! * **Most visits only read.** When a station was last heard is kept in seconds, so that a busy
-//!   one is written to once a second.
-//! * **A large table is cold.** [`Fdb::prefetch`] fetches what a frame will need, for a whole burst before the
-//!   first of its frames is decided.
+//! * **Fixed size.** All memory is allocated at creation.
+//! * **Guests choose addresses**, so the hash is keyed, and each port has a limit: at its limit, a port evicts its least
+//!   recently seen station. If the table or the network is full, a port also evicts only its own stations; a port
+//!   without any learns nothing, and frames to it flood. A flood of addresses thus harms its sender only.
+//! * **A closed port's stations** are ignored at once: they are not found, count against no limit, and are replaced
+//!   first. [`Fdb::close`] costs the same for one station and for a million.
+//! * **Aged stations** are not found, whether or not [`Fdb::age_step`] has removed them.
+//! * **Most accesses only read.** `last_seen` is in seconds, so that it is written at most once a second.
+//! * **A large table is not in the cache.** [`Fdb::prefetch`] fetches the buckets of a whole burst before its first
+//!   frame is decided.
 //!
 //! # Layout
 //!
@@ -38,7 +33,7 @@ pub(super) use self::buckets::BucketSlice;
 use self::buckets::Buckets;
 use self::lru::LruLists;
 pub(super) use self::pinned::PERMANENT;
-use super::{HashKey, MAX_NETWORKS, PortId, Station};
+use super::{HashKey, Limits, MAX_NETWORKS, PortId, Station};
 
 /// Slots per 100 stations. With fewer, too many entries overflow; with more, a million stations would exceed 40
 /// MiB.
@@ -52,21 +47,6 @@ const AGE_WINDOW: usize = 512;
 
 /// Maximum number of slots that a scan visits at once where most are free.
 const LOOK: usize = 1 << 14;
-
-/// Limits on learned stations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Per network.
-    pub network: u32,
-    /// Per port.
-    pub port: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits { network: 65536, port: 8192 }
-    }
-}
 
 /// Result of learning a station.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
