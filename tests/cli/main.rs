@@ -8,3 +8,4 @@ mod commands;
 mod config;
 mod doctor;
 mod operator;
+mod scripts;

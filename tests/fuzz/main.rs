@@ -2,7 +2,7 @@
 //! shares no code with the switch decides for each received frame whether it may be delivered. Needs nothing of the
 //! host.
 //!
-//! The test is a short run. `scripts/fuzz` makes the long one, by environment variables: `FRAMES` (number), `SEED`,
+//! The test is a short run. `scripts/test --long` makes the long one, by environment variables: `FRAMES` (number), `SEED`,
 //! `WORLD` (only this world), `FRAME` with `EPOCH` (only this frame, as a failure prints it).
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
@@ -79,13 +79,13 @@ fn read(text: &str) -> Option<SentFrame> {
 
 fn fail(seed: u64, world: u64, epoch: u64, failure: &Failure, shots: &[SentFrame]) -> ! {
     println!("\nFAILED with SEED={seed} in world {world}, epoch {epoch}: {}", failure.what);
-    println!("the world again: SEED={seed} WORLD={world} scripts/fuzz");
+    println!("the world again: SEED={seed} WORLD={world} scripts/test --long");
     // If the frame is unknown, tries each alone.
     let culprit = failure.shot.or_else(|| shots.iter().position(|shot| alone(seed, world, epoch, shot).is_err()));
     match culprit {
         Some(at) => {
             println!("of class {}; alone:", CLASSES[shots[at].class]);
-            println!("SEED={seed} WORLD={world} EPOCH={epoch} FRAME={} scripts/fuzz", written(&shots[at]));
+            println!("SEED={seed} WORLD={world} EPOCH={epoch} FRAME={} scripts/test --long", written(&shots[at]));
         }
         None => {
             println!("no single frame of the burst reproduces it. The burst:");

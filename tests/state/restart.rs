@@ -1,5 +1,5 @@
 //! Restart under traffic, measured as in RFC 6201: lost frames at a fixed rate. Asserts that the gap ends and that
-//! other ports receive nothing; prints its length. `scripts/restart-gap` measures it with the release binary. Needs
+//! other ports receive nothing; prints its length. `scripts/bench restart` measures it with the release binary. Needs
 //! root; makes its own namespaces.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

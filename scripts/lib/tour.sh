@@ -1,21 +1,7 @@
-#!/usr/bin/env bash
-# Demo: changes to a running switch; each step is checked as it is shown. VIFs are attached and detached, settings are
-# changed and reverted, and a restart restores everything.
-#
-#     sudo scripts/tour
-#
-# Purpose: see how vifswitch is operated. The switch of scripts/demo runs with a state file and is changed by command line
-#      and curl. VMs are network namespaces; nothing outside them is changed.
-# Needs: root, Linux with /dev/net/tun, Rust (or a binary: VIFSWITCH=path). Installs missing iproute2, procps,
-#      iputils-ping, curl and python3 with apt-get.
-# Exit code: 0 if all checks pass, 1 if not.
-set -euo pipefail
-# shellcheck source=scripts/common.sh
-source "$(dirname "$0")/common.sh"
+# Changes to a running switch; each step is checked as it is shown. Sourced by scripts/demo.
+# shellcheck shell=bash disable=SC2034,SC2154 # variables of the sourcing script
 
 spaces=(demo-fw-a demo-fw-b demo-fw-c demo-web demo-db demo-fw-d demo-guest)
-config=$root/scripts/demo.toml
-run=/run/vifswitch-demo
 state=$run/state.db
 
 # ---- functions ----
@@ -84,11 +70,6 @@ link_is() { ip -n "$1" link show "$2" | grep -qF -- "$3"; }
 number_of() { ip netns exec "$1" cat "/sys/class/net/$2/ifindex"; }
 
 # ---- the tour ----
-
-need_root
-need ip:iproute2 sysctl:procps ping:iputils-ping python3:python3 curl:curl
-find_vifswitch
-begin_demo
 
 title "A switch that runs"
 explain "The switch of scripts/demo: fw with three interfaces, web and db. Changes are stored in a state file."

@@ -1,9 +1,9 @@
 # Setups measured by scripts/bench: each connects a0 in bench-a with b0 in bench-b; tear_down removes it. Sourced by
 # scripts/bench.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154 # variables of the sourcing script
 
-# shellcheck source=scripts/ovs.sh
-source "$root/scripts/ovs.sh"
+# shellcheck source=scripts/lib/ovs.sh
+source "$lib/ovs.sh"
 
 ours=   # process id of the measured switch or loop
 loop=   # process id of a bare loop, of testpmd, or of Open vSwitch
@@ -113,9 +113,9 @@ set_up_testpmd() {
 
 start_testpmd() {
     local waited
-    huge_pages
+    mount_pages
     # keep its standard input open: testpmd ends at end of input
-    ip netns exec bench-sw stdbuf -oL dpdk-testpmd -l 0,1 --no-pci --file-prefix="bench$$" --huge-dir="$work/huge" -m 256 \
+    ip netns exec bench-sw stdbuf -oL dpdk-testpmd -l 0,1 --no-pci --file-prefix=bench --huge-dir="$work/huge" -m 256 \
         --vdev="net_$1""0,iface=v0" --vdev="net_$1""1,iface=v1" -- --forward-mode=io --nb-cores=1 --no-lsc-interrupt \
         --total-num-mbufs=32768 --record-core-cycles >"$work/testpmd" 2>&1 <&"$never" &
     loop=$!
@@ -132,31 +132,33 @@ start_testpmd() {
 # set_up_ovs [afxdp|dpdk]: Open vSwitch with AF_XDP, its own or that of DPDK
 set_up_ovs() {
     add_veths
-    if [[ ${1:-} == dpdk ]]; then huge_pages; fi
+    if [[ ${1:-} == dpdk ]]; then mount_pages; fi
     start_ovs "${1:-afxdp}" bench-sw v0 v1
 }
 
-# Reserves and mounts 2 MiB pages for DPDK. release_pages releases the additional ones.
-huge_pages() {
-    if [[ -d $work/huge ]]; then return; fi
-    pages_before=$(</proc/sys/vm/nr_hugepages)
-    printf '%s\n' $((pages_before + 256)) >/proc/sys/vm/nr_hugepages
-    mkdir "$work/huge"
-    mount -t hugetlbfs -o pagesize=2M bench "$work/huge"
+# Reserves 256 more huge pages of 2 MiB for DPDK, before the script is isolated, and releases them when it has ended in any
+# way.
+reserve_pages() {
+    local count=/proc/sys/vm/nr_hugepages
+    printf '%s\n' $(($(<"$count") + 256)) >"$count"
+    (
+        trap '' TERM
+        tail -s 0.2 --pid=$$ -f /dev/null
+        printf '%s\n' $(($(<"$count") - 256)) >"$count"
+    ) &
 }
 
-release_pages() {
-    if [[ -z ${pages_before:-} ]]; then return; fi
-    umount "$work/huge" || true
-    rm -rf "/run/dpdk/bench$$"
-    printf '%s\n' "$pages_before" >/proc/sys/vm/nr_hugepages
+mount_pages() {
+    if [[ -d $work/huge ]]; then return; fi
+    mkdir "$work/huge"
+    mount -t hugetlbfs -o pagesize=2M bench "$work/huge"
 }
 
 # set_up_guest PORTS [testpmd]: a guest on core 0 that has opened the taps whose netdevs are in bench-sw, and the switch with
 # AF_XDP on them on core 1; or testpmd, on two of them
 set_up_guest() {
     local port line=''
-    exec {guest}< <(exec ip netns exec bench-sw taskset -c 0 "$tapload" guest "$1" 9>&-)
+    exec {guest}< <(exec ip netns exec bench-sw taskset -c 0 "$tapload" guest "$1")
     holder=$!
     read -r -t 10 -u "$guest" line || die "the guest does not start"
     exec {guest}<&-

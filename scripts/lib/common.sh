@@ -1,8 +1,10 @@
-# Functions shared by scripts/demo, scripts/tour, scripts/uplinks, scripts/vm-lab, scripts/storm-lab, scripts/test,
-# scripts/fuzz and scripts/bench. Source it from bash.
+# Functions shared by the scripts. Source it from bash.
 # shellcheck shell=bash
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+lib=$root/scripts/lib
+self=$(realpath "$0")
+export PYTHONDONTWRITEBYTECODE=1
 
 say() { printf '%s\n' "$*"; }
 
@@ -12,8 +14,62 @@ die() {
     exit 1
 }
 
-# need COMMAND:PACKAGE…: checks that the commands exist. As root it installs missing packages with apt-get; else it prints
-# what is missing and ends the script.
+# ---- arguments ----
+
+declare -A options=() # options of this run, with their value, or 1
+words=()              # other arguments
+
+# read_arguments "KNOWN…" ARGUMENT…: reads the arguments into `options` and `words`. KNOWN are words, options, options with
+# a value ("--seconds="), and FILE for one word of any kind. --help and --install are known to all scripts.
+read_arguments() {
+    local known=" --help --install $1 " name
+    shift
+    while (($# > 0)); do
+        name=${1%%=*}
+        if [[ $1 == -h || $1 == --help ]]; then
+            print_help
+            exit 0
+        elif [[ $1 == --* && $known == *" $name= "* ]]; then
+            if [[ $1 != *=* ]]; then
+                (($# > 1)) || misused "$1 needs a value"
+                set -- "$1=$2" "${@:3}"
+            fi
+            options[$name]=${1#*=}
+        elif [[ $1 == -* && $known == *" $1 "* ]]; then
+            options[$1]=1
+        elif [[ $1 != -* && ($known == *" $1 "* || $known == *" FILE "* && ${#words[@]} == 0) ]]; then
+            words+=("$1")
+        else
+            misused "unknown argument \"$1\"; known:${known% }"
+        fi
+        shift
+    done
+}
+
+# Ends the script because of its arguments.
+misused() {
+    printf '%s: %s; see %s --help\n' "${0##*/}" "$*" "$0" >&2
+    exit 2
+}
+
+# Prints the comment at the head of the script.
+print_help() {
+    awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$self"
+    say "Options of all scripts: --help; --install: installs missing Debian packages with apt-get."
+    say "Exit code 2: wrong arguments."
+}
+
+# number_of_option NAME DEFAULT: prints its value, a number.
+number_of_option() {
+    local value=${options[$1]-$2}
+    [[ $value =~ ^[0-9]+$ ]] || misused "$1: \"$value\" is no number"
+    printf '%d' "$((10#$value))"
+}
+
+# ---- what a script needs ----
+
+# need COMMAND:PACKAGE…: checks that the commands exist. Installs missing packages with --install; else it names them and
+# ends the script.
 need() {
     local pair packages=()
     for pair; do
@@ -21,20 +77,14 @@ need() {
     done
     if ((${#packages[@]} == 0)); then return; fi
     local how="apt-get install --no-install-recommends ${packages[*]}"
-    if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
-        die "missing: ${packages[*]}. As root: $how"
-    fi
+    if [[ -z ${options[--install]:-} ]]; then die "missing: ${packages[*]}; run with --install, or: $how"; fi
+    ((EUID == 0)) || die "missing: ${packages[*]}; --install needs root"
     say "installing missing packages: ${packages[*]}"
-    local log
-    log=$(mktemp)
     # the package lists may be outdated or missing
-    if ! DEBIAN_FRONTEND=noninteractive $how -y >"$log" 2>&1 &&
-        ! { apt-get update && DEBIAN_FRONTEND=noninteractive $how -y; } >"$log" 2>&1; then
-        tail -n 5 "$log" >&2
-        rm -f "$log"
-        die "missing: ${packages[*]}, and they could not be installed (no network?). By hand: $how"
+    if ! DEBIAN_FRONTEND=noninteractive $how -y >&2 &&
+        ! { apt-get update && DEBIAN_FRONTEND=noninteractive $how -y; } >&2; then
+        die "missing: ${packages[*]}, and they could not be installed (no network?); by hand: $how"
     fi
-    rm -f "$log"
 }
 
 need_root() {
@@ -52,20 +102,61 @@ need_rust() {
     need cc:gcc
 }
 
-# find_vifswitch [PROFILE]: sets `vifswitch` to the binary named in $VIFSWITCH, or builds one with PROFILE: "ci" (default,
-# quick to build) or "release" (for measurements).
+# find_vifswitch PROFILE: sets `vifswitch` to the binary named in $VIFSWITCH, or builds one with PROFILE: "ci" (quick to
+# build) or "release" (for measurements).
 find_vifswitch() {
     vifswitch=${VIFSWITCH:-}
     if [[ -n $vifswitch ]]; then
         [[ -x $vifswitch ]] || die "VIFSWITCH=$vifswitch: no such program"
         vifswitch=$(realpath "$vifswitch")
+        export VIFSWITCH=$vifswitch
         return
     fi
     need_rust
-    local profile=${1:-ci}
+    local profile=$1
     say "building the binary with profile $profile (takes minutes the first time)"
     cargo build --quiet --locked --profile "$profile" --bin vifswitch --manifest-path "$root/Cargo.toml"
-    vifswitch=${CARGO_TARGET_DIR:-$root/target}/$profile/vifswitch
+    vifswitch=$(realpath "${CARGO_TARGET_DIR:-$root/target}/$profile/vifswitch")
+    export VIFSWITCH=$vifswitch
+}
+
+# built_bench NAME PROFILE: builds a program of benches/ and prints its path.
+built_bench() {
+    cargo build --quiet --locked --profile "$2" --bench "$1" --manifest-path "$root/Cargo.toml" --message-format=json |
+        python3 -c 'import json, sys
+for it in map(json.loads, sys.stdin):
+    if it.get("executable") and it["target"]["name"] == sys.argv[1]: print(it["executable"])' "$1"
+}
+
+# ---- isolation from the host ----
+
+# isolate ARGUMENT…: runs the script again with these arguments in namespaces of its own (scripts/lib/isolated), and ends
+# with its exit code. Returns inside only. Whatever ends the script, nothing of it is left. Two scripts do not see each
+# other.
+isolate() {
+    if [[ $$ == 1 && -d /run/host-proc ]]; then return; fi
+    if [[ -z ${options[--force]:-} ]]; then refuse_beside_switch; fi
+    setpriv --pdeathsig KILL "$lib/isolated" "$self" "$@" <&0 &
+    wait "$!" || exit "$?"
+    exit 0
+}
+
+# Ends the script if a switch runs in this network namespace, which the script would disturb.
+refuse_beside_switch() {
+    local process name command
+    for process in /proc/[1-9]*; do
+        # a process may end while it is examined
+        { read -r name <"$process/comm" && mapfile -d '' command <"$process/cmdline"; } 2>/dev/null || continue
+        case $name in
+        # not a command of the CLI
+        vifswitch) [[ " ${command[*]} " == *" run "* ]] || continue ;;
+        ovs-vswitchd* | vpp | vpp_main) ;;
+        *) continue ;;
+        esac
+        if [[ $process/ns/net -ef /proc/self/ns/net ]]; then
+            die "$name (process ${process##*/}) runs on this host and would be disturbed; with --force it runs anyway"
+        fi
+    done
 }
 
 # add_spaces NAME…: creates network namespaces, without IPv6, because the kernel sends IPv6 packets on its own, which
@@ -76,14 +167,6 @@ add_spaces() {
         ip netns add "$space"
         ip netns exec "$space" sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
         ip -n "$space" link set lo up
-    done
-}
-
-# Deletes those of the namespaces that exist.
-remove_spaces() {
-    local space
-    for space; do
-        if [[ -e /run/netns/$space ]]; then ip netns del "$space"; fi
     done
 }
 
@@ -106,10 +189,10 @@ start_switch() {
     local log=$1 config=$2 word='' deadline=$((SECONDS + 30))
     shift 2
     notify=$(mktemp -d)
-    exec {notices}< <(exec python3 -c "$NOTIFICATIONS" "$notify/socket" 9>&-)
+    exec {notices}< <(exec python3 -c "$NOTIFICATIONS" "$notify/socket")
     listener=$!
     read -r -t 10 -u "$notices" word || die "python3 does not listen"
-    NOTIFY_SOCKET=$notify/socket "${inside[@]}" "$vifswitch" run --config "$config" "$@" >"$log" 2>&1 9>&- &
+    NOTIFY_SOCKET=$notify/socket "${inside[@]}" "$vifswitch" run --config "$config" "$@" >"$log" 2>&1 &
     switch=$!
     printf '%s\n' "$switch" >"$log.pid"
     until [[ $word == READY=1* ]]; do
@@ -167,14 +250,12 @@ stop() {
 
 # ---- functions for demos ----
 #
-# A demo sets the first two variables and calls begin_demo, which also cleans up at its end.
+# A demo sets `run` and calls begin_demo.
 
-spaces=()  # namespaces
 run=       # directory of the socket and other files
 socket=    # API socket; default: api.sock in $run
 shown=0    # number of passed checks
-helper=    # background process, ended with the demo
-beside=()  # further background processes
+helper=    # background process of follow
 
 title() { printf '\n\033[1m== %s\033[0m\n' "$1"; }
 if [[ ! -t 1 ]]; then title() { printf '\n== %s\n' "$1"; }; fi
@@ -229,11 +310,11 @@ pings() { ip netns exec "$1" ping -q -n -c 3 -i 0.1 -W 2 "$2"; }
 
 knows() { ip -n "$1" neigh show "$2" | grep -q "lladdr $3"; }
 
-traffic() { python3 "$root/scripts/traffic.py" "$@"; }
+traffic() { python3 "$lib/traffic.py" "$@"; }
 
 # Starts `vifswitch events --follow` in the background.
 follow() {
-    exec {events}< <(exec "$vifswitch" events --follow --socket "$socket" 9>&-)
+    exec {events}< <(exec "$vifswitch" events --follow --socket "$socket")
     helper=$!
 }
 
@@ -256,45 +337,9 @@ happens() {
     die "no such event within 15 seconds: $*"
 }
 
-# begin_demo: takes the lock for demos on this host, and cleans up at the end of the script in any case.
+# begin_demo ARGUMENT…: isolates the demo from the host.
 begin_demo() {
-    exec 9>/run/lock/vifswitch-demo.lock
-    flock -w 5 9 || die "another demo is running"
-    clean_leftovers
-    trap clean_demo EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
+    isolate "$@"
     mkdir -p "$run"
     socket=${socket:-$run/api.sock}
-}
-
-clean_demo() {
-    local code=$?
-    trap '' INT TERM
-    local one
-    for one in $helper "${beside[@]}"; do stop "$one" || true; done
-    stop_switches || true
-    remove_spaces "${spaces[@]}"
-    rm -rf "$run"
-    exit "$code"
-}
-
-# Removes what a killed demo has left: its switch, its VMs, its namespaces.
-clean_leftovers() {
-    local file pid space
-    for file in "$run"/*.pid; do
-        # only if its command line names one of our configurations: the process id may have been reused
-        if pid=$(cat "$file" 2>/dev/null) && grep -qzF -e "$root/scripts/" -e "$run/" "/proc/$pid/cmdline" 2>/dev/null; then
-            say "an earlier demo left process $pid running (${file##*/}): stopping it"
-            kill -TERM "$pid"
-            timeout 10 tail -s 0.05 --pid="$pid" -f /dev/null || kill -KILL "$pid"
-        fi
-    done
-    for space in "${spaces[@]}"; do
-        if [[ -e /run/netns/$space ]]; then
-            say "an earlier demo left namespace $space: removing it"
-            ip netns del "$space"
-        fi
-    done
-    rm -rf "$run"
 }

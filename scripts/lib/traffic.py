@@ -1,4 +1,4 @@
-"""Traffic for scripts/demo, scripts/tour and scripts/uplinks, between network namespaces.
+"""Traffic for scripts/demo and scripts/uplinks, between network namespaces.
 
     traffic.py frames                               frames from demo-fw-a arrive unmodified
     traffic.py spoof                                demo-web sends with the address of fw-b

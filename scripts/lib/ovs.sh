@@ -1,7 +1,7 @@
 # Open vSwitch to measure against: in userspace with AF_XDP, its own or that of DPDK, independent of one that is already
 # running. Sourced from bash, with `ovs` the path of ovs-vsctl, `work` a directory and pause() a short wait; DPDK needs huge
 # pages mounted at $work/huge.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154 # variables of the sourcing script
 
 # Prints the path of the daemon built with DPDK, if installed.
 ovs_with_dpdk() {
@@ -23,7 +23,7 @@ start_ovs() {
     fi
     mkdir -p "$work/ovs"
     ovsdb-tool create "$work/ovs/conf.db" "$usr/share/openvswitch/vswitch.ovsschema"
-    ovsdb-server "--remote=punix:$work/ovs/db.sock" "--unixctl=$work/ovs/db.ctl" "$work/ovs/conf.db" >"$work/ovs/db" 2>&1 9>&- &
+    ovsdb-server "--remote=punix:$work/ovs/db.sock" "--unixctl=$work/ovs/db.ctl" "$work/ovs/conf.db" >"$work/ovs/db" 2>&1 &
     server=$!
     for ((waited = 0; waited < 200; waited++)); do if [[ -S $work/ovs/db.sock ]]; then break; fi; pause; done
     vsctl --no-wait init
@@ -31,11 +31,10 @@ start_ovs() {
     if [[ $kind == dpdk ]]; then
         vsctl --no-wait set Open_vSwitch . other_config:dpdk-init=true other_config:dpdk-lcore-mask=0x1 \
             other_config:dpdk-socket-mem=512 \
-            "other_config:dpdk-extra=--no-pci --file-prefix=bench$$ --huge-dir=$work/huge"
+            "other_config:dpdk-extra=--no-pci --file-prefix=bench --huge-dir=$work/huge"
     fi
-    OVS_RUNDIR=$work/ovs ip netns exec "$space" "$daemon" "unix:$work/ovs/db.sock" "--unixctl=$work/ovs/ctl" >"$work/ovs/log" 2>&1 9>&- &
+    OVS_RUNDIR=$work/ovs ip netns exec "$space" "$daemon" "unix:$work/ovs/db.sock" "--unixctl=$work/ovs/ctl" >"$work/ovs/log" 2>&1 &
     loop=$!
-    # shellcheck disable=SC2034 # used by the sourcing script
     ours=$loop
     # ovs-vsctl waits until each change is applied
     vsctl add-br br0 -- set bridge br0 datapath_type=netdev

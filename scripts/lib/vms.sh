@@ -1,27 +1,30 @@
 # The VMs of scripts/vm-lab: kernel, initramfs, QEMU. Sourced by it.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154 # variables of the sourcing script
 
+vm_processes=()
 console="console=ttyS0 quiet panic=-1 ipv6.disable_ipv6=1"
 # Modules that the VMs load, with their dependencies. The kernel ignores drivers without hardware.
 drivers=(virtio_pci virtio_net nf_tables nft_chain_nat nft_nat nft_ct)
 
-# find_kernel CACHE: downloads and unpacks Debian's cloud kernel there. Sets `kernel` to its image, `version`, and `modules`
-# to the directory that contains lib/modules.
+# find_kernel CACHE: downloads and unpacks Debian's cloud kernel there, with package lists of its own: the host's stay as they
+# are. Sets `kernel` to its image, `version`, and `modules` to the directory that contains lib/modules.
 find_kernel() {
-    local cache=$1 package log=$1/apt
-    mkdir -p "$cache"
+    local cache=$1 package log=$1/apt lock
+    mkdir -p "$cache"/apt-{lists,cache}/partial
+    exec {lock}>"$cache/lock"
+    flock "$lock"
+    apt=(-o "Dir::State::Lists=$cache/apt-lists" -o "Dir::Cache=$cache/apt-cache" -o APT::Sandbox::User=root)
     package=$(newest_kernel)
     if [[ -z $package || ! -e $cache/$package/whole ]]; then
         say "downloading the kernel for the VMs"
-        # the package lists may be outdated or missing
-        if ! apt-get update >"$log" 2>&1; then
+        if ! apt-get "${apt[@]}" update >"$log" 2>&1; then
             tail -n 5 "$log" >&2
             die "apt-get update fails (no network?)"
         fi
         package=$(newest_kernel)
         [[ -n $package ]] || die "apt has no linux-image-cloud-amd64: this needs Debian on amd64"
         rm -rf "${cache:?}/$package" "$cache/$package"_*.deb
-        if ! (cd "$cache" && apt-get -o APT::Sandbox::User=root download "$package") >"$log" 2>&1; then
+        if ! (cd "$cache" && apt-get "${apt[@]}" download "$package") >"$log" 2>&1; then
             tail -n 5 "$log" >&2
             die "cannot download the package $package (no network?)"
         fi
@@ -30,13 +33,18 @@ find_kernel() {
         depmod -b "$cache/$package" "${package#linux-image-}"
         touch "$cache/$package/whole"
     fi
+    exec {lock}>&-
     version=${package#linux-image-} modules=$cache/$package
     kernel=$modules/boot/vmlinuz-$version
 }
 
-newest_kernel() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image-/ { print $2; exit }'; }
+# Prints nothing without package lists.
+newest_kernel() {
+    { apt-cache "${apt[@]}" depends linux-image-cloud-amd64 2>/dev/null || true; } |
+        awk '/Depends: linux-image-/ { print $2; exit }'
+}
 
-# build_disk DIRECTORY FILE: an initramfs with busybox, ip, nft, the drivers, Python and scripts/guest.py
+# build_disk DIRECTORY FILE: an initramfs with busybox, ip, nft, the drivers, Python and scripts/lib/guest.py
 build_disk() {
     local tree=$1 programs=(/usr/bin/python3) program file
     # the host's sh: the one in busybox does not find ip, because busybox has an ip applet
@@ -51,7 +59,7 @@ build_disk() {
 import sys
 sys.path.insert(0, sys.argv[1])
 import guest
-print(*(file for m in sys.modules.values() if (file := getattr(m, "__file__", None)) and m is not guest), sep="\n")' "$root/scripts"
+print(*(file for m in sys.modules.values() if (file := getattr(m, "__file__", None)) and m is not guest), sep="\n")' "$lib"
     } | sort -u >"$tree.files"
     while read -r file; do
         mkdir -p "$tree${file%/*}"
@@ -63,7 +71,7 @@ print(*(file for m in sys.modules.values() if (file := getattr(m, "__file__", No
         cp "$file" "$tree/drivers"
         printf '%s\n' "${file##*/}"
     done <"$tree.drivers" >"$tree/drivers/order"
-    cp "$root/scripts/guest.py" "$tree/lab"
+    cp "$lib/guest.py" "$tree/lab"
     cat >"$tree/init" <<END
 #!${programs[1]} sh
 busybox=${programs[1]}
@@ -90,9 +98,9 @@ qemu() {
     ip netns exec "$space" qemu-system-x86_64 -name "$name" "${accelerator[@]}" -machine pc -smp 1 -m 128 \
         -nodefaults -no-user-config -display none -no-reboot -kernel "$kernel" -initrd "$run/disk" -append "$console" \
         -serial "file:$run/$name.console" -chardev "socket,id=line,path=$run/$name.line,server=on,wait=off" -serial chardev:line \
-        -qmp "unix:$run/$name.qmp,server=on,wait=off" "$@" >"$run/$name.qemu" 2>&1 9>&- &
+        -qmp "unix:$run/$name.qmp,server=on,wait=off" "$@" >"$run/$name.qemu" 2>&1 &
     printf '%s\n' $! >"$run/$name.pid"
-    beside+=($!)
+    vm_processes+=("$!")
 }
 
 # nic_of TAP MAC KIND: sets `netdev` and `device` to QEMU's options for a NIC on this tap. The virtio_net_hdr does not pass
@@ -121,8 +129,8 @@ start_vm() {
 # stop_vms: ends all VMs
 stop_vms() {
     local one
-    for one in "${beside[@]}"; do stop "$one" || true; done
-    beside=()
+    for one in "${vm_processes[@]}"; do stop "$one" || true; done
+    vm_processes=()
     rm -f "$run"/*.{line,qmp,pid,qemu,console}
 }
 

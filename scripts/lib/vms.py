@@ -13,8 +13,8 @@
     vms.py RUN frames                       frames other than IP, from a VM to its sibling and as broadcast
     vms.py RUN new                          the same from and to the hotplugged NIC
 
-RUN is the directory of the sockets. scripts/guest.py is the other end of the serial line. Checks wait for an answer or
-for a frame that is sent after all others, never for a fixed time.
+RUN is the directory of the sockets. guest.py is the other end of the serial line. Checks wait for an answer or for a
+frame that is sent after all others, never for a fixed time.
 """
 
 import json

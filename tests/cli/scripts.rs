@@ -1,0 +1,125 @@
+//! The scripts: help and arguments of each, and that nothing of a stopped one is left. Needs root for the latter.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::host::{Namespace, await_that, program};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts")
+}
+
+#[test]
+fn each_script_prints_help_and_refuses_an_unknown_option() {
+    let scripts: Vec<PathBuf> = fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.metadata().is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o100 != 0))
+        .map(|entry| entry.path())
+        .collect();
+    assert!(scripts.len() >= 8, "{scripts:?}");
+    for script in scripts {
+        let with = |option| -> Output { Command::new(&script).arg(option).output().unwrap() };
+        let help = with("--help");
+        let text = String::from_utf8_lossy(&help.stdout);
+        assert_eq!(help.status.code(), Some(0), "{script:?}: {help:?}");
+        for part in ["Purpose: ", "Needs: ", "Exit code: ", script.file_name().unwrap().to_str().unwrap()] {
+            assert!(text.contains(part), "{script:?} --help has no {part:?}: {text}");
+        }
+        let refused = with("--no-such-option");
+        let text = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{script:?}: {refused:?}");
+        assert!(text.contains("--no-such-option") && text.contains("--help"), "{script:?}: {text}");
+    }
+}
+
+/// Parent, and start time in clock ticks, of a process that is no zombie.
+fn process(pid: u32) -> Option<(u32, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    (fields[0] != "Z").then(|| (fields[1].parse().unwrap(), fields[19].parse().unwrap()))
+}
+
+/// A process and all that it has started, each with its start time.
+fn family(ancestor: u32) -> BTreeSet<(u32, u64)> {
+    let names = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let is_in = |pid: &u32| std::iter::successors(Some(*pid), |pid| Some(process(*pid)?.0)).any(|pid| pid == ancestor);
+    names.filter(is_in).filter_map(|pid| Some((pid, process(pid)?.1))).collect()
+}
+
+/// A demo that has started its switch.
+struct Demo {
+    script: Child,
+    /// It and all that it has started.
+    family: BTreeSet<(u32, u64)>,
+    /// The first process in the demo's pid namespace.
+    init: u32,
+}
+
+impl Demo {
+    /// Starts it, and stops it from doing more.
+    fn new(temporary: &Path) -> Demo {
+        let mut script = Command::new(folder().join("demo"))
+            .arg("--force") // beside the switches of other tests
+            .env("VIFSWITCH", program())
+            .env("TMPDIR", temporary)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(script.stdout.as_mut().unwrap()).lines().map_while(Result::ok);
+        let output: Vec<String> = lines.take_while(|line| !line.contains("has reported READY")).collect();
+        let family = family(script.id());
+        let is_init = |pid: &u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1"))
+        };
+        let init = family.iter().map(|(pid, _)| *pid).find(is_init);
+        let demo = Demo { script, family, init: init.unwrap_or_else(|| panic!("{}", output.join("\n"))) };
+        demo.signal(demo.init, Signal::STOP);
+        demo
+    }
+
+    fn signal(&self, pid: u32, signal: Signal) {
+        let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), signal);
+    }
+}
+
+/// For a test that fails.
+impl Drop for Demo {
+    fn drop(&mut self) {
+        self.signal(self.init, Signal::KILL);
+    }
+}
+
+/// Two demos with the same names run at the same time. One is terminated, one killed.
+#[test]
+fn a_demo_that_is_terminated_or_killed_leaves_nothing() {
+    let Some(namespace) = Namespace::new() else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let mut demos = [Signal::TERM, Signal::KILL].map(|signal| (signal, Demo::new(temporary.path())));
+    for (number, (signal, demo)) in demos.iter_mut().enumerate() {
+        let inside = format!("/proc/{}/root", demo.init);
+        let spaces: Vec<PathBuf> =
+            fs::read_dir(format!("{inside}/run/netns")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(spaces.len(), 5, "{spaces:?}");
+        // Neither its namespaces nor its files are in the host's directories.
+        let device_of = |path: &str| fs::metadata(path).unwrap().dev();
+        assert_ne!(device_of(&format!("{inside}/run/vifswitch-demo/api.sock")), device_of("/run"));
+        assert_ne!(device_of(&format!("{inside}/run/netns")), device_of("/run"));
+        // A veth whose peer is in a namespace of the demo exists as long as that namespace.
+        let probe = format!("probe{number}");
+        namespace.ip(&format!("link add {probe} type veth peer name {probe} netns {}", spaces[0].display()));
+        demo.signal(demo.script.id(), *signal);
+        assert!(!demo.script.wait().unwrap().success());
+        await_that("the end of all processes", || {
+            demo.family.iter().all(|(pid, start)| process(*pid).is_none_or(|it| it.1 != *start)).then_some(())
+        });
+        await_that("the end of the namespaces", || namespace.link(&probe).is_none().then_some(()));
+    }
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
+}
