@@ -79,12 +79,23 @@ need() {
     local how="apt-get install --no-install-recommends ${packages[*]}"
     if [[ -z ${options[--install]:-} ]]; then die "missing: ${packages[*]}; run with --install, or: $how"; fi
     ((EUID == 0)) || die "missing: ${packages[*]}; --install needs root"
-    say "installing missing packages: ${packages[*]}"
-    # the package lists may be outdated or missing
-    if ! DEBIAN_FRONTEND=noninteractive $how -y >&2 &&
-        ! { apt-get update && DEBIAN_FRONTEND=noninteractive $how -y; } >&2; then
-        die "missing: ${packages[*]}, and they could not be installed (no network?); by hand: $how"
+    install_packages "${packages[@]}"
+}
+
+# Installs Debian packages without starting their services: policy-rc.d forbids it (invoke-rc.d(8)).
+install_packages() {
+    local policy=/usr/sbin/policy-rc.d code=0 ours=
+    local how="apt-get install --no-install-recommends $*"
+    say "installing missing packages: $*"
+    if [[ ! -e $policy ]]; then
+        ours=$policy
+        printf '#!/bin/sh\n# of %s, which deletes it after installing packages\nexit 101\n' "$self" >"$policy"
+        chmod 755 "$policy"
     fi
+    # the package lists may be outdated or missing
+    { DEBIAN_FRONTEND=noninteractive $how -y || { apt-get update && DEBIAN_FRONTEND=noninteractive $how -y; }; } >&2 || code=1
+    if [[ -n $ours ]]; then rm -f "$ours"; fi
+    ((code == 0)) || die "missing: $*, and they could not be installed (no network?); by hand: $how"
 }
 
 need_root() {

@@ -1,4 +1,4 @@
-//! Requests to the controller, which owns the state of the switch, and its replies.
+//! How the faces of the switch talk to the thread that owns its state: a request and its answer.
 
 use std::time::Duration;
 
@@ -13,25 +13,25 @@ use crate::control::loops::status::{LoopCounts, LoopStatus, StormStatus};
 use crate::control::state::event_log::EventFilter;
 use crate::control::state::events::Event;
 
-/// Stored events, and a receiver of later ones.
+/// What has happened, and what will.
 pub type History = (Vec<Event>, broadcast::Receiver<Event>);
 
-/// Resources that a request occupies until it is answered, even if its client has disconnected.
+/// What a request takes up as long as it is not answered, also when whoever asked has gone.
 pub type Permit = Box<dyn std::any::Any + Send>;
 
-/// Channel of the reply. Dropping it frees the request's permit.
+/// Where an answer goes. What the request takes up is free when this is gone.
 pub struct Reply<T> {
     answer: oneshot::Sender<T>,
     _permit: Permit,
 }
 
 impl<T> Reply<T> {
-    /// Sends the reply. Returns it if the client has disconnected.
+    /// Answers. It comes back if whoever asked has gone.
     pub fn send(self, answer: T) -> Result<(), T> {
         self.answer.send(answer)
     }
 
-    /// Whether the client has disconnected.
+    /// Whether whoever asked has gone.
     pub fn is_abandoned(&self) -> bool {
         self.answer.is_closed()
     }
@@ -43,7 +43,7 @@ impl<T> std::fmt::Debug for Reply<T> {
     }
 }
 
-/// A request to the controller; [`Handle`] describes each.
+/// A question to the controller.
 #[derive(Debug)]
 pub enum Request {
     /// All ports, in the order of the configuration.
@@ -54,40 +54,40 @@ pub enum Request {
     Vms(oneshot::Sender<Vec<VmView>>),
     /// All networks.
     Networks(oneshot::Sender<Vec<NetworkView>>),
-    /// All FDB entries.
+    /// The forwarding database.
     Fdb(Reply<Vec<StationView>>),
     /// All workers.
     Workers(oneshot::Sender<Vec<WorkerView>>),
-    /// All drop counters.
+    /// The drop ledger.
     Drops(oneshot::Sender<Vec<DropView>>),
-    /// Active and recent loops, and bridged networks.
+    /// The loops that there are and were lately, and who joins networks.
     Loops(oneshot::Sender<Vec<LoopStatus>>),
-    /// Active and recent storms.
+    /// The storms that there are and were lately.
     Storms(oneshot::Sender<Vec<StormStatus>>),
-    /// Counters of loops, storms and probes.
+    /// How many of these there were.
     LoopCounts(oneshot::Sender<LoopCounts>),
-    /// Counter audit.
+    /// Whether the ledger adds up.
     Audit(oneshot::Sender<AuditView>),
-    /// The configuration as JSON, in the form of the file.
+    /// The configuration as JSON, in the shape in which it is written.
     Config(oneshot::Sender<serde_json::Value>),
-    /// A change. With a time, it is reverted unless confirmed within that.
+    /// A change. With a time, it is taken back unless it is confirmed within that.
     Change(Change, Option<Duration>, Reply<Result<ChangeResult, ChangeError>>),
-    /// What a change would do.
+    /// What a change would come to; nothing is done.
     Diff(Change, Reply<Result<ChangeResult, ChangeError>>),
-    /// Keep the unconfirmed change.
+    /// The last change that waits to be confirmed shall stay.
     Confirm(Reply<Result<ChangeResult, ChangeError>>),
-    /// Apply the configuration file, or report why it could not be read.
+    /// The configuration file is applied as it is now, or could not be read: why.
     Reload(Box<Result<ConfigFile, String>>, Reply<Result<ChangeResult, ChangeError>>),
-    /// Flush FDB entries. Returns their number.
+    /// Learned stations shall be forgotten. How many were.
     Flush(Flush, Reply<Result<u64, ChangeError>>),
-    /// Release a port from loop or storm quarantine.
+    /// Whatever measure holds this port shall be lifted. What was lifted, in sentences.
     Release(String, Reply<Result<ChangeResult, ChangeError>>),
-    /// Stored and later events.
+    /// What has happened, of what is kept, and what will happen from then on.
     Events(EventFilter, oneshot::Sender<Result<History, ChangeError>>),
 }
 
 impl Request {
-    /// Whether its client has disconnected: it is skipped.
+    /// Whether it is a change whose client has gone: it is not made.
     pub fn is_abandoned(&self) -> bool {
         match self {
             Request::Change(_, _, reply) | Request::Diff(_, reply) | Request::Confirm(reply) => reply.is_abandoned(),
@@ -97,37 +97,39 @@ impl Request {
             _ => false,
         }
     }
+}
 
-    /// Whether it changes the configuration.
+impl Request {
+    /// Whether it asks for another configuration.
     pub fn is_change(&self) -> bool {
         matches!(self, Request::Change(..) | Request::Confirm(_) | Request::Reload(..))
     }
 }
 
-/// Filter for flushing FDB entries: those that match all given fields.
+/// Which stations to forget: those to which all that is given applies.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Flush {
-    /// On this network.
+    /// Those of this network.
     pub network: Option<String>,
-    /// At this port or uplink.
+    /// Those behind this port or uplink.
     pub port: Option<String>,
-    /// With this address.
+    /// This one.
     pub mac: Option<crate::wire::Mac>,
 }
 
-/// Why there is no reply.
+/// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the switch is shutting down, or a worker hangs, as its log says; a change that was under way and is not answered may have been kept"
 )]
 pub struct ShuttingDown;
 
-/// Sends requests to the controller. Clones share the channel.
+/// The way to the controller. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Handle(mpsc::Sender<Request>);
 
 impl Handle {
-    /// Creates a handle, and the receiver for the controller.
+    /// A handle and the end that the controller reads.
     pub fn new() -> (Handle, mpsc::Receiver<Request>) {
         let (send, read) = mpsc::channel(64);
         (Handle(send), read)
@@ -139,12 +141,12 @@ impl Handle {
         answer.await.map_err(|_| ShuttingDown)
     }
 
-    async fn request_with<T>(
+    async fn request_with_permit<T>(
         &self,
-        permit: Permit,
+        hold: Permit,
         request: impl FnOnce(Reply<T>) -> Request,
     ) -> Result<T, ShuttingDown> {
-        self.request(|answer| request(Reply { answer, _permit: permit })).await
+        self.request(|answer| request(Reply { answer, _permit: hold })).await
     }
 
     /// All ports, in the order of the configuration.
@@ -167,9 +169,14 @@ impl Handle {
         self.request(Request::Networks).await
     }
 
-    /// All FDB entries: pinned, then dampened, then learned ones, each by network and MAC address.
-    pub async fn fdb(&self, permit: Permit) -> Result<Vec<StationView>, ShuttingDown> {
-        self.request_with(permit, Request::Fdb).await
+    /// All stations: pinned ones first, then frozen ones, then learned ones, each by network and address.
+    pub async fn fdb(&self) -> Result<Vec<StationView>, ShuttingDown> {
+        self.fdb_with_permit(Box::new(())).await
+    }
+
+    /// The same, as a request that takes up something.
+    pub async fn fdb_with_permit(&self, hold: Permit) -> Result<Vec<StationView>, ShuttingDown> {
+        self.request_with_permit(hold, Request::Fdb).await
     }
 
     /// All workers.
@@ -177,84 +184,116 @@ impl Handle {
         self.request(Request::Workers).await
     }
 
-    /// Drop counters by port, direction and reason.
+    /// All reasons for which frames have died, by port and direction.
     pub async fn drops(&self) -> Result<Vec<DropView>, ShuttingDown> {
         self.request(Request::Drops).await
     }
 
-    /// Active and recent loops, and bridged networks.
+    /// The loops that there are, who joins networks, and the loops that were lately.
     pub async fn loops(&self) -> Result<Vec<LoopStatus>, ShuttingDown> {
         self.request(Request::Loops).await
     }
 
-    /// Active and recent storms.
+    /// The storms that there are, and those that were lately.
     pub async fn storms(&self) -> Result<Vec<StormStatus>, ShuttingDown> {
         self.request(Request::Storms).await
     }
 
-    /// Counters of loops, storms and probes.
+    /// How many loops and storms there were, and what became of probes.
     pub async fn loop_counts(&self) -> Result<LoopCounts, ShuttingDown> {
         self.request(Request::LoopCounts).await
     }
 
-    /// Counter audit: whether each received frame is counted as forwarded or dropped.
+    /// Whether every frame is accounted for, as the workers themselves have it.
     pub async fn audit(&self) -> Result<AuditView, ShuttingDown> {
         self.request(Request::Audit).await
     }
 
-    /// The configuration as JSON.
+    /// The configuration.
     pub async fn config(&self) -> Result<serde_json::Value, ShuttingDown> {
         self.request(Request::Config).await
     }
 
-    /// Makes a change. When this returns, it is active on every worker, and stored. Not made if this future is dropped
-    /// before its turn. With `confirm`, it is reverted unless confirmed within that time.
+    /// Makes a change. When this returns it is true on every worker, and kept.
     pub async fn change(
         &self,
         change: Change,
         confirm: Option<Duration>,
-        permit: Permit,
     ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.request_with(permit, |reply| Request::Change(change, confirm, reply)).await
+        self.change_with_permit(change, confirm, Box::new(())).await
     }
 
-    /// What a change would do. Changes nothing.
-    pub async fn diff(
+    /// The same, as a request that takes up something. It is not made if this future is dropped before its turn.
+    pub async fn change_with_permit(
         &self,
         change: Change,
-        permit: Permit,
+        confirm: Option<Duration>,
+        hold: Permit,
     ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.request_with(permit, |reply| Request::Diff(change, reply)).await
+        self.request_with_permit(hold, |reply| Request::Change(change, confirm, reply)).await
     }
 
-    /// Keeps the unconfirmed change.
-    pub async fn confirm(&self, permit: Permit) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.request_with(permit, Request::Confirm).await
+    /// What a change would come to.
+    pub async fn diff(&self, change: Change) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.diff_with_permit(change, Box::new(())).await
     }
 
-    /// Applies the configuration file, or reports why it could not be read.
+    /// The same, as a request that takes up something.
+    pub async fn diff_with_permit(
+        &self,
+        change: Change,
+        hold: Permit,
+    ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.request_with_permit(hold, |reply| Request::Diff(change, reply)).await
+    }
+
+    /// Keeps the change that waits to be confirmed.
+    pub async fn confirm(&self) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.confirm_with_permit(Box::new(())).await
+    }
+
+    /// The same, as a request that takes up something.
+    pub async fn confirm_with_permit(&self, hold: Permit) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.request_with_permit(hold, Request::Confirm).await
+    }
+
+    /// Applies the configuration file as it is now, or says why it could not be read.
     pub async fn reload(
         &self,
         file: Result<ConfigFile, String>,
     ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.request_with(Box::new(()), |reply| Request::Reload(file.into(), reply)).await
+        self.request_with_permit(Box::new(()), |reply| Request::Reload(file.into(), reply)).await
     }
 
-    /// Flushes learned FDB entries. Returns their number.
-    pub async fn flush(&self, flush: Flush, permit: Permit) -> Result<Result<u64, ChangeError>, ShuttingDown> {
-        self.request_with(permit, |reply| Request::Flush(flush, reply)).await
+    /// Forgets learned stations, and says how many.
+    pub async fn flush(&self, flush: Flush) -> Result<Result<u64, ChangeError>, ShuttingDown> {
+        self.flush_with_permit(flush, Box::new(())).await
     }
 
-    /// Releases a port from loop or storm quarantine.
-    pub async fn release(
+    /// The same, as a request that takes up something.
+    pub async fn flush_with_permit(
+        &self,
+        flush: Flush,
+        hold: Permit,
+    ) -> Result<Result<u64, ChangeError>, ShuttingDown> {
+        self.request_with_permit(hold, |reply| Request::Flush(flush, reply)).await
+    }
+
+    /// Lifts whatever measure holds a port.
+    pub async fn release(&self, port: String) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.release_with_permit(port, Box::new(())).await
+    }
+
+    /// The same, as a request that takes up something.
+    pub async fn release_with_permit(
         &self,
         port: String,
-        permit: Permit,
+        hold: Permit,
     ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.request_with(permit, |reply| Request::Release(port, reply)).await
+        self.request_with_permit(hold, |reply| Request::Release(port, reply)).await
     }
 
-    /// Stored events that match, and a receiver of later ones.
+    /// What has happened, and what will.
     pub async fn events(&self, which: EventFilter) -> Result<Result<History, ChangeError>, ShuttingDown> {
         self.request(|reply| Request::Events(which, reply)).await
     }
