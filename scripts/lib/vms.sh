@@ -2,7 +2,8 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # variables of the sourcing script
 
 vm_processes=()
-console="console=ttyS0 quiet panic=-1 ipv6.disable_ipv6=1"
+# no_timer_check: an emulated VM on a busy host misses timer interrupts, and the kernel would panic for that
+console="console=ttyS0 quiet panic=-1 no_timer_check ipv6.disable_ipv6=1"
 # Modules that the VMs load, with their dependencies. The kernel ignores drivers without hardware.
 drivers=(virtio_pci virtio_net nf_tables nft_chain_nat nft_nat nft_ct)
 

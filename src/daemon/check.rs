@@ -114,6 +114,8 @@ fn preview_state<'f>(file: &'f ConfigFile, results: &mut Vec<CheckResult>) -> Op
     match state::preview(file, path) {
         Ok(preview) => Some((path, preview?)),
         Err(why) => {
+            // One cause, one warning: this one names the consequence.
+            results.retain(|result| result.about != "switch.state");
             let message = format!("{why}; a switch started now runs the configuration file and refuses changes");
             results.push(CheckResult { severity: Severity::Warning, about: "switch.state".into(), message });
             None

@@ -344,6 +344,14 @@ pub trait Device: Send {
         false
     }
 
+    /// The errno with which the last receive ended, if it is neither permanent nor known to be transient.
+    fn rx_error(&self) -> Option<i32> {
+        None
+    }
+
+    /// Reports to the operator that receives fail, with the errno, or fail no longer.
+    fn report_rx_error(&self, _errno: Option<i32>) {}
+
     /// Frames lost before they could be received, since the last call. Zero for most kinds: the netdev
     /// counts them.
     fn rx_missed(&mut self) -> u64 {

@@ -2,8 +2,9 @@
 //!
 //! The worker that polls the device writes, rarely; control reads, once a second.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering::Relaxed};
 
 use super::{MAX_GSO_SIZE, Settings};
 
@@ -22,6 +23,8 @@ struct Observations {
     partial: AtomicBool,
     /// The receive ring is stuck.
     ring_stuck: AtomicBool,
+    /// Errno with which receives fail; 0 while they do not.
+    rx_error: AtomicI32,
     /// Length of the first GSO packet that exceeded a receive buffer, for each of [`GSO_LIMITS`]; 0 for none.
     oversize: [AtomicU32; 2],
     /// An observation is new.
@@ -61,6 +64,14 @@ impl Observed {
         }
     }
 
+    /// Reports that receives fail with an errno, or fail no longer.
+    pub fn report_rx_error(&self, errno: Option<i32>) {
+        let errno = errno.unwrap_or_default();
+        if self.0.rx_error.swap(errno, Relaxed) != errno {
+            self.0.changed.store(true, Relaxed);
+        }
+    }
+
     /// Whether an observation is new since the last call.
     pub fn take_changed(&self) -> bool {
         self.0.changed.load(Relaxed) && self.0.changed.swap(false, Relaxed)
@@ -93,7 +104,14 @@ impl Observed {
                 settings.at()
             )
         });
-        ring_stuck.into_iter().chain(partial).chain(oversize).collect()
+        let rx_error = Some(self.0.rx_error.load(Relaxed)).filter(|&errno| errno != 0).map(|errno| {
+            format!(
+                "{}: receiving fails although frames wait: {}; it is tried once a second; if that lasts, attach the port again",
+                settings.at(),
+                io::Error::from_raw_os_error(errno)
+            )
+        });
+        ring_stuck.into_iter().chain(partial).chain(oversize).chain(rx_error).collect()
     }
 }
 

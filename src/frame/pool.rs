@@ -151,8 +151,8 @@ impl Pool {
         self.memory.pages()
     }
 
-    /// Number of free slots outside of magazines. Walks the list, for tests and idle pools; an estimate while
-    /// workers allocate.
+    /// Number of free slots outside of magazines. Walks the list, for audits and tests; an estimate while workers
+    /// allocate.
     pub fn free(&self) -> u32 {
         let mut free = 0;
         let mut chunk = top_slot(self.top.load(Ordering::Acquire));

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use rustix::io::Errno;
 
 /// Maximum descriptors reported per call; the next call reports the rest.
@@ -55,6 +55,12 @@ impl Poller {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Whether epoll would report `fd` now: it is readable, or has an error.
+pub fn is_ready(fd: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// An eventfd: another thread raises it to wake this one.

@@ -58,6 +58,8 @@ pub enum NoFrame {
     Empty,
     /// The kernel could not deliver a frame and has dropped it; others may follow.
     Lost,
+    /// Another error; no frame has left the queue.
+    Failed(Errno),
     /// The device is gone or unusable.
     Gone(io::Error),
 }
@@ -213,8 +215,9 @@ fn no_frame(e: Errno) -> NoFrame {
         Errno::INVAL | Errno::NOMEM | Errno::NOBUFS | Errno::FAULT | Errno::MSGSIZE => NoFrame::Lost,
         // EBADFD: the netdev has been deleted. Closing a queue for any other error would delete it.
         Errno::BADFD | Errno::BADF => NoFrame::Gone(e.into()),
-        // EAGAIN; EIO of older kernels while the netdev is down; and any other: nothing has left the queue.
-        _ => NoFrame::Empty,
+        Errno::AGAIN => NoFrame::Empty,
+        // Older kernels return EIO while the netdev is down.
+        _ => NoFrame::Failed(e),
     }
 }
 
@@ -234,8 +237,9 @@ mod tests {
     #[test]
     fn errors_of_a_frame_and_of_the_device_are_distinguished() {
         assert!(matches!(no_frame(Errno::INVAL), NoFrame::Lost));
-        for error in [Errno::AGAIN, Errno::IO, Errno::NXIO, Errno::NETDOWN, Errno::PERM] {
-            assert!(matches!(no_frame(error), NoFrame::Empty), "{error}");
+        assert!(matches!(no_frame(Errno::AGAIN), NoFrame::Empty));
+        for error in [Errno::IO, Errno::NXIO, Errno::NETDOWN, Errno::PERM] {
+            assert!(matches!(no_frame(error), NoFrame::Failed(e) if e == error), "{error}");
         }
         assert!(matches!(no_frame(Errno::BADFD), NoFrame::Gone(_)));
         let message = [Errno::AGAIN, Errno::NOBUFS, Errno::NOMEM, Errno::INVAL, Errno::MSGSIZE, Errno::IO].map(unsent);

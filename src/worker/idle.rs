@@ -128,9 +128,9 @@ impl IdlePolicy {
             None => self.without_fd -= 1,
         }
         queue.busy_streak = 0;
-        if queue.state == QueueState::Watched {
+        self.watched -= usize::from(queue.state == QueueState::Watched);
+        if matches!(queue.state, QueueState::Watched | QueueState::Failing) {
             queue.state = QueueState::Polled;
-            self.watched -= 1;
         }
     }
 
@@ -250,7 +250,8 @@ impl IdlePolicy {
     fn has_silent_work(queues: &mut QueueTable, magazine: &mut Magazine) -> bool {
         let mut any = false;
         for number in 0..queues.len() {
-            if let Some(queue) = queues.get_mut(number).filter(|queue| queue.state != QueueState::Gone) {
+            let is_used = |queue: &&mut RxQueue| !matches!(queue.state, QueueState::Gone | QueueState::Failing);
+            if let Some(queue) = queues.get_mut(number).filter(is_used) {
                 any |= queue.device.prepare_sleep(magazine);
             }
         }

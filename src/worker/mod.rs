@@ -20,6 +20,7 @@ pub mod peer;
 mod poll_loop;
 mod port_counters;
 mod queues;
+mod rx_backoff;
 mod settings;
 mod subports;
 mod sw_offload;

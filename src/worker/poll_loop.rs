@@ -17,6 +17,7 @@ use super::outbox::Outbox;
 use super::peer::Peer;
 use super::port_counters::{PortCounterTable, counters_of};
 use super::queues::{QueueState, QueueTable, SCAN_WIDTH};
+use super::rx_backoff::RETRY;
 use super::settings::WorkerSetSettings;
 use super::sw_offload::SwOffload;
 use crate::frame::{BURST, Batch, Magazine, TxStats};
@@ -206,6 +207,10 @@ impl Worker {
                 self.counters.polls_skipped.add(1);
                 return 1; // frames may be pending: do not sleep
             }
+            QueueState::Failing => {
+                self.retry_failing(number, now);
+                return 0;
+            }
             QueueState::Polled | QueueState::Watched | QueueState::Gone => return 0,
         }
         let (port, lost) = (queue.port, queue.device.receive(&mut self.batch, &mut self.magazine).is_err());
@@ -213,8 +218,12 @@ impl Worker {
         if received == 0 {
             queue.dropped_bursts = 0;
             self.idle.record_idle(number, queue, open);
-            if queue.idle_streak == IDLE_POLLS {
+            let (is_idle, has_failed) = (queue.idle_streak == IDLE_POLLS, queue.has_failed());
+            if is_idle {
                 self.count_rx_missed(number);
+            }
+            if has_failed {
+                self.record_rx_error(number, now + RETRY);
             }
         } else {
             queue.idle_streak = 0;

@@ -8,6 +8,7 @@ use super::subports::{SubportTable, SubportTx, TX_BATCH};
 use crate::device::Device;
 use crate::frame::{Frame, FrameRef, TxBatch};
 use crate::switch::{Attachment, DropReason, ForwardingConfig, MAX_PORTS, PortConfig, PortId, Verdict};
+use crate::time::MonoTime;
 use crate::wire::Vid;
 
 /// One queue of a port's device, with its TX batch.
@@ -38,6 +39,10 @@ pub struct RxQueue {
     pub(super) state: QueueState,
     /// Full bursts in a row that were dropped entirely.
     pub(super) dropped_bursts: u8,
+    /// Receives in a row that have failed.
+    pub(super) failed_receives: u8,
+    /// When to receive again while the queue is [`QueueState::Failing`].
+    pub(super) retry_at: MonoTime,
     /// Early drop in XDP, per group class.
     pub(super) early_drop: EarlyDrop,
 }
@@ -51,6 +56,8 @@ pub(super) enum QueueState {
     Watched,
     /// Drop back-off: not polled for this many calls of `poll_once`.
     BackedOff(u8),
+    /// Receives fail: neither polled nor watched until `retry_at`.
+    Failing,
     /// The device is gone.
     Gone,
 }
@@ -79,6 +86,8 @@ impl RxQueue {
             busy_streak: 0,
             state: QueueState::Polled,
             dropped_bursts: 0,
+            failed_receives: 0,
+            retry_at: MonoTime::default(),
             early_drop: EarlyDrop::default(),
         }
     }

@@ -675,6 +675,11 @@ pub struct Trace {
 
 impl Trace {
     pub fn of(daemon: &Daemon, inject: &str) -> Trace {
+        Trace::with(daemon, &["-e", inject])
+    }
+
+    /// The same, with the arguments of strace.
+    pub fn with(daemon: &Daemon, arguments: &[&str]) -> Trace {
         let tasks = format!("/proc/{}/task", daemon.pid());
         let is_worker =
             |task: &Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("vifswitch-w"));
@@ -682,13 +687,23 @@ impl Trace {
             std::fs::read_dir(tasks).unwrap().map(|task| task.unwrap().path()).find(|task| is_worker(task)).unwrap();
         let id = task.file_name().unwrap().to_str().unwrap().to_owned();
         let calls = NamedTempFile::new().unwrap();
-        let strace =
-            Command::new("strace").args(["-q", "-p", &id, "-e", inject, "-o"]).arg(calls.path()).spawn().unwrap();
+        let strace = Command::new("strace")
+            .args(["-qq", "-p", &id])
+            .args(arguments)
+            .arg("-o")
+            .arg(calls.path())
+            .spawn()
+            .unwrap();
         await_that("strace to attach", || {
             let status = std::fs::read_to_string(task.join("status")).unwrap();
             (!status.contains("TracerPid:\t0\n")).then_some(())
         });
         Trace { strace, calls }
+    }
+
+    /// Number of failed calls so far.
+    pub fn failed(&self) -> usize {
+        std::fs::read_to_string(self.calls.path()).unwrap().matches("(INJECTED)").count()
     }
 
     /// Detaches from the worker. Returns the number of failed calls that were to send a frame.

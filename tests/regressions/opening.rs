@@ -284,7 +284,9 @@ fn a_state_that_is_a_fifo_holds_up_neither_start_nor_check_nor_end() {
     let text = config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&first));
     daemon.configure(&keeping(&text, &fifo));
     let checked = daemon.try_command(&["check", "FILE"]);
-    assert!(String::from_utf8_lossy(&checked.stdout).contains("no file at all"), "{checked:?}");
+    let warnings = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(warnings.contains("no file at all"), "{checked:?}");
+    assert_eq!(warnings.matches("switch.state").count(), 1, "said once: {warnings}");
     daemon.start();
     daemon.await_active(&first);
     let refused = daemon.run_command(&["attach", "-"], &attachment(&second));

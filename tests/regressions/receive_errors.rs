@@ -1,5 +1,5 @@
 //! Receive calls that fail: a `packet` port loses at most the frame of the failed call, counts it, and delivers later
-//! frames at once. Needs root; makes its own namespaces; needs strace.
+//! frames at once; a port whose calls all fail is tried once a second. Needs root; makes its own namespaces; needs strace.
 
 use std::time::Duration;
 
@@ -170,6 +170,60 @@ fn a_frame_whose_read_failed_is_read_again_at_once() {
         assert!(late <= SINGLES / 10, "{error}: {late} of {SINGLES} arrived late");
     }
     setup.daemon.await_idle();
+}
+
+/// While receives of a port keep failing although frames wait, with an error that is not transient, the port is tried
+/// once a second and says why. It receives again by itself.
+fn failing_receives_back_off(
+    daemon: &Daemon,
+    sender: &Vif,
+    strace: &[&str],
+    send: impl FnOnce(),
+    mut came: impl FnMut() -> bool,
+) {
+    const REASON: &str = "receiving fails although frames wait: Operation not permitted";
+    let trace = Trace::with(daemon, strace);
+    send();
+    await_reason(daemon, sender, REASON);
+    let (before, began) = (trace.failed(), time::now());
+    let tries = await_that("further tries", || Some(trace.failed() - before).filter(|&tries| tries > 2));
+    // A try takes at most two calls.
+    let seconds = time::now().since(began).as_secs() as usize;
+    assert!(tries <= 2 * (seconds + 1), "{tries} in {seconds} s");
+    drop(trace);
+    await_that("the frame", || came().then_some(()));
+    daemon.await_port("no warning", sender, |port| !port.status_reason.contains(REASON));
+    daemon.await_idle();
+}
+
+#[test]
+fn failing_receives_of_a_tap_back_off() {
+    if !has_strace() {
+        return;
+    }
+    let Some(host) = Namespace::new() else { return };
+    let (to_space, receiver) = guest("receiver", 1, DeviceKind::Packet, &host, 1500);
+    let (from_space, sender) = guest("sender", 2, DeviceKind::Tap, &host, 1500);
+    let daemon = Daemon::over(&[receiver.clone(), sender.clone()]);
+    daemon.await_active(&receiver);
+    daemon.await_active(&sender);
+    let mut arrivals = Receiver::new(receiver.mac, Nic::new(&to_space, &receiver.name));
+    let frame = arrivals.next(sender.mac);
+    let nic = Nic::new(&from_space, &sender.name);
+    // Other reads of the worker succeed.
+    let strace = ["-e", "inject=read:error=EPERM", "-P", "/dev/net/tun"];
+    failing_receives_back_off(&daemon, &sender, &strace, || drop(nic.try_send(&frame)), || arrivals.read());
+}
+
+#[test]
+fn failing_receives_of_a_packet_socket_back_off() {
+    if !has_strace() {
+        return;
+    }
+    let Some(Halted { daemon, sender, guest, receivers: [mut receiver], _spaces }) = Halted::new() else { return };
+    let frame = receiver.next(sender.mac);
+    let strace = ["-e", "inject=recvmsg:error=EPERM"];
+    failing_receives_back_off(&daemon, &sender, &strace, || guest.send([0; 10], &frame), || receiver.read());
 }
 
 /// Status of an uplink.

@@ -19,6 +19,7 @@ use support::host::inject::{Stopped, thread_of};
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{PLAIN, Setup, SetupOptions, two_workers};
 use support::host::{Finally, Namespace, await_that};
+use vifswitch::control::api::responses::AuditView;
 use vifswitch::wire::Mac;
 
 const UNIT: &str = include_str!("../../scripts/vifswitch.service");
@@ -240,6 +241,12 @@ fn assert_balanced(kind: SetupOptions) {
     setup.daemon.await_idle();
     let text = verify();
     assert!(text.ends_with("adds up: every frame is accounted for\n") && text.contains("hairpin"), "{text}");
+    // Each worker keeps up to 512 slots.
+    let AuditView { slots, slots_free, ref workers, .. } = setup.daemon.get("/v1/audit");
+    assert!(
+        slots_free <= slots && slots_free + 512 * workers.len() as u32 >= slots,
+        "{slots_free} of {slots} are free"
+    );
 }
 
 #[test]

@@ -272,7 +272,7 @@ fn an_unconfirmed_change_is_reverted() {
     let file = expected(&[("net1", 1500)], &vifs[..1]);
     let mut inside = Inside::new(1, Some(file.clone()), Some(&state));
     let attach = || Change::Attach { vm: "b".into(), ports: ports(&vifs[1..]) };
-    let change = |change, seconds| inside.wait(inside.handle.change(change, Some(seconds))).unwrap();
+    let change = |change, seconds| inside.wait(inside.handle.change(change, Some(seconds), Box::new(()))).unwrap();
     let (_, mut live) = inside.wait(inside.handle.events(EventFilter::default())).unwrap().unwrap();
 
     change(attach(), Duration::from_millis(1)).unwrap();
@@ -286,14 +286,14 @@ fn an_unconfirmed_change_is_reverted() {
     assert_eq!(inside.port(&vifs[1]).status, Status::Active);
     let error = inside.try_change(Change::Detach { port: vifs[0].port.clone() }).unwrap_err();
     assert_eq!((error.category, error.kind), (ErrorKind::Conflict, "unconfirmed"));
-    let host = inside.wait(inside.handle.confirm()).unwrap().unwrap();
+    let host = inside.wait(inside.handle.confirm(Box::new(()))).unwrap().unwrap();
     assert_eq!(host.changes.len(), 2, "{:?}", host.changes);
-    let error = inside.wait(inside.handle.confirm()).unwrap().unwrap_err();
+    let error = inside.wait(inside.handle.confirm(Box::new(()))).unwrap().unwrap_err();
     assert_eq!((error.category, error.kind), (ErrorKind::Conflict, "nothing_to_confirm"));
 
     // A switch that stops before confirmation starts without the change.
     let detach = Change::Detach { port: vifs[0].port.clone() };
-    inside.wait(inside.handle.change(detach, Some(long))).unwrap().unwrap();
+    inside.wait(inside.handle.change(detach, Some(long), Box::new(()))).unwrap().unwrap();
     assert_eq!(inside.listed(), ["port-2"]);
     inside.stop();
     let inside = Inside::new(1, Some(file), Some(&state));
@@ -376,7 +376,7 @@ fn stations_are_flushed_and_ports_released_by_name() {
             assert_eq!(nics[to].take(), hello);
         }
     };
-    let flush = |flush| inside.wait(inside.handle.flush(flush)).unwrap();
+    let flush = |flush| inside.wait(inside.handle.flush(flush, Box::new(()))).unwrap();
     fill();
     assert_eq!(flush(Flush { mac: Some(wild(0)), ..Flush::default() }), Ok(1));
     assert_eq!(flush(Flush { port: Some("port-2".into()), ..Flush::default() }), Ok(3));
@@ -386,7 +386,7 @@ fn stations_are_flushed_and_ports_released_by_name() {
     assert_eq!(flush(absent).unwrap_err().kind, "unknown_network");
     let nobody = Flush { port: Some("nobody".into()), ..Flush::default() };
     assert_eq!(flush(nobody).unwrap_err().kind, "unknown_port");
-    let release = |port: &str| inside.wait(inside.handle.release(port.into())).unwrap();
+    let release = |port: &str| inside.wait(inside.handle.release(port.into(), Box::new(()))).unwrap();
     assert_eq!(release("nobody").unwrap_err().kind, "unknown_port");
     assert!(release("port-1").unwrap().warnings[0].starts_with("nothing to release"));
 }

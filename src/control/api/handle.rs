@@ -1,4 +1,4 @@
-//! How the faces of the switch talk to the thread that owns its state: a request and its answer.
+//! Requests to the controller, which owns the state of the switch, and its replies.
 
 use std::time::Duration;
 
@@ -13,25 +13,25 @@ use crate::control::loops::status::{LoopCounts, LoopStatus, StormStatus};
 use crate::control::state::event_log::EventFilter;
 use crate::control::state::events::Event;
 
-/// What has happened, and what will.
+/// Stored events, and a receiver of later ones.
 pub type History = (Vec<Event>, broadcast::Receiver<Event>);
 
-/// What a request takes up as long as it is not answered, also when whoever asked has gone.
+/// Resources that a request occupies until it is answered, even if its client has disconnected.
 pub type Permit = Box<dyn std::any::Any + Send>;
 
-/// Where an answer goes. What the request takes up is free when this is gone.
+/// Channel of the reply. Dropping it frees the request's permit.
 pub struct Reply<T> {
     answer: oneshot::Sender<T>,
     _permit: Permit,
 }
 
 impl<T> Reply<T> {
-    /// Answers. It comes back if whoever asked has gone.
+    /// Sends the reply. Returns it if the client has disconnected.
     pub fn send(self, answer: T) -> Result<(), T> {
         self.answer.send(answer)
     }
 
-    /// Whether whoever asked has gone.
+    /// Whether the client has disconnected.
     pub fn is_abandoned(&self) -> bool {
         self.answer.is_closed()
     }
@@ -43,7 +43,7 @@ impl<T> std::fmt::Debug for Reply<T> {
     }
 }
 
-/// A question to the controller.
+/// A request to the controller; [`Handle`] describes each.
 #[derive(Debug)]
 pub enum Request {
     /// All ports, in the order of the configuration.
@@ -54,40 +54,40 @@ pub enum Request {
     Vms(oneshot::Sender<Vec<VmView>>),
     /// All networks.
     Networks(oneshot::Sender<Vec<NetworkView>>),
-    /// The forwarding database.
+    /// All FDB entries.
     Fdb(Reply<Vec<StationView>>),
     /// All workers.
     Workers(oneshot::Sender<Vec<WorkerView>>),
-    /// The drop ledger.
+    /// All drop counters.
     Drops(oneshot::Sender<Vec<DropView>>),
-    /// The loops that there are and were lately, and who joins networks.
+    /// Active and recent loops, and bridged networks.
     Loops(oneshot::Sender<Vec<LoopStatus>>),
-    /// The storms that there are and were lately.
+    /// Active and recent storms.
     Storms(oneshot::Sender<Vec<StormStatus>>),
-    /// How many of these there were.
+    /// Counters of loops, storms and probes.
     LoopCounts(oneshot::Sender<LoopCounts>),
-    /// Whether the ledger adds up.
+    /// Counter audit.
     Audit(oneshot::Sender<AuditView>),
-    /// The configuration as JSON, in the shape in which it is written.
+    /// The configuration as JSON, in the form of the file.
     Config(oneshot::Sender<serde_json::Value>),
-    /// A change. With a time, it is taken back unless it is confirmed within that.
+    /// A change. With a time, it is reverted unless confirmed within that.
     Change(Change, Option<Duration>, Reply<Result<ChangeResult, ChangeError>>),
-    /// What a change would come to; nothing is done.
+    /// What a change would do.
     Diff(Change, Reply<Result<ChangeResult, ChangeError>>),
-    /// The last change that waits to be confirmed shall stay.
+    /// Keep the unconfirmed change.
     Confirm(Reply<Result<ChangeResult, ChangeError>>),
-    /// The configuration file is applied as it is now, or could not be read: why.
+    /// Apply the configuration file, or report why it could not be read.
     Reload(Box<Result<ConfigFile, String>>, Reply<Result<ChangeResult, ChangeError>>),
-    /// Learned stations shall be forgotten. How many were.
+    /// Flush FDB entries. Returns their number.
     Flush(Flush, Reply<Result<u64, ChangeError>>),
-    /// Whatever measure holds this port shall be lifted. What was lifted, in sentences.
+    /// Release a port from loop or storm quarantine.
     Release(String, Reply<Result<ChangeResult, ChangeError>>),
-    /// What has happened, of what is kept, and what will happen from then on.
+    /// Stored and later events.
     Events(EventFilter, oneshot::Sender<Result<History, ChangeError>>),
 }
 
 impl Request {
-    /// Whether it is a change whose client has gone: it is not made.
+    /// Whether its client has disconnected: it is skipped.
     pub fn is_abandoned(&self) -> bool {
         match self {
             Request::Change(_, _, reply) | Request::Diff(_, reply) | Request::Confirm(reply) => reply.is_abandoned(),
@@ -97,39 +97,37 @@ impl Request {
             _ => false,
         }
     }
-}
 
-impl Request {
-    /// Whether it asks for another configuration.
+    /// Whether it changes the configuration.
     pub fn is_change(&self) -> bool {
         matches!(self, Request::Change(..) | Request::Confirm(_) | Request::Reload(..))
     }
 }
 
-/// Which stations to forget: those to which all that is given applies.
+/// Filter for flushing FDB entries: those that match all given fields.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Flush {
-    /// Those of this network.
+    /// On this network.
     pub network: Option<String>,
-    /// Those behind this port or uplink.
+    /// At this port or uplink.
     pub port: Option<String>,
-    /// This one.
+    /// With this address.
     pub mac: Option<crate::wire::Mac>,
 }
 
-/// Why there is no answer.
+/// Why there is no reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the switch is shutting down, or a worker hangs, as its log says; a change that was under way and is not answered may have been kept"
 )]
 pub struct ShuttingDown;
 
-/// The way to the controller. Clones share it.
+/// Sends requests to the controller. Clones share the channel.
 #[derive(Debug, Clone)]
 pub struct Handle(mpsc::Sender<Request>);
 
 impl Handle {
-    /// A handle and the end that the controller reads.
+    /// Creates a handle, and the receiver for the controller.
     pub fn new() -> (Handle, mpsc::Receiver<Request>) {
         let (send, read) = mpsc::channel(64);
         (Handle(send), read)
@@ -141,12 +139,12 @@ impl Handle {
         answer.await.map_err(|_| ShuttingDown)
     }
 
-    async fn request_with_permit<T>(
+    async fn request_with<T>(
         &self,
-        hold: Permit,
+        permit: Permit,
         request: impl FnOnce(Reply<T>) -> Request,
     ) -> Result<T, ShuttingDown> {
-        self.request(|answer| request(Reply { answer, _permit: hold })).await
+        self.request(|answer| request(Reply { answer, _permit: permit })).await
     }
 
     /// All ports, in the order of the configuration.
@@ -169,14 +167,9 @@ impl Handle {
         self.request(Request::Networks).await
     }
 
-    /// All stations: pinned ones first, then frozen ones, then learned ones, each by network and address.
-    pub async fn fdb(&self) -> Result<Vec<StationView>, ShuttingDown> {
-        self.fdb_with_permit(Box::new(())).await
-    }
-
-    /// The same, as a request that takes up something.
-    pub async fn fdb_with_permit(&self, hold: Permit) -> Result<Vec<StationView>, ShuttingDown> {
-        self.request_with_permit(hold, Request::Fdb).await
+    /// All FDB entries: pinned, then dampened, then learned ones, each by network and MAC address.
+    pub async fn fdb(&self, permit: Permit) -> Result<Vec<StationView>, ShuttingDown> {
+        self.request_with(permit, Request::Fdb).await
     }
 
     /// All workers.
@@ -184,116 +177,84 @@ impl Handle {
         self.request(Request::Workers).await
     }
 
-    /// All reasons for which frames have died, by port and direction.
+    /// Drop counters by port, direction and reason.
     pub async fn drops(&self) -> Result<Vec<DropView>, ShuttingDown> {
         self.request(Request::Drops).await
     }
 
-    /// The loops that there are, who joins networks, and the loops that were lately.
+    /// Active and recent loops, and bridged networks.
     pub async fn loops(&self) -> Result<Vec<LoopStatus>, ShuttingDown> {
         self.request(Request::Loops).await
     }
 
-    /// The storms that there are, and those that were lately.
+    /// Active and recent storms.
     pub async fn storms(&self) -> Result<Vec<StormStatus>, ShuttingDown> {
         self.request(Request::Storms).await
     }
 
-    /// How many loops and storms there were, and what became of probes.
+    /// Counters of loops, storms and probes.
     pub async fn loop_counts(&self) -> Result<LoopCounts, ShuttingDown> {
         self.request(Request::LoopCounts).await
     }
 
-    /// Whether every frame is accounted for, as the workers themselves have it.
+    /// Counter audit: whether each received frame is counted as forwarded or dropped.
     pub async fn audit(&self) -> Result<AuditView, ShuttingDown> {
         self.request(Request::Audit).await
     }
 
-    /// The configuration.
+    /// The configuration as JSON.
     pub async fn config(&self) -> Result<serde_json::Value, ShuttingDown> {
         self.request(Request::Config).await
     }
 
-    /// Makes a change. When this returns it is true on every worker, and kept.
+    /// Makes a change. When this returns, it is active on every worker, and stored. Not made if this future is dropped
+    /// before its turn. With `confirm`, it is reverted unless confirmed within that time.
     pub async fn change(
         &self,
         change: Change,
         confirm: Option<Duration>,
+        permit: Permit,
     ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.change_with_permit(change, confirm, Box::new(())).await
+        self.request_with(permit, |reply| Request::Change(change, confirm, reply)).await
     }
 
-    /// The same, as a request that takes up something. It is not made if this future is dropped before its turn.
-    pub async fn change_with_permit(
+    /// What a change would do. Changes nothing.
+    pub async fn diff(
         &self,
         change: Change,
-        confirm: Option<Duration>,
-        hold: Permit,
+        permit: Permit,
     ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.request_with_permit(hold, |reply| Request::Change(change, confirm, reply)).await
+        self.request_with(permit, |reply| Request::Diff(change, reply)).await
     }
 
-    /// What a change would come to.
-    pub async fn diff(&self, change: Change) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.diff_with_permit(change, Box::new(())).await
+    /// Keeps the unconfirmed change.
+    pub async fn confirm(&self, permit: Permit) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.request_with(permit, Request::Confirm).await
     }
 
-    /// The same, as a request that takes up something.
-    pub async fn diff_with_permit(
-        &self,
-        change: Change,
-        hold: Permit,
-    ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.request_with_permit(hold, |reply| Request::Diff(change, reply)).await
-    }
-
-    /// Keeps the change that waits to be confirmed.
-    pub async fn confirm(&self) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.confirm_with_permit(Box::new(())).await
-    }
-
-    /// The same, as a request that takes up something.
-    pub async fn confirm_with_permit(&self, hold: Permit) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.request_with_permit(hold, Request::Confirm).await
-    }
-
-    /// Applies the configuration file as it is now, or says why it could not be read.
+    /// Applies the configuration file, or reports why it could not be read.
     pub async fn reload(
         &self,
         file: Result<ConfigFile, String>,
     ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.request_with_permit(Box::new(()), |reply| Request::Reload(file.into(), reply)).await
+        self.request_with(Box::new(()), |reply| Request::Reload(file.into(), reply)).await
     }
 
-    /// Forgets learned stations, and says how many.
-    pub async fn flush(&self, flush: Flush) -> Result<Result<u64, ChangeError>, ShuttingDown> {
-        self.flush_with_permit(flush, Box::new(())).await
+    /// Flushes learned FDB entries. Returns their number.
+    pub async fn flush(&self, flush: Flush, permit: Permit) -> Result<Result<u64, ChangeError>, ShuttingDown> {
+        self.request_with(permit, |reply| Request::Flush(flush, reply)).await
     }
 
-    /// The same, as a request that takes up something.
-    pub async fn flush_with_permit(
-        &self,
-        flush: Flush,
-        hold: Permit,
-    ) -> Result<Result<u64, ChangeError>, ShuttingDown> {
-        self.request_with_permit(hold, |reply| Request::Flush(flush, reply)).await
-    }
-
-    /// Lifts whatever measure holds a port.
-    pub async fn release(&self, port: String) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.release_with_permit(port, Box::new(())).await
-    }
-
-    /// The same, as a request that takes up something.
-    pub async fn release_with_permit(
+    /// Releases a port from loop or storm quarantine.
+    pub async fn release(
         &self,
         port: String,
-        hold: Permit,
+        permit: Permit,
     ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.request_with_permit(hold, |reply| Request::Release(port, reply)).await
+        self.request_with(permit, |reply| Request::Release(port, reply)).await
     }
 
-    /// What has happened, and what will.
+    /// Stored events that match, and a receiver of later ones.
     pub async fn events(&self, which: EventFilter) -> Result<Result<History, ChangeError>, ShuttingDown> {
         self.request(|reply| Request::Events(which, reply)).await
     }

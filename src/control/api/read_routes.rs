@@ -84,7 +84,7 @@ pub async fn networks(State(state): State<AppState>) -> Result<Json<Vec<NetworkV
 pub async fn fdb(State(state): State<AppState>) -> Result<Response, ApiError> {
     // Until the last piece is on its way, and until control has it together even if the client goes before.
     let place = state.limits.long_answer().await.map(Arc::new);
-    Ok(long_list(state.handle.fdb_with_permit(Box::new(place.clone())).await?, place))
+    Ok(long_list(state.handle.fdb(Box::new(place.clone())).await?, place))
 }
 
 /// A list as JSON, made while it is sent, so that neither memory nor the thread of control has to

@@ -372,6 +372,14 @@ pub struct AuditView {
     pub floods_between: BetweenView,
     /// Frames that died, over all ports, by direction and reason; only reasons that there were.
     pub drops: Vec<AuditDropView>,
+    /// Slots of the pool: `frames` of the configuration.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub slots: u32,
+    /// Slots that hold no frame, except up to 512 that each worker keeps; an estimate under traffic.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub slots_free: u32,
 }
 
 /// What came in at a port: `rx_frames = forwarded + flooded + drops_in`.

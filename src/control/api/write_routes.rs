@@ -77,7 +77,7 @@ pub async fn diff(
     query_of(query)?;
     let (change, room) = wanted(&state, &headers, body).await?;
     let hold = Box::new((state.limits.change()?, room));
-    Ok(Json(state.handle.diff_with_permit(change, hold).await??))
+    Ok(Json(state.handle.diff(change, hold).await??))
 }
 
 /// Keeps the change that waits to be confirmed
@@ -85,7 +85,7 @@ pub async fn diff(
     responses((status = 200, body = ChangeResult), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub async fn confirm(State(state): State<AppState>) -> ChangeResponse {
     let hold = Box::new(state.limits.change()?);
-    Ok(Json(state.handle.confirm_with_permit(hold).await??))
+    Ok(Json(state.handle.confirm(hold).await??))
 }
 
 /// One port, or several in their order.
@@ -159,7 +159,7 @@ pub async fn detach(State(state): State<AppState>, id: Name) -> ChangeResponse {
 pub async fn release(State(state): State<AppState>, id: Name) -> ChangeResponse {
     let port = port_id(id)?;
     let hold = Box::new(state.limits.change()?);
-    Ok(Json(state.handle.release_with_permit(port, hold).await??))
+    Ok(Json(state.handle.release(port, hold).await??))
 }
 
 /// Which stations to forget.
@@ -181,7 +181,7 @@ pub async fn flush(State(state): State<AppState>, headers: HeaderMap, body: Body
     let text = RequestBody::receive(&headers, body, REQUEST, &state.limits).await?;
     let (flush, room) = text.read(flush_of).await?;
     let hold = Box::new((state.limits.change()?, room));
-    let flushed = state.handle.flush_with_permit(flush, hold).await??;
+    let flushed = state.handle.flush(flush, hold).await??;
     Ok(Json(Flushed { flushed }))
 }
 
@@ -230,5 +230,5 @@ async fn running(state: &AppState) -> Result<SwitchSettings, ApiError> {
 /// already when its client goes.
 async fn make(state: &AppState, change: Change, confirm: Option<Duration>, room: BodyPermit) -> ChangeResponse {
     let hold = Box::new((state.limits.change()?, room));
-    Ok(Json(state.handle.change_with_permit(change, confirm, hold).await??))
+    Ok(Json(state.handle.change(change, confirm, hold).await??))
 }

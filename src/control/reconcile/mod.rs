@@ -616,6 +616,7 @@ impl Controller {
             quarantined: self.mitigation.quarantined(),
             activations: &self.activations,
             since: self.since,
+            pool: self.pool,
         };
         match request {
             Request::Ports(reply) => drop(reply.send(report.ports())),

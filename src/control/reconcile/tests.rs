@@ -1,5 +1,6 @@
 //! The controller over a store that hangs, and over one that becomes usable after the start.
 
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::mpsc as std_mpsc;
 use std::thread;
@@ -10,7 +11,7 @@ use tokio::sync::{broadcast, oneshot};
 use super::*;
 use crate::control::api::handle::Handle;
 use crate::control::config::{Network, parse_json};
-use crate::control::desired::change::Change;
+use crate::control::desired::change::{Change, ChangeError, ChangeResult};
 use crate::control::state::Precedence;
 use crate::control::state::event_log::EventFilter;
 use crate::control::state::store::{Store, StoredStation};
@@ -26,11 +27,16 @@ fn apply(networks: &[&str]) -> Change {
     Change::Apply(config(networks))
 }
 
+/// Applies a configuration of these networks.
+async fn change(handle: &Handle, networks: &[&str]) -> Result<ChangeResult, ChangeError> {
+    handle.change(apply(networks), None, Box::new(())).await.unwrap()
+}
+
 async fn networks(handle: &Handle) -> Vec<String> {
     handle.networks().await.unwrap().into_iter().map(|network| network.network_id).collect()
 }
 
-async fn begin(file: Config, path: &std::path::Path) -> (Config, StateStore) {
+async fn begin(file: Config, path: &Path) -> (Config, StateStore) {
     StateStore::open(Some(file.into()), Some(path), Precedence::Merge).await.unwrap()
 }
 
@@ -44,25 +50,24 @@ async fn hang(store: &Store) -> std_mpsc::Sender<()> {
 /// Runs a switch with network "a" during `request`, and stops it in order.
 async fn while_running(request: impl AsyncFnOnce(Handle, Arc<Store>)) {
     let dir = tempfile::tempdir().unwrap();
-    run(config(&["a"]), &dir.path().join("state.db"), async |_| {}, request).await;
-}
-
-/// Runs a switch with this configuration during `request`, and stops it in order. `partial` receives the controller
-/// before it runs.
-async fn run(
-    file: Config,
-    path: &std::path::Path,
-    begun: impl AsyncFnOnce(&mut Controller),
-    request: impl AsyncFnOnce(Handle, Arc<Store>),
-) {
-    let begun_with = begin(file, path).await;
+    let path = dir.path().join("state.db");
+    let begun_with = begin(config(&["a"]), &path).await;
     let store = begun_with.1.store().unwrap().clone();
-    run_over(begun_with, begun, async |handle| request(handle, store).await).await;
+    run_over(begun_with, async |handle| request(handle, store).await).await;
     assert!(!path.with_extension("db-wal").exists(), "the store is closed when the switch has stopped");
 }
 
-/// The same, over a state that may not be usable yet.
-async fn run_over(
+/// Runs a switch with these networks over the state at `path`, usable or not, during `request`, and stops it in order.
+async fn run(networks: &[&str], path: &Path, request: impl AsyncFnOnce(Handle)) {
+    run_over(begin(config(networks), path).await, request).await;
+}
+
+async fn run_over(begun_with: (Config, StateStore), request: impl AsyncFnOnce(Handle)) {
+    run_prepared(begun_with, async |_| {}, request).await;
+}
+
+/// The same; `begun` receives the controller before it runs.
+async fn run_prepared(
     (first, state_store): (Config, StateStore),
     begun: impl AsyncFnOnce(&mut Controller),
     request: impl AsyncFnOnce(Handle),
@@ -110,6 +115,11 @@ async fn history(handle: &Handle, after: Option<u64>) -> (Vec<Event>, broadcast:
     handle.events(EventFilter { since: None, after }).await.unwrap().unwrap()
 }
 
+/// Live events so far.
+fn received(live: &mut broadcast::Receiver<Event>) -> Vec<Event> {
+    std::iter::from_fn(|| live.try_recv().ok()).collect()
+}
+
 fn ids(events: &[Event]) -> Vec<u64> {
     events.iter().map(|event| event.id).collect()
 }
@@ -119,13 +129,19 @@ fn texts(events: &[Event]) -> Vec<String> {
 }
 
 /// Creates a state file with these events next to `path`, and a directory at `path`. Returns the path of the file.
-async fn unusable(path: &std::path::Path, events: Vec<Event>) -> std::path::PathBuf {
+async fn unusable(path: &Path, events: Vec<Event>) -> PathBuf {
     let away = path.with_extension("away");
     let (store, _) = Store::open(away.clone()).await.unwrap();
     store.append_events(events).await.unwrap();
     store.close().await;
     std::fs::create_dir(path).unwrap();
     away
+}
+
+/// Puts the file at `away` in the place of the directory at `path`.
+fn make_usable(path: &Path, away: &Path) {
+    std::fs::remove_dir(path).unwrap();
+    std::fs::rename(away, path).unwrap();
 }
 
 fn earlier(id: u64) -> Event {
@@ -143,7 +159,7 @@ async fn events_emitted_before_the_state_is_usable_do_not_collide_with_stored_on
     let path = dir.path().join("state.db");
     let away = unusable(&path, (1..=3).map(earlier).collect()).await;
     let mut all = Vec::new();
-    run_over(
+    run_prepared(
         begin(config(&["a"]), &path).await,
         async |controller| {
             let event = controller.event(EventKind::Config, "early".into());
@@ -151,7 +167,7 @@ async fn events_emitted_before_the_state_is_usable_do_not_collide_with_stored_on
         },
         async |handle| {
             // Without the state, a message without an id reports that stored events are missing.
-            handle.change(apply(&["a", "x"]), None).await.unwrap().unwrap_err();
+            change(&handle, &["a", "x"]).await.unwrap_err();
             let (before, mut live) = history(&handle, None).await;
             assert!(before[0].id == 0 && before[0].text.contains("stored events are missing here"), "{before:?}");
             let (first, last) = (before[1].id, before.last().unwrap().id);
@@ -164,15 +180,14 @@ async fn events_emitted_before_the_state_is_usable_do_not_collide_with_stored_on
             assert_eq!(ids(&history(&handle, Some(first)).await.0), ids(&before)[2..]);
             assert_eq!(history(&handle, Some(last)).await.0, []);
 
-            std::fs::remove_dir(&path).unwrap();
-            std::fs::rename(&away, &path).unwrap();
-            handle.change(apply(&["a", "b"]), None).await.unwrap().unwrap();
+            make_usable(&path, &away);
+            change(&handle, &["a", "b"]).await.unwrap();
             // The answer has each event once, and a follower missed none.
             (all, _) = history(&handle, None).await;
             assert_eq!(ids(&all)[..3], [1, 2, 3]);
             assert_eq!(all[3..5], before[1..]);
             assert!(is_increasing(&all) && all[3..].iter().all(|event| event.start == all[3].start), "{all:?}");
-            let emitted: Vec<Event> = std::iter::from_fn(|| live.try_recv().ok()).collect();
+            let emitted = received(&mut live);
             assert_eq!(emitted, all[5..]);
             assert_eq!(history(&handle, Some(last)).await.0, emitted);
             assert_eq!(
@@ -183,16 +198,11 @@ async fn events_emitted_before_the_state_is_usable_do_not_collide_with_stored_on
     )
     .await;
     // A restart answers the same, and continues after it.
-    run(
-        config(&["a"]),
-        &path,
-        async |_| {},
-        async |handle, _| {
-            assert_eq!(history(&handle, None).await.0, all);
-            handle.change(apply(&["a"]), None).await.unwrap().unwrap();
-            assert_eq!(ids(&history(&handle, Some(all.last().unwrap().id)).await.0), [all.last().unwrap().id + 1]);
-        },
-    )
+    run(&["a"], &path, async |handle| {
+        assert_eq!(history(&handle, None).await.0, all);
+        change(&handle, &["a"]).await.unwrap();
+        assert_eq!(ids(&history(&handle, Some(all.last().unwrap().id)).await.0), [all.last().unwrap().id + 1]);
+    })
     .await;
 }
 
@@ -204,35 +214,22 @@ async fn events_get_new_ids_if_stored_ones_have_greater_ids() {
     let far = 1 << 52;
     let away = unusable(&path, (far..far + 2).map(earlier).collect()).await;
     let mut all = Vec::new();
-    run_over(
-        begin(config(&["a"]), &path).await,
-        async |_| {},
-        async |handle| {
-            let (before, mut live) = history(&handle, None).await;
-            std::fs::remove_dir(&path).unwrap();
-            std::fs::rename(&away, &path).unwrap();
-            handle.change(apply(&["a", "b"]), None).await.unwrap().unwrap();
-            (all, _) = history(&handle, None).await;
-            assert_eq!(ids(&all), (far..far + 6).collect::<Vec<_>>());
-            assert_eq!(all[2].text, before[1].text, "the event is not lost");
-            assert!(
-                all[2].start != before[1].start && all[2..].iter().all(|event| event.start == all[2].start),
-                "{all:?}"
-            );
-            let emitted: Vec<Event> = std::iter::from_fn(|| live.try_recv().ok()).collect();
-            assert_eq!(emitted, all[3..]);
-            assert!(emitted[1].text.contains(&format!("new ids, from {} on", far + 2)), "{emitted:?}");
-        },
-    )
+    run(&["a"], &path, async |handle| {
+        let (before, mut live) = history(&handle, None).await;
+        make_usable(&path, &away);
+        change(&handle, &["a", "b"]).await.unwrap();
+        (all, _) = history(&handle, None).await;
+        assert_eq!(ids(&all), (far..far + 6).collect::<Vec<_>>());
+        assert_eq!(all[2].text, before[1].text, "the event is not lost");
+        assert!(all[2].start != before[1].start && all[2..].iter().all(|event| event.start == all[2].start), "{all:?}");
+        let emitted = received(&mut live);
+        assert_eq!(emitted, all[3..]);
+        assert!(emitted[1].text.contains(&format!("new ids, from {} on", far + 2)), "{emitted:?}");
+    })
     .await;
-    run(
-        config(&["a"]),
-        &path,
-        async |_| {},
-        async |handle, _| {
-            assert_eq!(history(&handle, None).await.0, all);
-        },
-    )
+    run(&["a"], &path, async |handle| {
+        assert_eq!(history(&handle, None).await.0, all);
+    })
     .await;
 }
 
@@ -252,11 +249,11 @@ async fn a_start_that_cannot_read_the_last_event_id_reuses_no_id() {
         drop(go_on);
     });
     let request = async |handle: Handle| {
-        handle.change(apply(&["a", "b"]), None).await.unwrap().unwrap();
+        change(&handle, &["a", "b"]).await.unwrap();
         let (all, _) = history(&handle, None).await;
         assert!(ids(&all)[..3] == [1, 2, 3] && all.len() == 4 && is_increasing(&all), "{all:?}");
     };
-    run_over(begun_with, async |_| {}, request).await;
+    run_over(begun_with, request).await;
 }
 
 /// The start waited for loops and FDB entries without limit.
@@ -269,7 +266,7 @@ async fn a_disk_that_hangs_after_the_state_is_open_does_not_hold_up_the_start() 
         assert_eq!(handle.networks().await.unwrap().len(), 1);
         drop(go_on);
     };
-    run_over(begun_with, async |_| {}, request).await;
+    run_over(begun_with, request).await;
 }
 
 /// Events about an edit of the configuration file were stored without an id, so that no follower received them.
@@ -277,42 +274,27 @@ async fn a_disk_that_hangs_after_the_state_is_open_does_not_hold_up_the_start() 
 async fn events_about_an_edit_of_the_file_have_ids() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state.db");
-    run(
-        config(&["a"]),
-        &path,
-        async |_| {},
-        async |handle, _| {
-            handle.change(apply(&["a", "b"]), None).await.unwrap().unwrap();
-        },
-    )
+    run(&["a"], &path, async |handle| {
+        change(&handle, &["a", "b"]).await.unwrap();
+    })
     .await;
     let away = path.with_extension("away");
     std::fs::rename(&path, &away).unwrap();
     // The state is usable after the start, and at the start.
     std::fs::create_dir(&path).unwrap();
-    run_over(
-        begin(config(&["a", "c"]), &path).await,
-        async |_| {},
-        async |handle| {
-            let mut live = history(&handle, None).await.1;
-            std::fs::remove_dir(&path).unwrap();
-            std::fs::rename(&away, &path).unwrap();
-            handle.change(apply(&["a"]), None).await.unwrap().unwrap();
-            let emitted: Vec<Event> = std::iter::from_fn(|| live.try_recv().ok()).collect();
-            assert!(emitted[1].text.contains("has been edited") && is_increasing(&emitted), "{emitted:?}");
-        },
-    )
+    run(&["a", "c"], &path, async |handle| {
+        let mut live = history(&handle, None).await.1;
+        make_usable(&path, &away);
+        change(&handle, &["a"]).await.unwrap();
+        let emitted = received(&mut live);
+        assert!(emitted[1].text.contains("has been edited") && is_increasing(&emitted), "{emitted:?}");
+    })
     .await;
-    run(
-        config(&["a", "c", "d"]),
-        &path,
-        async |_| {},
-        async |handle, _| {
-            let (all, _) = history(&handle, None).await;
-            assert!(all.last().unwrap().text.contains("has been edited") && is_increasing(&all), "{all:?}");
-            assert!(all[0].id > 0);
-        },
-    )
+    run(&["a", "c", "d"], &path, async |handle| {
+        let (all, _) = history(&handle, None).await;
+        assert!(all.last().unwrap().text.contains("has been edited") && is_increasing(&all), "{all:?}");
+        assert!(all[0].id > 0);
+    })
     .await;
 }
 
@@ -320,8 +302,8 @@ async fn events_about_an_edit_of_the_file_have_ids() {
 async fn while_the_disk_hangs_requests_are_answered_and_changes_wait_in_order() {
     while_running(async |handle, store| {
         let go_on = hang(&store).await;
-        let mut first = pin!(handle.change(apply(&["a", "b"]), None));
-        let mut second = pin!(handle.change(apply(&["a", "b", "c"]), None));
+        let mut first = pin!(change(&handle, &["a", "b"]));
+        let mut second = pin!(change(&handle, &["a", "b", "c"]));
         for _ in 0..20 {
             tokio::select! {
                 biased;
@@ -330,17 +312,17 @@ async fn while_the_disk_hangs_requests_are_answered_and_changes_wait_in_order() 
                 there = networks(&handle) => assert_eq!(there, ["a"]),
             }
             assert_eq!(handle.workers().await.unwrap().len(), 1, "the watchdog's request is answered");
-            assert_eq!(handle.diff(apply(&["b"])).await.unwrap().unwrap().changes.len(), 2);
+            assert_eq!(handle.diff(apply(&["b"]), Box::new(())).await.unwrap().unwrap().changes.len(), 2);
         }
         let (mut messages, mut live) = handle.events(EventFilter::default()).await.unwrap().unwrap();
         assert!(messages.remove(0).text.contains("stored events are missing here"), "the reply reports missing events");
         assert_eq!(messages, [], "events in memory are answered, and events not stored yet are not emitted");
         drop(go_on);
         let (first, second) = tokio::join!(first, second);
-        assert_eq!(first.unwrap().unwrap().changes, ["network \"b\" is new, with MTU 1500"]);
-        assert_eq!(second.unwrap().unwrap().changes, ["network \"c\" is new, with MTU 1500"]);
+        assert_eq!(first.unwrap().changes, ["network \"b\" is new, with MTU 1500"]);
+        assert_eq!(second.unwrap().changes, ["network \"c\" is new, with MTU 1500"]);
         assert_eq!(networks(&handle).await, ["a", "b", "c"]);
-        messages.extend(std::iter::from_fn(|| live.try_recv().ok()));
+        messages.extend(received(&mut live));
         let expected = ["network \"b\" is new, with MTU 1500", "network \"c\" is new, with MTU 1500"];
         assert_eq!(texts(&messages), expected, "each event once");
         assert_eq!(texts(&store.events(None, 10).await.unwrap()), expected);
@@ -352,18 +334,19 @@ async fn while_the_disk_hangs_requests_are_answered_and_changes_wait_in_order() 
 async fn while_the_disk_hangs_an_unconfirmed_change_is_reverted() {
     while_running(async |handle, store| {
         // Possible orphans are stored before they are created.
-        handle.change(apply(&["a", "b"]), Some(Duration::from_millis(200))).await.unwrap().unwrap();
+        let confirm = Some(Duration::from_millis(200));
+        handle.change(apply(&["a", "b"]), confirm, Box::new(())).await.unwrap().unwrap();
         let go_on = hang(&store).await;
         // It cannot be confirmed: that would have to be stored.
         while networks(&handle).await != ["a"] {}
-        let mut next = pin!(handle.change(apply(&["c"]), None));
+        let mut next = pin!(change(&handle, &["c"]));
         tokio::select! {
             biased;
             _ = &mut next => panic!("it is not kept yet"),
             there = networks(&handle) => assert_eq!(there, ["a"]),
         }
         drop(go_on);
-        next.await.unwrap().unwrap();
+        next.await.unwrap();
         assert_eq!(networks(&handle).await, ["c"]);
         assert_eq!(store.events(None, 10).await.unwrap().len(), 3, "made, reverted, and the next change");
     })
@@ -403,7 +386,7 @@ async fn a_stop_stores_the_stations_also_while_the_state_is_verified_or_stations
                 drop(go_on);
             });
         };
-        run(file.clone(), &path, begun, async |_, _| {}).await;
+        run_prepared(begin(file.clone(), &path).await, begun, async |_| {}).await;
         let (store, _) = Store::open(path.clone()).await.unwrap();
         let stored: Vec<Mac> =
             store.stations_page(0, usize::MAX).await.unwrap().0.iter().map(|station| station.mac_address).collect();

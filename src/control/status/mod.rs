@@ -17,6 +17,7 @@ use crate::control::compile::uplink_groups::uplink_groups;
 use crate::control::config::{Config, Device, Named, Network, UplinkNetwork};
 use crate::control::reconcile::port::{Port, State};
 use crate::control::workers::WorkerHandles;
+use crate::frame::Pool;
 use crate::switch::{DropReason, NetworkId, PortId};
 use crate::telemetry::audit::Snapshot;
 use crate::time;
@@ -41,6 +42,8 @@ pub struct StatusBuilder<'a> {
     pub activations: &'a Activations,
     /// Since when everything is counted.
     pub since: SystemTime,
+    /// Frame slots of the workers.
+    pub pool: &'static Pool,
 }
 
 impl StatusBuilder<'_> {
@@ -343,6 +346,8 @@ impl StatusBuilder<'_> {
             frames_between: between(audit.frames_between()),
             floods_between: between(audit.floods_between()),
             drops,
+            slots: self.pool.slots(),
+            slots_free: self.pool.free(),
         }
     }
 

@@ -79,6 +79,8 @@ pub(super) struct Queue {
     /// Maximum number of frames left in the socket's queue because they could not be read; their slots were released.
     unread: u32,
     rx_missed: u64,
+    /// Errno with which the last receive ended.
+    rx_error: Option<i32>,
     /// Learned length limits: of single frames, and of GSO packets.
     limit: Limit,
     gso_limit: Limit,
@@ -128,6 +130,7 @@ impl Queue {
             ring_stuck: false,
             unread: 0,
             rx_missed: 0,
+            rx_error: None,
             limit: Limit::new(),
             gso_limit: Limit::new(),
         }
@@ -178,6 +181,7 @@ impl Queue {
 
     /// Receives from the socket.
     fn receive_each(&mut self, batch: &mut Batch) {
+        self.rx_error = None;
         for _ in 0..BURST {
             if batch.is_full() {
                 break;
@@ -202,7 +206,11 @@ impl Queue {
                     }
                     // EINVAL: the header cannot express its offloads; the kernel has dropped the frame.
                     Err(e) if e.kind() == ErrorKind::InvalidInput => Err(RxError::Lost),
-                    Err(_) => Err(RxError::Failed),
+                    Err(e) => {
+                        let is_transient = matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM));
+                        self.rx_error = e.raw_os_error().filter(|_| !is_transient);
+                        Err(RxError::Failed)
+                    }
                 }
             });
             match in_buffer {
@@ -386,6 +394,14 @@ impl Device for Queue {
         }
         self.has_error |= self.rx_socket.is_troubled();
         self.has_error || self.ring_stopped
+    }
+
+    fn rx_error(&self) -> Option<i32> {
+        self.rx_error
+    }
+
+    fn report_rx_error(&self, errno: Option<i32>) {
+        self.observed.report_rx_error(errno);
     }
 
     fn rx_missed(&mut self) -> u64 {

@@ -13,7 +13,7 @@ mod queue;
 use std::io;
 
 use self::queue::Tap;
-use super::{Device, DeviceLocation, OpenError, Opened, Removal};
+use super::{Device, DeviceLocation, Observed, OpenError, Opened, Removal};
 use crate::sys::link::{self, Found, Link, TapInfo, Wanted};
 use crate::sys::netns::{self, Netns, within};
 use crate::sys::tun::{self, Flags, Offloads, Queue};
@@ -260,9 +260,18 @@ fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, Open
     let created = found.is_none();
     let made = created || link.alias == settings.alias();
     let takes = configure(settings, &link, &queues[0], made, created, &mut warnings)?;
-    let tap = |queue| Box::new(Tap::new(queue, settings.offloads, takes)) as Box<dyn Device>;
+    let observed = Observed::default();
+    let tap = |queue| Box::new(Tap::new(queue, settings.offloads, takes, observed.clone())) as Box<dyn Device>;
     let queues = queues.into_iter().map(tap).collect();
-    Ok(Some(Opened { queues, made, warnings, mode: None, egress: None, may_lose_tags: false, observed: None }))
+    Ok(Some(Opened {
+        queues,
+        made,
+        warnings,
+        mode: None,
+        egress: None,
+        may_lose_tags: false,
+        observed: Some(observed),
+    }))
 }
 
 /// Checks an existing netdev against the settings; returns its tap attributes.

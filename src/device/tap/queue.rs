@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::device::{Device, DeviceCaps};
+use crate::device::{Device, DeviceCaps, Observed};
 use crate::frame::{Batch, FrameRef, Magazine, TxBatch, TxStats, TxStatus};
 use crate::sys::tun::{NoFrame, Queue, Unsent};
 use crate::wire::{Offload, OffloadSet};
@@ -26,12 +26,15 @@ pub(super) struct Tap {
     takes: OffloadSet,
     /// Frames that the kernel could not deliver, since the last query.
     rx_missed: u64,
+    /// Errno with which the last receive ended.
+    rx_error: Option<i32>,
+    observed: Observed,
 }
 
 impl Tap {
     /// A queue whose frames have a `virtio_net_hdr` in front if `header`, and that accepts the offloads `takes`.
-    pub(super) fn new(queue: Queue, header: bool, takes: OffloadSet) -> Tap {
-        Tap { queue, header, takes, rx_missed: 0 }
+    pub(super) fn new(queue: Queue, header: bool, takes: OffloadSet, observed: Observed) -> Tap {
+        Tap { queue, header, takes, rx_missed: 0, rx_error: None, observed }
     }
 
     #[inline]
@@ -60,6 +63,7 @@ impl Tap {
 
 impl Device for Tap {
     fn receive(&mut self, batch: &mut Batch, _: &mut Magazine) -> io::Result<()> {
+        self.rx_error = None;
         // Lost frames count towards the maximum as well.
         for _ in 0..MAX_BURST {
             if batch.is_full() {
@@ -69,6 +73,10 @@ impl Device for Tap {
                 Ok(()) => {}
                 Err(NoFrame::Empty) => break,
                 Err(NoFrame::Lost) => self.rx_missed += 1,
+                Err(NoFrame::Failed(error)) => {
+                    self.rx_error = Some(error.raw_os_error());
+                    break;
+                }
                 Err(NoFrame::Gone(e)) => return Err(e),
             }
         }
@@ -111,6 +119,14 @@ impl Device for Tap {
 
     fn offload_set(&self) -> OffloadSet {
         self.takes
+    }
+
+    fn rx_error(&self) -> Option<i32> {
+        self.rx_error
+    }
+
+    fn report_rx_error(&self, errno: Option<i32>) {
+        self.observed.report_rx_error(errno);
     }
 
     fn rx_missed(&mut self) -> u64 {

@@ -420,6 +420,8 @@ pub fn audit() -> AuditView {
             description: "port security does not allow this source here".into(),
             frames: 2,
         }],
+        slots: 65536,
+        slots_free: 65400,
     }
 }
 

@@ -108,7 +108,7 @@ impl Inside {
     }
 
     pub fn try_change(&self, change: Change) -> Result<ChangeResult, ChangeError> {
-        self.wait(self.handle.change(change, None)).unwrap()
+        self.wait(self.handle.change(change, None, Box::new(()))).unwrap()
     }
 
     pub fn change(&self, change: Change) -> ChangeResult {
@@ -138,7 +138,7 @@ impl Inside {
     }
 
     pub fn fdb(&self) -> Vec<StationView> {
-        self.wait(self.handle.fdb()).unwrap()
+        self.wait(self.handle.fdb(Box::new(()))).unwrap()
     }
 
     pub fn await_active(&self, vif: &Vif) -> PortView {
