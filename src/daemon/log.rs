@@ -65,6 +65,9 @@ enum Line {
 impl Log {
     /// Installs this as the log of the process, for `tracing` and panics. Lines are queued and not written before
     /// [`start`](Log::start) or [`finish`](Log::finish).
+    ///
+    /// A panic in any thread ends the process by `SIGABRT`, in every build: without one of its threads the switch would
+    /// look alive to the supervisor, which would not restart it.
     pub fn install() -> Log {
         let log = Log::default();
         let filter = EnvFilter::try_from_env("VIFSWITCH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
@@ -85,6 +88,7 @@ impl Log {
             }
             panics.say(&text);
             panics.finish();
+            std::process::abort();
         }));
         log
     }
@@ -298,8 +302,11 @@ mod tests {
     use std::fs::File;
     use std::io::Read;
     use std::os::fd::OwnedFd;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
 
     use rustix::pipe::{fcntl_setpipe_size, pipe};
+    use rustix::process::Signal;
 
     use super::*;
 
@@ -351,6 +358,24 @@ mod tests {
             }
         }
         assert!(gaps > 0 && next == total, "{gaps} {next}");
+    }
+
+    /// Runs itself again, as the process that panics.
+    #[test]
+    fn a_panic_in_any_thread_is_logged_and_aborts_the_process() {
+        const CHILD: &str = "VIFSWITCH_TEST_PANICS";
+        if std::env::var_os(CHILD).is_some() {
+            let _log = Log::install();
+            thread::spawn(|| panic!("on purpose")).join().unwrap_err();
+            std::process::exit(0);
+        }
+        let (_, module) = module_path!().split_once("::").unwrap();
+        let name = format!("{module}::a_panic_in_any_thread_is_logged_and_aborts_the_process");
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", &name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.signal(), Some(Signal::ABORT.as_raw()), "{text}");
+        assert!(text.contains("on purpose") && text.contains("log.rs"), "{text}");
     }
 
     #[test]

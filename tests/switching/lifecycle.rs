@@ -7,6 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
+use rustix::event::Timespec;
 use rustix::process::Signal;
 use support::host::daemon::{Daemon, Vif, config, page, sums};
 use support::host::nic::{Nic, experiment};
@@ -259,9 +260,19 @@ fn metrics_and_json_agree() {
     // Another process may take the port between these two lines; several ports are tried.
     let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (daemon, address): (Daemon, SocketAddr) = await_that("a free port", || {
-        let address = free();
+        let (address, mut daemon) = (free(), Daemon::new());
         let switch = format!("metrics = \"{address}\"");
-        std::panic::catch_unwind(|| (Daemon::with(&switch, &[("net1", 1500)], &vifs), address)).ok()
+        daemon.configure(&config(&daemon.socket(), &switch, &[("net1", 1500)], &vifs));
+        daemon.spawn_over("--config", &daemon.file());
+        let is_ready = |note: &str| note.lines().any(|line| line == "READY=1");
+        while daemon.is_running() {
+            if daemon.note_within(Timespec { tv_sec: 0, tv_nsec: 20_000_000 }).is_some_and(|note| is_ready(&note)) {
+                return Some((daemon, address));
+            }
+        }
+        // Another process may have taken it in the meantime; nothing else may keep the switch from starting.
+        assert!(daemon.log().contains("in use"), "{}", daemon.log());
+        None
     });
     let setup = Setup { daemon, vifs, spaces };
     traffic(&setup);

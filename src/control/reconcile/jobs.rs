@@ -6,7 +6,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -118,8 +117,7 @@ impl Jobs {
     fn work(&self) {
         let mut next = self.lock().next();
         while let Some((netns, ticket, work)) = next {
-            // A panic ends the process where it is released. Elsewhere the lane goes on.
-            let _ = catch_unwind(AssertUnwindSafe(work));
+            work();
             let mut job_queues = self.lock();
             job_queues.finish(&netns, &ticket);
             next = job_queues.next();

@@ -296,7 +296,13 @@ impl Daemon {
         };
         // Drops notifications of the ended run.
         while self.notified.recv(&mut [0; 4096]).is_ok() {}
+        self.must_not_have_panicked();
         ended
+    }
+
+    fn must_not_have_panicked(&self) {
+        let log = self.log();
+        assert!(!log.contains("panicked at"), "the switch has panicked:\n{log}");
     }
 
     /// Ends it by `signal`.
@@ -405,6 +411,8 @@ impl Drop for Daemon {
             drop(Killed(child));
             if std::thread::panicking() {
                 eprintln!("the switch said:\n{}", self.log());
+            } else {
+                self.must_not_have_panicked();
             }
         }
     }
