@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::{DeviceLocation, OpenError, vxlan};
 use crate::sys::link::{self, Link};
-use crate::sys::netns::{self, within};
+use crate::sys::netns::within;
 use crate::sys::tun;
 
 /// Runs `work` in the namespace of the device.
@@ -19,11 +19,7 @@ pub(super) fn in_namespace<T: Send>(
         let reason = "invalid device name; use 1 to 15 bytes without spaces, '/', ':' and '%'";
         return Err(refused(location, reason));
     }
-    within(&location.netns, work).map_err(|source| match source.kind() {
-        _ if netns::is_unbound(&source) => OpenError::Unbound { at: location.clone() },
-        io::ErrorKind::NotFound => OpenError::NoNamespace { at: location.clone() },
-        _ => OpenError::Io { at: location.clone(), attempt: "entering the namespace", source },
-    })?
+    within(&location.netns, work).map_err(|source| OpenError::entering(location, source))?
 }
 
 /// Finds the netdev, which must be up with carrier; returns it with warnings. `mtu`: the network's.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::frame::{BURST, Batch, Magazine, Pool, TxBatch, TxStats};
-use crate::sys::netns::Netns;
+use crate::sys::netns::{self, Netns};
 use crate::time::MonoTime;
 use crate::wire::OffloadSet;
 
@@ -209,6 +209,18 @@ pub enum OpenError {
         /// Error of the system call.
         source: io::Error,
     },
+}
+
+impl OpenError {
+    /// Error of entering the namespace of a device, or of asking which one it is.
+    pub fn entering(at: &DeviceLocation, source: io::Error) -> OpenError {
+        let at = at.clone();
+        match source.kind() {
+            _ if netns::is_unbound(&source) => OpenError::Unbound { at },
+            io::ErrorKind::NotFound => OpenError::NoNamespace { at },
+            _ => OpenError::Io { at, attempt: "entering the namespace", source },
+        }
+    }
 }
 
 /// Opens a device; does not retry. Blocks, so do not call it from an async runtime's thread.

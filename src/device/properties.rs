@@ -58,14 +58,15 @@ pub fn read_each(wanted: &[Wanted]) -> Vec<io::Result<Option<Properties>>> {
     let found = link::find_each(&names);
     let is_shared = |settings: &Settings| matches!(settings, Settings::Packet(packet) if !packet.isolate);
     let addresses = match wanted.iter().any(|wanted| is_shared(&wanted.settings)) {
-        true => stack::addresses().unwrap_or_default(),
-        false => Vec::new(),
+        true => stack::addresses(),
+        false => Ok(Vec::new()),
     };
     let read = |(found, wanted): (io::Result<Option<link::Found>>, &Wanted)| {
         let Some(found) = found? else { return Ok(None) };
-        let stack = match is_shared(&wanted.settings) {
-            true => stack::host_stack(&found.name, found.link.index, &addresses),
-            false => HostStack::default(),
+        let stack = match &addresses {
+            _ if !is_shared(&wanted.settings) => HostStack::default(),
+            Ok(addresses) => stack::host_stack(&found.name, found.link.index, addresses),
+            Err(why) => return Err(io::Error::new(why.kind(), why.to_string())),
         };
         Ok(Some(Properties { stack, ..Properties::of(&wanted.settings, found) }))
     };

@@ -369,12 +369,19 @@ fn block_on<T>(work: impl AsyncFnOnce(LinkHandle) -> io::Result<T>) -> io::Resul
 }
 
 /// Runs `work` with an rtnetlink connection in the calling thread's network namespace.
+///
+/// # Errors
+///
+/// Those of `work`, and a socket that failed meanwhile: to `work` the answers then only ended early, as if a netdev did
+/// not exist.
 pub(super) fn connected<T>(work: impl AsyncFnOnce(Handle) -> io::Result<T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection()?;
-        tokio::spawn(connection);
-        work(handle).await
+        let connection = tokio::spawn(connection);
+        let result = work(handle.clone()).await;
+        // It runs as long as there is a handle, unless its socket fails.
+        if connection.is_finished() { Err(io::Error::other("the netlink socket failed")) } else { result }
     })
 }
 

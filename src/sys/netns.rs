@@ -47,22 +47,28 @@ impl Netns {
     }
 
     /// Identity of the namespace that is bound now; `None` for the host's, which never changes, or if there is none.
-    /// Blocks as long as the file system does.
-    pub fn identity(&self) -> Option<Identity> {
-        let file = find(&self.path()?).ok()?;
-        let stat = fstat(&file).ok()?;
-        is_namespace(&file).ok()?.then_some(Identity { device: stat.st_dev, inode: stat.st_ino })
+    /// After an error, for example without a free file descriptor, it is unknown whether there is one. Blocks as long as
+    /// the file system does.
+    pub fn identity(&self) -> io::Result<Option<Identity>> {
+        let Some(path) = self.path() else { return Ok(None) };
+        let file = match find(&path) {
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+            found => found?,
+        };
+        let stat = fstat(&file)?;
+        Ok(is_namespace(&file)?.then_some(Identity { device: stat.st_dev, inode: stat.st_ino }))
     }
 }
 
 impl Netns {
     /// Whether both refer to the same namespace now. Blocks as long as the file system does.
-    pub fn is_same(&self, other: &Netns) -> bool {
+    pub fn is_same(&self, other: &Netns) -> io::Result<bool> {
         let identity = |of: &Netns| match of {
             Netns::Host => Netns::At(PathBuf::from("/proc/self/ns/net")).identity(),
             named => named.identity(),
         };
-        identity(self).is_some_and(|this| identity(other) == Some(this))
+        let this = identity(self)?;
+        Ok(this.is_some() && identity(other)? == this)
     }
 
     /// Whether the file exists and no namespace is bound to it, as far as this process can see. Blocks as long as the
@@ -193,7 +199,7 @@ mod tests {
             let e = within(&netns, || ()).unwrap_err();
             assert_eq!(e.kind(), io::ErrorKind::InvalidInput);
             assert!(e.to_string().contains(what), "{e}");
-            assert_eq!(netns.identity(), None);
+            assert_eq!(netns.identity().unwrap(), None);
         }
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
@@ -206,11 +212,11 @@ mod tests {
 
     #[test]
     fn one_namespace_has_one_identity() {
-        let ours = Netns::written("/proc/self/ns/net").identity();
+        let ours = Netns::written("/proc/self/ns/net").identity().unwrap();
         assert!(ours.is_some());
-        assert_eq!(ours, Netns::written("/proc/thread-self/ns/net").identity());
-        assert_ne!(ours, Netns::written("/proc/self/ns/uts").identity());
-        assert_eq!(Netns::written("vift-nowhere").identity(), None);
+        assert_eq!(ours, Netns::written("/proc/thread-self/ns/net").identity().unwrap());
+        assert_ne!(ours, Netns::written("/proc/self/ns/uts").identity().unwrap());
+        assert_eq!(Netns::written("vift-nowhere").identity().unwrap(), None);
     }
 
     #[test]

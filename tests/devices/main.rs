@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 
 mod early_drop;
+mod injected;
 mod kinds;
 mod link_events;
 mod offloads;

@@ -21,7 +21,7 @@ use crate::control::reconcile::backoff::Backoff;
 use crate::control::reconcile::jobs::OVERDUE_AFTER;
 use crate::control::state::events::EventKind;
 use crate::device::properties;
-use crate::device::{self, Device, OpenError, Opened, Removal, Settings};
+use crate::device::{self, Device, DeviceLocation, OpenError, Opened, Removal, Settings};
 use crate::sys::netns::Netns;
 use crate::time::{self, MonoTime};
 use crate::worker::{DeviceGone, RxQueue};
@@ -80,11 +80,14 @@ impl Controller {
             let is_uplink = port.endpoint.is_uplink();
             port.attempt = Some(self.jobs.run(&settings.netns().clone(), move || {
                 // First: if it is replaced right now, we shall find that out and come again.
-                let namespace = settings.netns().identity();
+                let identity = settings.netns().identity();
                 let of_others = settings.is_foreign();
                 let read = |is_due: bool| if is_due { properties::read(&settings).ok().flatten() } else { None };
                 let before = read(of_others);
-                let result = device::open(&settings, may_create, pool);
+                let (namespace, result) = match identity {
+                    Ok(namespace) => (namespace, device::open(&settings, may_create, pool)),
+                    Err(why) => (None, Err(OpenError::entering(&settings.at(), why))),
+                };
                 // What we make is there only now, and opening may change features.
                 let after = read(is_uplink || of_others && result.is_ok());
                 let netdev = properties::when_opened(&settings, before, after);
@@ -145,9 +148,14 @@ impl Controller {
             let done = self.device_event_sender.clone();
             self.jobs.run(&of.clone().unwrap_or_default(), move || {
                 let mut closings = closings;
+                let mut unknown: HashMap<u64, OpenError> = HashMap::new();
                 for closing in &mut closings {
-                    let stays = |of: &Settings| closing.wanted.iter().any(|wanted| wanted.is_same(of.netns()));
-                    closing.remove = closing.remove.take().filter(|of| !stays(of));
+                    let Some(of) = &closing.remove else { continue };
+                    let stays = is_any_same(&closing.wanted, &of.at()).unwrap_or_else(|why| {
+                        unknown.insert(closing.port, why);
+                        true
+                    });
+                    closing.remove = closing.remove.take().filter(|_| !stays);
                 }
                 let remove: Vec<Settings> = closings.iter().filter_map(|closing| closing.remove.clone()).collect();
                 let results = of.map(|of| device::remove(&of, &remove)).unwrap_or_default();
@@ -155,6 +163,7 @@ impl Controller {
                 for ClosingPort { port, queues, remove, .. } in closings {
                     drop(queues);
                     let failed = remove.as_ref().and_then(|_| results.next()?.err());
+                    let failed = failed.or_else(|| unknown.remove(&port));
                     let removed = remove.as_ref().filter(|_| failed.is_none()).and_then(OrphanNetdev::of);
                     let warning =
                         failed.map(|why| format!("its netdev is left over, and is removed at the next start: {why}"));
@@ -177,8 +186,11 @@ impl Controller {
     pub(super) fn remove_orphan(&self, orphan: OrphanNetdev) {
         let (done, wanted) = (self.device_event_sender.clone(), self.wanted(&orphan));
         self.jobs.run(&orphan.at().netns, move || {
-            let stays = wanted.iter().any(|wanted| wanted.is_same(&orphan.at().netns));
-            let result = if stays { Ok(Removal::Gone) } else { device::remove_left(&orphan.at(), &orphan.port_id) };
+            let result = match is_any_same(&wanted, &orphan.at()) {
+                Ok(true) => Ok(Removal::Gone),
+                Ok(false) => device::remove_left(&orphan.at(), &orphan.port_id),
+                Err(why) => Err(why),
+            };
             let _ = done.send(DeviceEvent::OrphanRemoved { left: orphan, result });
         });
     }
@@ -514,4 +526,14 @@ impl Controller {
 /// Whether a device that others hold is tried on for a while, before that is reported.
 fn is_in_grace(port: &mut Port, now: MonoTime) -> bool {
     now.since(*port.in_use_since.get_or_insert(now)) < IN_USE_GRACE
+}
+
+/// Whether one of the names in `wanted` leads to the namespace that the device is in.
+fn is_any_same(wanted: &[Netns], at: &DeviceLocation) -> Result<bool, OpenError> {
+    for netns in wanted {
+        if netns.is_same(&at.netns).map_err(|why| OpenError::entering(at, why))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -126,7 +126,7 @@ impl Controller {
             self.jobs.run(&netns.clone(), move || {
                 let began = time::now();
                 let identity = netns.identity();
-                let is_unbound = identity.is_none() && netns.is_unbound();
+                let is_unbound = matches!(identity, Ok(None)) && netns.is_unbound();
                 let _ = done.send(DeviceEvent::NamespaceIdentified(NamespaceIdentity {
                     netns,
                     identity,
@@ -175,6 +175,11 @@ impl Controller {
         let now = time::now();
         let Some(known) = self.namespaces.known.get_mut(&netns) else { return };
         known.is_reading = false;
+        let identity = match identity {
+            Ok(identity) => identity,
+            // It is looked at again; until then it counts as what it was.
+            Err(why) => return debug!("{netns}: {why}"),
+        };
         let before = known.identity.replace(identity);
         let (mut lost, mut has_come) = (Vec::new(), false);
         for (index, port) in self.ports.iter_mut().enumerate() {

@@ -67,7 +67,8 @@ pub(super) struct NetdevReadings {
 #[derive(Debug)]
 pub(super) struct NamespaceIdentity {
     pub netns: Netns,
-    pub identity: Option<Identity>,
+    /// After an error it is unknown.
+    pub identity: io::Result<Option<Identity>>,
     /// There is a file of its name, and no namespace bound to it.
     pub is_unbound: bool,
     pub began: MonoTime,

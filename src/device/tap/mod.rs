@@ -15,7 +15,7 @@ use std::io;
 use self::queue::Tap;
 use super::{Device, DeviceLocation, Observed, OpenError, Opened, Removal};
 use crate::sys::link::{self, Found, Link, TapInfo, Wanted};
-use crate::sys::netns::{self, Netns, within};
+use crate::sys::netns::{Netns, within};
 use crate::sys::tun::{self, Flags, Offloads, Queue};
 use crate::wire::{Mac, OffloadSet};
 
@@ -75,15 +75,6 @@ impl Settings {
         OpenError::Refused { at: self.at(), reason: reason.into() }
     }
 
-    fn in_use(&self) -> impl FnOnce(io::Error) -> OpenError {
-        let location = self.at();
-        move |source| match source.kind() {
-            _ if netns::is_unbound(&source) => OpenError::Unbound { at: location },
-            io::ErrorKind::NotFound => OpenError::NoNamespace { at: location },
-            _ => OpenError::Io { at: location, attempt: "entering the namespace", source },
-        }
-    }
-
     fn failed(&self, attempt: &'static str) -> impl FnOnce(io::Error) -> OpenError {
         let location = self.at();
         move |source| OpenError::Io { at: location, attempt, source }
@@ -113,14 +104,16 @@ fn alias(port: &str) -> String {
 /// Opens the queues of a tap. Creates the netdev if it does not exist and `may_create`.
 pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> {
     settings.check()?;
-    let opened = within(&settings.netns, || attempt(settings, may_create)).map_err(settings.in_use())??;
+    let opened = within(&settings.netns, || attempt(settings, may_create))
+        .map_err(|e| OpenError::entering(&settings.at(), e))??;
     opened.ok_or_else(|| OpenError::Busy { at: settings.at() })
 }
 
 /// Predicts the result of [`open`]: its error, or its warnings. Changes nothing.
 pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
     settings.check()?;
-    let found = within(&settings.netns, || link::find(&settings.name)).map_err(settings.in_use())?;
+    let found =
+        within(&settings.netns, || link::find(&settings.name)).map_err(|e| OpenError::entering(&settings.at(), e))?;
     let Some(link) = found.map_err(settings.failed("finding the netdev"))? else { return Ok(Vec::new()) };
     let mut notes = Vec::new();
     let is_outgrown = settings.has_queue_mode_mismatch(&link);
@@ -188,7 +181,8 @@ pub fn remove(netns: &Netns, taps: &[&Settings]) -> Vec<Result<bool, OpenError>>
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => taps.iter().map(|_| Ok(false)).collect(), // deleted with the namespace
         Err(e) => {
-            let message = |tap: &&Settings| Err(tap.in_use()(io::Error::new(e.kind(), e.to_string())));
+            let message =
+                |tap: &&Settings| Err(OpenError::entering(&tap.at(), io::Error::new(e.kind(), e.to_string())));
             taps.iter().map(message).collect()
         }
     }

@@ -1,46 +1,76 @@
 //! Injects failures and delays into system calls of a thread of the switch, by strace.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::NamedTempFile;
 
 use super::await_that;
 use super::daemon::Daemon;
 
 /// While held, system calls fail or are delayed.
-pub struct Injected(Child);
+pub struct Injected {
+    strace: Child,
+    /// strace's log.
+    calls: NamedTempFile,
+}
 
 impl Injected {
     /// Applies `so`, in the notation of strace (`error=EIO`, `delay_enter=500ms`), to `calls` of the named thread.
     /// Prints the reason and returns `None` without strace.
     pub fn new(daemon: &Daemon, thread: &str, calls: &str, so: &str) -> Option<Injected> {
-        let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
-        let is_it = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == thread);
-        let thread = threads.map(|thread| thread.unwrap().path()).find(is_it).unwrap();
+        let thread = threads(daemon)
+            .into_iter()
+            .find(|path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == thread));
+        Injected::into(&[], &[thread.unwrap()], calls, so)
+    }
+
+    /// The same, for all threads of the switch, and those that it starts from now on.
+    pub fn everywhere(daemon: &Daemon, calls: &str, so: &str) -> Option<Injected> {
+        Injected::into(&["-f"], &threads(daemon), calls, so)
+    }
+
+    fn into(options: &[&str], threads: &[PathBuf], calls: &str, so: &str) -> Option<Injected> {
+        let log = NamedTempFile::new().unwrap();
         let strace = Command::new("strace")
-            .args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{so}"), "-o", "/dev/null", "-p"])
-            .arg(thread.file_name().unwrap())
+            .args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{so}")])
+            .args(options)
+            .args([Path::new("-o"), log.path()])
+            .args(threads.iter().flat_map(|thread| [OsStr::new("-p"), thread.file_name().unwrap()]))
             .stderr(Stdio::null())
             .spawn();
         let strace = strace.map_err(|e| eprintln!("skipped: needs strace: {e}")).ok()?;
         let tracer = format!("TracerPid:\t{}", strace.id());
-        let injected = Injected(strace);
-        await_that("strace to attach", || {
-            fs::read_to_string(thread.join("status")).unwrap().lines().any(|line| line == tracer).then_some(())
-        });
+        let injected = Injected { strace, calls: log };
+        let is_traced = |thread: &PathBuf| {
+            // a thread may have ended
+            fs::read_to_string(thread.join("status")).map_or(true, |status| status.lines().any(|line| line == tracer))
+        };
+        await_that("strace to attach", || threads.iter().all(is_traced).then_some(()));
         Some(injected)
     }
+
+    /// Number of calls that it has changed so far.
+    pub fn count(&self) -> usize {
+        fs::read_to_string(self.calls.path()).unwrap().matches("(INJECTED)").count()
+    }
+}
+
+fn threads(daemon: &Daemon) -> Vec<PathBuf> {
+    let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    threads.map(|thread| thread.unwrap().path()).collect()
 }
 
 impl Drop for Injected {
     fn drop(&mut self) {
         // By a signal on which strace detaches; the thread continues.
-        let _ = kill_process(Pid::from_child(&self.0), Signal::INT);
-        let _ = self.0.wait();
+        let _ = kill_process(Pid::from_child(&self.strace), Signal::INT);
+        let _ = self.strace.wait();
     }
 }
 
