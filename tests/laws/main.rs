@@ -19,7 +19,6 @@ mod mac_updates;
 mod matrix;
 mod mitigation;
 mod model;
-mod no_allocation;
 mod probes;
 mod queues;
 mod storms;

@@ -1,6 +1,9 @@
 //! A warm worker neither allocates nor frees memory: `poll_once` must not wait for a lock of the allocator. The
 //! allocator of this program, `allocation-counter`, counts per thread. One test needs root and a network namespace;
 //! the others need nothing of the host.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
+
 use std::time::Duration;
 
 use tokio::sync::oneshot;
