@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use vifswitch::control::api::client::Client;
 use vifswitch::control::api::responses::{AuditView, BetweenView, CountsView, PortView, Status, WorkerView};
 use vifswitch::control::state::events::Event;
+use vifswitch::switch::DropReason;
 use vifswitch::wire::Mac;
 
 use super::{Namespace, TEST_TIMEOUT, await_that};
@@ -327,7 +328,8 @@ impl Daemon {
 
     /// All events, including those of earlier runs with a state.
     pub fn events(&self) -> Vec<Event> {
-        self.page("/v1/events").lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        let read = |line: &str| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        self.page("/v1/events").lines().filter(|line| !line.is_empty()).map(read).collect()
     }
 
     /// Runs a command of the operator against it, with this standard input.
@@ -366,6 +368,7 @@ impl Daemon {
 
     /// Frames dropped at a port for a reason.
     pub fn drops(&self, vif: &Vif, reason: &str) -> u64 {
+        assert!(DropReason::ALL.iter().any(|known| known.name() == reason), "no drop reason {reason}");
         self.port(vif).counts.drops.get(reason).copied().unwrap_or_default()
     }
 
