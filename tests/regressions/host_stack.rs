@@ -113,8 +113,10 @@ fn an_isolated_netdev_answers_no_guest_and_takes_no_route_from_it() {
     // Control: what happens without isolation.
     let nic = Nic::new(&lab.guest, "tap1");
     let answers = |frame: &Vec<u8>| frame[12..14] == [8, 6] && frame[20..22] == [0, 2];
-    lab.request(&nic);
-    await_that("a reply of the host", || nic.try_take().filter(answers));
+    await_that("a reply of the host", || {
+        lab.request(&nic);
+        nic.try_take().filter(answers)
+    });
     await_that("a route from the guest", || {
         lab.advertise(&nic);
         lab.has_default_route().then_some(())
