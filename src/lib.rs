@@ -17,6 +17,7 @@
 //! | [`control`] | desired state: configuration, validation, changes and plans, controller, state store, API and its client |
 //! | [`telemetry`] | counters with one writer, counter audit, metrics |
 //! | [`cli`], [`daemon`], [`time`] | the command line; the running switch, and `check`; the only module that reads the clock |
+//! | `sync` | atomics, by a name that `tests/loom` can exchange |
 //!
 //! Dependencies: `sys → frame → device`; `wire, frame → switch`; `device, switch → worker → control → cli, daemon`.
 //! A module uses those left of it. `switch` and `device` do not use each other.
@@ -30,6 +31,7 @@ pub mod daemon;
 pub mod device;
 pub mod frame;
 pub mod switch;
+mod sync;
 pub mod sys;
 pub mod telemetry;
 pub mod time;

@@ -16,9 +16,9 @@
 use std::fmt;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::memory::{Mapping, Pages};
 use crate::sys::xsk::{self, Umem};
 

@@ -8,8 +8,7 @@
 //! Integers only. Time is in 1/64 ns and wraps after nine years; the remainder of a charge is carried to the next,
 //! so that the rate is exact over any time.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::time::MonoTime;
 
 /// Time units per ns, as a power of two.

@@ -268,18 +268,18 @@ impl IdlePolicy {
         notifier: &Notifier,
         has_news: impl FnOnce() -> bool,
     ) -> bool {
-        notifier.prepare_sleep();
-        let mut sleeps = self.watch_all(queues) && !has_news();
-        if sleeps && self.has_edges {
-            // Edges of frames that have already been received would end the sleep at once.
-            sleeps = !self.wait(Duration::ZERO, queues, notifier);
+        if !self.watch_all(queues) {
+            return false;
         }
-        if sleeps {
+        notifier.sleep(has_news, || {
+            // Edges of frames that have already been received would end the sleep at once.
+            if self.has_edges && self.wait(Duration::ZERO, queues, notifier) {
+                return false;
+            }
             let timeout = if IdlePolicy::has_silent_work(queues, magazine) { SHORT_SLEEP } else { MAX_SLEEP };
             self.wait(timeout, queues, notifier);
-        }
-        notifier.wake_up();
-        sleeps
+            true
+        })
     }
 }
 

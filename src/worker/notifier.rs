@@ -7,8 +7,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
+use crate::sync::atomic::{AtomicBool, Ordering, fence};
 use crate::sys::event::Signal;
 
 /// Wake-up handle of one worker, shared by all who write to it.
@@ -36,16 +36,15 @@ impl Notifier {
         }
     }
 
-    /// Marks the worker as about to sleep. The caller must check its mailbox and rings after this call: earlier
-    /// writes raised no notification, later ones do.
-    pub(super) fn prepare_sleep(&self) {
+    /// Puts the worker to sleep: `wait` waits for the descriptor unless `has_news`, which checks the mailbox and
+    /// rings. Both return whether that is so: news, and whether it slept. Writes before the check raised no
+    /// notification, later ones do.
+    pub(super) fn sleep(&self, has_news: impl FnOnce() -> bool, wait: impl FnOnce() -> bool) -> bool {
         self.0.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-    }
-
-    /// Marks the worker as awake.
-    pub(super) fn wake_up(&self) {
+        let slept = !has_news() && wait();
         self.0.asleep.store(false, Ordering::Relaxed);
+        slept
     }
 
     /// Clears the notification: the descriptor is unreadable until the next one.

@@ -1,7 +1,7 @@
 //! Executes verdicts: moves each frame into the TX batches of its egress ports, hands it off to the worker that
 //! polls them, or drops it with a reason.
 
-use super::peer::{HandoffFrame, HandoffTarget, Peer, UNICAST_RESERVE};
+use super::peer::{HandoffFrame, HandoffTarget, Peer};
 use super::port_counters::{PortCounterTable, bit, counters_of};
 use super::queues::{EgressEntry, QueueTable, place};
 use crate::frame::{Batch, Frame, Magazine};
@@ -349,20 +349,10 @@ impl Outbox<'_> {
 
     fn send(&mut self, worker: usize, frame: HandoffFrame) -> Result<(), DropReason> {
         let peer = self.peers.get_mut(worker).and_then(Option::as_mut).ok_or(DropReason::NoDevice)?;
-        if matches!(frame.target, HandoffTarget::Flood(_)) && peer.frames_out.slots() <= UNICAST_RESERVE {
-            self.magazine.recycle(frame.frame);
-            return Err(DropReason::PeerFull);
-        }
-        match peer.frames_out.push(frame) {
-            Ok(()) => {
-                peer.needs_notify = true;
-                Ok(())
-            }
-            Err(rtrb::PushError::Full(frame)) => {
-                self.magazine.recycle(frame.frame);
-                Err(DropReason::PeerFull)
-            }
-        }
+        peer.send_frame(frame).map_err(|refused| {
+            self.magazine.recycle(refused.frame);
+            DropReason::PeerFull
+        })
     }
 
     /// Counts frame `index` as dropped at egress of `to`.

@@ -4,7 +4,7 @@
 //! its ring full is dropped and counted. An FDB update that finds its ring full is lost; a later refresh repeats
 //! it.
 
-use rtrb::{Consumer, Producer, RingBuffer};
+use rtrb::{Consumer, Producer, PushError, RingBuffer};
 
 use super::Notifier;
 use crate::frame::Frame;
@@ -15,7 +15,7 @@ use crate::wire::Priority;
 const HANDOFF_RING: usize = 1024;
 
 /// Half of the ring is reserved for unicast: a flood storm crowds out no frame for one port.
-pub(super) const UNICAST_RESERVE: usize = HANDOFF_RING / 2;
+const UNICAST_RESERVE: usize = HANDOFF_RING / 2;
 
 /// Capacity of a ring of FDB updates.
 const UPDATE_RING: usize = 4096;
@@ -48,19 +48,46 @@ pub enum HandoffTarget {
 /// One worker's ends of the rings to and from a peer.
 #[derive(Debug)]
 pub struct Peer {
-    pub(super) frames_out: Producer<HandoffFrame>,
+    frames_out: Producer<HandoffFrame>,
     pub(super) frames_in: Consumer<HandoffFrame>,
-    pub(super) updates_out: Producer<MacUpdate>,
+    updates_out: Producer<MacUpdate>,
     pub(super) updates_in: Consumer<MacUpdate>,
-    pub(super) notifier: Notifier,
+    notifier: Notifier,
     /// Whether a ring has been written since the last notification.
-    pub(super) needs_notify: bool,
+    needs_notify: bool,
 }
 
 impl Peer {
     /// Whether a frame or FDB update has arrived from the peer.
     pub(super) fn has_work(&self) -> bool {
         !self.frames_in.is_empty() || !self.updates_in.is_empty()
+    }
+
+    /// Sends a frame. Returns it if the ring has no room for it.
+    #[inline]
+    pub(super) fn send_frame(&mut self, frame: HandoffFrame) -> Result<(), HandoffFrame> {
+        if matches!(frame.target, HandoffTarget::Flood(_)) && self.frames_out.slots() <= UNICAST_RESERVE {
+            return Err(frame);
+        }
+        self.frames_out.push(frame).map_err(|PushError::Full(frame)| frame)?;
+        self.needs_notify = true;
+        Ok(())
+    }
+
+    /// Sends an FDB update. `false` if the ring is full.
+    #[inline]
+    pub(super) fn send_update(&mut self, update: MacUpdate) -> bool {
+        let sent = self.updates_out.push(update).is_ok();
+        self.needs_notify |= sent;
+        sent
+    }
+
+    /// Wakes the peer if anything was sent since the last call.
+    #[inline]
+    pub(super) fn notify(&mut self) {
+        if std::mem::take(&mut self.needs_notify) {
+            self.notifier.notify();
+        }
     }
 }
 

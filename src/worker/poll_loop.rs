@@ -434,9 +434,8 @@ impl Worker {
     fn send_updates(&mut self) {
         for update in self.switch.updates() {
             for peer in self.peers.iter_mut().flatten() {
-                match peer.updates_out.push(update) {
-                    Ok(()) => peer.needs_notify = true,
-                    Err(_) => self.counters.updates_lost.add(1),
+                if !peer.send_update(update) {
+                    self.counters.updates_lost.add(1);
                 }
             }
         }
@@ -459,10 +458,7 @@ impl Worker {
     /// Wakes the peers that this `poll_once` has sent to.
     #[inline]
     fn notify_peers(&mut self) {
-        for peer in self.peers.iter_mut().flatten().filter(|peer| peer.needs_notify) {
-            peer.needs_notify = false;
-            peer.notifier.notify();
-        }
+        self.peers.iter_mut().flatten().for_each(Peer::notify);
     }
 
     fn age_step(&mut self, now: MonoTime) {
