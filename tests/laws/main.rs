@@ -19,6 +19,7 @@ mod mac_updates;
 mod matrix;
 mod mitigation;
 mod model;
+mod order;
 mod probes;
 mod queues;
 mod storms;
