@@ -392,6 +392,26 @@ fn a_netdev_deleted_under_traffic_is_reported_gone() {
 }
 
 #[test]
+fn frames_for_a_guest_that_has_set_its_interface_down_are_dropped_as_link_down() {
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let mut parts = WorkerParts::new();
+    let mut device = loopback.open();
+    loopback.guest.ip("link set dev guest down");
+    // The kernel reports the loss of the carrier asynchronously.
+    await_that("the loss of the carrier", || {
+        let sent = parts.send(&mut *device, &experiment(60));
+        assert_eq!((sent.frames, sent.refused), (0, 0), "{sent:?}");
+        (sent.link_down == 1).then_some(())
+    });
+    for len in [60, 1514, 60] {
+        parts.add(&experiment(len), Offload::NONE);
+    }
+    assert_eq!(parts.transmit(&mut *device), TxStats { link_down: 3, ..TxStats::default() });
+    loopback.guest.ip("link set dev guest up");
+    await_that("the carrier", || (parts.send(&mut *device, &experiment(60)).frames == 1).then_some(()));
+}
+
+#[test]
 fn a_netdev_set_down_is_reopened_when_up() {
     let Some(loopback) = VethPair::new(1500) else { return };
     let mut parts = WorkerParts::new();

@@ -32,6 +32,7 @@ use crate::sys::ethtool;
 use crate::sys::link::Link;
 use crate::sys::netns::Netns;
 use crate::sys::packet::{EVERYTHING, NOTHING, Ring, Socket};
+use crate::sys::running::Running;
 use crate::wire::{OffloadSet, TAG_LEN};
 use queue::Queue;
 
@@ -116,13 +117,14 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
             .map_err(foreign::failed(&location, "setting up receive"))?;
         prepare_tx(&tx_socket, link.index, settings.offloads)
             .map_err(foreign::failed(&location, "setting up transmit"))?;
+        let running = Running::new(link.index).map_err(foreign::failed(&location, "opening a socket"))?;
         let isolation = settings.isolate.then(|| IngressDrop::attach(link.index)).transpose();
         let isolation = isolation.map_err(|why| not_isolated(&location, &why))?;
         // Last: frames are received from here on.
         rx_socket.bind(link.index, EVERYTHING).map_err(foreign::failed(&location, "binding the receive socket"))?;
         let sockets = (rx_socket, spare, tx_socket);
         let observed = Observed::default();
-        let queue = Queue::new(ring, sockets, settings.offloads, (egress.clone(), observed.clone()), netdev)
+        let queue = Queue::new(ring, sockets, settings.offloads, (egress.clone(), observed.clone()), (netdev, running))
             .isolated(isolation);
         let mode = if has_ring { "ring" } else { "one call per frame" };
         let (queues, mode) = (vec![Box::new(queue) as Box<dyn Device>], Some(mode.to_owned()));

@@ -11,6 +11,7 @@ use crate::device::{Device, DeviceCaps, Egress, Observed};
 use crate::frame::{BURST, Batch, FrameRef, FrameRefs, HEADROOM, Magazine, TxBatch, TxProgress, TxStats, TxStatus};
 use crate::sys::bpf::IngressDrop;
 use crate::sys::packet::{Arrival, Burst, EVERYTHING, HEADER, Outgoing, Received, Ring, Socket, State, Tag};
+use crate::sys::running::Running;
 use crate::wire::{OffloadSet, Segmenter, TAG_LEN};
 
 /// Maximum frames per transmit call: the capacity of a [`TxBatch`].
@@ -60,6 +61,7 @@ pub(super) struct Queue {
     observed: Observed,
     offloads: bool,
     netdev: Netdev,
+    running: Running,
     /// Keeps received frames from the host's stack, if configured.
     _isolation: Option<IngressDrop>,
     /// Empty receives since the last check.
@@ -107,7 +109,7 @@ impl Queue {
         (rx_socket, spare_socket, tx_socket): (Socket, Option<Socket>, Socket),
         offloads: bool,
         (egress, observed): (Egress, Observed),
-        netdev: Netdev,
+        (netdev, running): (Netdev, Running),
     ) -> Queue {
         Queue {
             ring,
@@ -120,6 +122,7 @@ impl Queue {
             observed,
             offloads,
             netdev,
+            running,
             _isolation: None,
             empty_polls: 0,
             run: 0,
@@ -281,6 +284,8 @@ impl Queue {
             Some(libc::EAGAIN) if was_full => TxStatus::Full,
             Some(libc::EAGAIN) => TxStatus::NoRoom,
             Some(libc::ENOMEM) => TxStatus::NoBuffer,
+            // No carrier: the guest has set the peer of the veth down. Asked once for frames in a row.
+            Some(libc::ENOBUFS) if !was_full && !self.running.is_running() => TxStatus::LinkDown,
             Some(libc::ENOBUFS) if offload.is_gso() => {
                 let is_whole = Segmenter::new(frame.head, frame.tail(), len, offload).is_ok();
                 if !is_whole || self.gso_limit.refuses(1) { TxStatus::Refused } else { TxStatus::NoRoom }
