@@ -71,7 +71,7 @@ class Guest:
         self.holder = subprocess.Popen(command, stdout=subprocess.PIPE)
         self.holder.stdout.readline()
         self.run("ip link set lo up")
-        self.macs = [f"02:00:00:{scene.number:02x}:{len(scene.guests):02x}:{n:02x}" for n in range(len(nics))]
+        self.macs = [scene.mac(len(scene.guests), index) for index in range(len(nics))]
 
     def inside(self, command):
         return ["nsenter", f"--target={self.holder.pid}", "--net", "--mount", "--uts", "--", *shlex.split(command)]
@@ -185,6 +185,10 @@ class Scene:
             self.ports.append({"id": guest.name, "ports": ports})
         self.guests.append(guest)
         return guest
+
+    def mac(self, guest, nic):
+        """The MAC address of a NIC, by the guest's index."""
+        return f"02:00:00:{self.number:02x}:{guest:02x}:{nic:02x}"
 
     def network(self, name):
         key = f"{self.name}-{name}".rstrip("-")

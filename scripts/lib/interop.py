@@ -131,14 +131,18 @@ esac
 
 @scenario({"dnsmasq": "dnsmasq-base", "dhclient": "isc-dhcp-client"})
 def dhcp(scene):
-    server = scene.guest("server", nic("192.0.2.1/24", **STRICT))
-    a = scene.guest("a", nic(fixed_ips=["192.0.2.11"], **STRICT))
-    b = scene.guest("b", nic(fixed_ips=["192.0.2.12"], **STRICT))
+    """DHCP, and router advertisements from which clients make their IPv6 addresses."""
+    server = scene.guest("server", nic("192.0.2.1/24", "2001:db8::1/64", **STRICT))
+    a = scene.guest("a", nic(fixed_ips=["192.0.2.11", "2001:db8::11"], **STRICT))
+    b = scene.guest("b", nic(fixed_ips=["192.0.2.12", "2001:db8::12"], **STRICT))
     stranger = scene.guest("stranger", nic(**STRICT))
     yield
+    for guest, token in ((a, "::11"), (b, "::12")):
+        guest.run(f"ip token set {token} dev eth0")
     server.start(
         "dnsmasq --no-daemon --conf-file=/dev/null --port=0 --user=root --log-dhcp --dhcp-authoritative"
-        " --dhcp-leasefile=/run/leases --pid-file=/run/dnsmasq.pid --dhcp-range=192.0.2.50,192.0.2.99"
+        " --dhcp-leasefile=/run/leases --pid-file=/run/dnsmasq.pid"
+        " --dhcp-range=192.0.2.50,192.0.2.99 --enable-ra --dhcp-range=2001:db8::,ra-only"
         f" --dhcp-host={a.macs[0]},192.0.2.11 --dhcp-host={b.macs[0]},192.0.2.12"
     )
     for guest in (a, b, stranger):
@@ -146,10 +150,13 @@ def dhcp(scene):
         os.chmod(f"{guest.files}/script", 0o755)
         guest.write("dhclient.conf", "initial-interval 1; backoff-cutoff 2; select-timeout 0;\n")
         guest.start("dhclient -4 -d -v -cf /run/dhclient.conf -sf /run/script -lf /run/lease -pf /run/dhclient.pid eth0")
-    for guest, ip in ((a, "192.0.2.11"), (b, "192.0.2.12")):
-        wait_for(f"{guest.name} has its lease", lambda: f"{ip}/24" in guest.run("ip addr show eth0"))
+    for guest, n in ((a, 11), (b, 12)):
+        for ip in (f"192.0.2.{n}/24", f"2001:db8::{n}/64"):
+            wait_for(f"{guest.name} has {ip}", lambda: ip in guest.run("ip addr show eth0 -tentative"))
         guest.waits_for_ping("192.0.2.1")
+        guest.waits_for_ping("2001:db8::1")
     a.waits_for_ping("192.0.2.12")
+    a.waits_for_ping("2001:db8::12")
 
     def spoofed(guest):
         return scene.drops()[f"{guest.name}-0", "spoofed_ip"]
@@ -162,7 +169,7 @@ def dhcp(scene):
     if b.pings("192.0.2.1", "-I 192.0.2.77"):
         raise Failed("an answer to an address that the port may not use")
     wait_for("frames from an address that was not leased are dropped", lambda: spoofed(b) > before)
-    return "two clients have their leases and ping; a third one, without addresses, gets none; nothing is sent from 192.0.2.77"
+    return "two clients have leases and SLAAC addresses, which answer; a port without addresses gets none; 192.0.2.77 is dropped"
 
 
 AVAHI = """[server]
@@ -540,6 +547,38 @@ def ovs_trunk(scene):
     if answers := [n for n in (1, 2, 3) if one.pings(f"198.51.100.{n}")]:
         raise Failed(f"the networks are not separate: 198.51.100.{answers} answer on the other one")
     return "two networks reach Open vSwitch at an uplink (VLANs 120, 121) and in a guest (untagged, 101), and not each other"
+
+
+@scenario(OVS | {"ovs-appctl": "openvswitch-common"})
+def lacp(scene):
+    """Two guests with a bond of two links, each link over a network of its own."""
+
+    def host(name):
+        # the bond sends from one MAC address on both links
+        index = len(scene.guests)
+        pairs = [{"mac_address": scene.mac(index, 0)}]
+        return scene.guest(name, nic(net="left"), nic(net="right", allowed_address_pairs=pairs))
+
+    a, b = host("a"), host("b")
+    yield
+    for n, guest in enumerate((a, b), 1):
+        open_vswitch(guest, f"inner {inner_port('inner', guest.macs[0])}")
+        bond = "add-bond br0 bond eth0 eth1 bond_mode=active-backup lacp=active other_config:lacp-time=fast"
+        guest.run(f"ovs-vsctl --timeout={PATIENCE} {bond}")
+        guest.run(f"ip addr add 192.0.2.{n}/24 dev inner")
+        guest.run("ip link set inner up")
+
+    def bonded(links):
+        """Whether both guests have these links in the bond, by LACP."""
+        shown = [guest.tries("ovs-appctl -t /run/openvswitch/ctl lacp/show bond") for guest in (a, b)]
+        return all("status: active negotiated" in one and one.count("current attached") == links for one in shown)
+
+    wait_for("both have two links in their bond", lambda: bonded(2))
+    a.waits_for_ping("192.0.2.2")
+    a.run("ip link set eth0 down")
+    wait_for("both have one link in their bond", lambda: bonded(1))
+    a.waits_for_ping("192.0.2.2")
+    return "two bonds of Open vSwitch negotiated two links, lost one, and continue on the other"
 
 
 def main():
