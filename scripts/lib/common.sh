@@ -145,12 +145,14 @@ for it in map(json.loads, sys.stdin):
 # with its exit code. Returns inside only. Whatever ends the script, nothing of it is left. Two scripts do not see each
 # other.
 isolate() {
-    if [[ $$ == 1 && -d /run/host-proc ]]; then return; fi
+    if is_isolated; then return; fi
     if [[ -z ${options[--force]:-} ]]; then refuse_beside_switch; fi
     setpriv --pdeathsig KILL "$lib/isolated" "$self" "$@" <&0 &
     wait "$!" || exit "$?"
     exit 0
 }
+
+is_isolated() { [[ $$ == 1 && -d /run/host-proc ]]; }
 
 # Ends the script if a switch runs in this network namespace, which the script would disturb.
 refuse_beside_switch() {
