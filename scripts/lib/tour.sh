@@ -189,9 +189,9 @@ does apply "$run/cut.json" --confirm 3
 happens config "to be confirmed within 3 seconds"
 happens port_down web-a
 holds "web is cut off" asks '[p["status"] for p in it if p["port_id"] == "web-a"] == ["DOWN"]' ports
-holds "another change is refused until then" refuses 1 "waits to be confirmed" set fw-d admin_state_up=false
+holds "another change is refused until then" refuses 1 "the last change is not confirmed" set fw-d admin_state_up=false
 explain "He cannot run vifswitch confirm, so the change is reverted:"
-happens config "not confirmed within 3 seconds, and taken back"
+happens config "not confirmed within 3 seconds; reverted"
 happens port_up web-a
 holds "web pings fw-a" pings demo-web 10.5.1.10
 holds "the configuration is unchanged" in_force "$run/same.json"
@@ -200,7 +200,7 @@ edits "$run/mtu.json" 'networks["net1"]["mtu"] = 1400'
 does apply "$run/mtu.json" --confirm 60
 does confirm
 happens config "confirmed: "
-holds "no change is waiting for confirmation" refuses 1 "no change waits to be confirmed" confirm
+holds "no change is waiting for confirmation" refuses 1 "no unconfirmed change" confirm
 holds "the netdevs on net1 have the new MTU" eval \
     'link_is demo-web web-a "mtu 1400" && link_is demo-fw-a fw-a "mtu 1400" && link_is demo-fw-d fw-d "mtu 1400"'
 holds "10 MiB over TCP, web to fw-a" traffic tcp demo-web demo-fw-a 10.5.1.10 10
@@ -242,7 +242,7 @@ holds "db pings guest, which is still on net2" pings demo-db 10.5.2.21
 explain "Earlier events are stored:"
 happens config 'port "fw-b" is gone'
 "$vifswitch" events --since 10m --socket "$run/api.sock" >"$run/said"
-holds "the reverted change included" said "not confirmed within 3 seconds, and taken back"
+holds "the reverted change included" said "not confirmed within 3 seconds; reverted"
 requests DELETE /v1/ports/guest-a
 holds "guest-a is detached: 200" answered 200 'it["changes"][0] == "port \"guest-a\" is gone from VM \"guest\""'
 holds "its netdev is deleted, although persistent" fails ip -n demo-guest link show guest-a

@@ -1,8 +1,7 @@
-//! Is the switch alive? It is while control answers, and every worker does.
+//! Liveness: the controller and all workers answer.
 //!
-//! A worker that has nothing to do sleeps, and is alive: mail wakes it. So it is asked by mail, and
-//! who has not answered is not asked again. Whoever hangs, nothing is said any more, and the
-//! supervisor draws its conclusions.
+//! An idle worker sleeps, and a command wakes it. Each is pinged by its mailbox; one that has not answered is not
+//! pinged again. While anyone hangs, no liveness is reported, and the supervisor restarts the switch.
 
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::control::api::handle::{Handle, ShuttingDown};
 use crate::worker::{Command, Mailbox};
 
-/// Those who have to answer.
+/// Workers and controller to ping.
 #[derive(Debug)]
 pub struct Watchdog {
     mailboxes: Vec<Mailbox>,
@@ -20,12 +19,12 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Over all workers, by their mailboxes, and over the controller.
+    /// Watches workers and controller.
     pub fn new(mailboxes: Vec<Mailbox>, handle: Handle) -> Watchdog {
         Watchdog { mailboxes, handle }
     }
 
-    /// Ready when all have answered, which a hanging one never does. An error: one has ended.
+    /// Completes when all have answered; never if one hangs. Error: one has ended.
     pub async fn round(&self) -> Result<(), ShuttingDown> {
         let mut answers = Vec::new();
         for post in &self.mailboxes {
@@ -41,8 +40,7 @@ impl Watchdog {
         self.handle.workers().await.map(drop)
     }
 
-    /// Asks all of them `every` so often, and calls `alive` when they have answered; until one of
-    /// them has ended.
+    /// Pings all with interval `every`, and calls `alive` when they have answered; until one has ended.
     pub async fn run(self, every: Duration, mut alive: impl FnMut()) {
         let mut tick = interval(every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -17,7 +17,6 @@ use super::outbox::Outbox;
 use super::peer::Peer;
 use super::port_counters::{PortCounterTable, counters_of};
 use super::queues::{QueueState, QueueTable, SCAN_WIDTH};
-use super::rx_backoff::RETRY;
 use super::settings::WorkerSetSettings;
 use super::sw_offload::SwOffload;
 use crate::frame::{BURST, Batch, Magazine, TxStats};
@@ -39,6 +38,9 @@ const MAX_UPDATES: usize = 256;
 /// Empty receives in a row after which the device's missed frames are read. Reading them is a system call for some
 /// devices, made when the queue turns idle.
 const IDLE_POLLS: u8 = 32;
+
+/// Time from a failed receive to the next, once receive back-off has started.
+const RX_RETRY: Duration = Duration::from_secs(1);
 
 /// Interval after which every device's missed frames are read, one device per `poll_once`: covers queues that are
 /// never idle.
@@ -208,7 +210,7 @@ impl Worker {
                 return 1; // frames may be pending: do not sleep
             }
             QueueState::Failing => {
-                self.retry_failing(number, now);
+                self.retry_failing(number, now, now + RX_RETRY);
                 return 0;
             }
             QueueState::Polled | QueueState::Watched | QueueState::Gone => return 0,
@@ -223,7 +225,7 @@ impl Worker {
                 self.count_rx_missed(number);
             }
             if has_failed {
-                self.record_rx_error(number, now + RETRY);
+                self.record_rx_error(number, now + RX_RETRY);
             }
         } else {
             queue.idle_streak = 0;

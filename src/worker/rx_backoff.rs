@@ -3,8 +3,6 @@
 //!
 //! Applies to devices whose receive costs a system call. It still transmits meanwhile.
 
-use std::time::Duration;
-
 use super::poll_loop::Worker;
 use super::queues::{QueueState, RxQueue};
 use crate::sys::event::is_ready;
@@ -12,9 +10,6 @@ use crate::time::MonoTime;
 
 /// Failed receives in a row that start the back-off: less than those after which epoll watches an idle queue.
 const MIN_FAILED: u8 = 32;
-
-/// Time from a failed receive to the next.
-pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 impl RxQueue {
     /// Whether the last receive failed, or earlier ones did whose end is not recorded.
@@ -50,13 +45,13 @@ impl Worker {
         }
     }
 
-    /// Polls a suspended queue again once its time has come.
+    /// Polls a suspended queue again once its time has come. If it cannot be watched, suspends it until `retry_at`.
     #[cold]
-    pub(super) fn retry_failing(&mut self, number: usize, now: MonoTime) {
+    pub(super) fn retry_failing(&mut self, number: usize, now: MonoTime, retry_at: MonoTime) {
         let Some(queue) = self.queues.get_mut(number).filter(|queue| now >= queue.retry_at) else { return };
         match self.idle.watch(number, queue) {
             Ok(()) => queue.state = QueueState::Polled,
-            Err(_) => queue.retry_at = now + RETRY,
+            Err(_) => queue.retry_at = retry_at,
         }
     }
 }

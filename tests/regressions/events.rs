@@ -211,8 +211,11 @@ fn events_of_a_state_that_becomes_usable_after_the_start_are_all_answered_once()
 
     std::fs::remove_dir(&state).unwrap();
     std::fs::rename(&away, &state).unwrap();
-    await_that("the state is written again", || {
-        events(&daemon).iter().any(|event| event["text"].as_str().unwrap().contains("written again")).then_some(())
+    await_that("the state can be stored again", || {
+        events(&daemon)
+            .iter()
+            .any(|event| event["text"].as_str().unwrap().contains("can be stored again"))
+            .then_some(())
     });
     daemon.done(&["set", "port-1", "port_security=off"], "");
     let mut before = [&earlier[..], &early[1..]].concat();

@@ -108,7 +108,7 @@ fn a_renamed_moved_or_down_tap_is_reported() {
     ns.ip("link set dev blue address 02:99:99:99:99:99");
     await_reason(&daemon, &vif, &["has MAC address 02:99:99:99:99:99"]);
     ns.ip(&format!("link set dev blue netns {}", elsewhere.0));
-    await_reason(&daemon, &vif, &["moved it to another namespace"]);
+    await_reason(&daemon, &vif, &["moved to another namespace"]);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn a_tap_of_the_switch_in_the_host_namespace_is_corrected() {
         });
         pause = pause.max(time::now().since(start));
     }
-    await_event(&daemon, &vif, "had MTU 900, port has 1500; put right");
+    await_event(&daemon, &vif, "had MTU 900, port has 1500; restored");
     await_that("ACTIVE without a reason", || {
         let shown = shown(&daemon, &vif.port);
         (shown["status"] == "ACTIVE" && shown["status_reason"] == "").then_some(())
@@ -139,7 +139,7 @@ fn a_tap_of_the_switch_in_the_host_namespace_is_corrected() {
         namespace.ip("link set dev tap1 mtu 1500");
     }
     namespace.ip("link set dev tap1 mtu 900");
-    let restored = || events(&daemon, "netdev_changed", &vif).iter().filter(|text| text.contains("put right")).count();
+    let restored = || events(&daemon, "netdev_changed", &vif).iter().filter(|text| text.contains("; restored")).count();
     let elapsed = time::now().since(start).as_secs() + pause.as_secs();
     // The pause doubles, starting at one second.
     let most = 5 + usize::try_from(elapsed.checked_ilog2().unwrap_or(0)).unwrap();

@@ -22,19 +22,20 @@ const SINGLES: u32 = 40;
 /// A sleeping worker polls its ports once a second in any case.
 const PROMPT: Duration = Duration::from_millis(300);
 
-/// A `packet` port with its receive ring, for frames that exceed its slots, and a tap that receives them.
-struct Long {
+/// A `packet` port and a tap that receives its frames.
+struct Scene {
     daemon: Daemon,
     sender: Vif,
     guest: Hostile,
     receivers: [Receiver; 1],
-    _spaces: [Namespace; 3],
+    /// Minimum length of frames sent.
+    len: usize,
+    _spaces: Vec<Namespace>,
 }
 
-impl Long {
-    const LEN: usize = 2500;
-
-    fn new() -> Option<Long> {
+impl Scene {
+    /// The port has its receive ring; frames exceed its slots.
+    fn long() -> Option<Scene> {
         let host = Namespace::new()?;
         let (to_space, receiver) = guest("receiver", 1, DeviceKind::Tap, &host, 3000);
         let (from_space, sender) = guest("sender", 2, DeviceKind::Packet, &host, 3000);
@@ -44,13 +45,28 @@ impl Long {
         daemon.await_active(&receiver);
         let guest = Hostile::Socket(Nic::with_header(&from_space, &sender.name));
         let receivers = [Receiver::new(receiver.mac, Nic::new(&to_space, &receiver.name))];
-        Some(Long { daemon, sender, guest, receivers, _spaces: [host, to_space, from_space] })
+        Some(Scene { daemon, sender, guest, receivers, len: 2500, _spaces: vec![host, to_space, from_space] })
+    }
+
+    /// The port's receive ring has halted.
+    fn halted() -> Option<Scene> {
+        let host = Namespace::new()?;
+        let (namespace, receiver) = guest("receiver", 1, DeviceKind::Tap, &host, 1500);
+        let guest = Hostile::File(owned_taps(&host, "tap2"));
+        let sender = Vif { kind: "packet", ..Vif::new("old", 2, &host) };
+        let daemon = Daemon::over(&[receiver.clone(), sender.clone()]);
+        daemon.await_active(&receiver);
+        daemon.await_active(&sender);
+        halt_ring(&guest, receiver.mac, sender.mac);
+        await_reason(&daemon, &sender, "halted the receive ring");
+        let receivers = [Receiver::new(receiver.mac, Nic::new(&namespace, &receiver.name))];
+        Some(Scene { daemon, sender, guest, receivers, len: 0, _spaces: vec![host, namespace] })
     }
 
     fn send(&mut self, frames: u32) {
         for _ in 0..frames {
             let mut frame = self.receivers[0].next(self.sender.mac);
-            frame.resize(Long::LEN, 0);
+            frame.resize(frame.len().max(self.len), 0);
             self.guest.send([0; 10], &frame);
         }
     }
@@ -63,7 +79,7 @@ fn a_frame_left_in_the_socket_is_not_taken_for_the_next_one() {
     if !has_strace() {
         return;
     }
-    let Some(mut setup) = Long::new() else { return };
+    let Some(mut setup) = Scene::long() else { return };
     for error in ["EAGAIN", "ENOBUFS", "ENOMEM", "EIO", "ENETDOWN"] {
         let before = (rx_missed(&setup.daemon, &setup.sender), setup.receivers[0].streams.remove(&setup.sender.mac));
         // Each frame is tried twice: the third and fourth are lost.
@@ -91,7 +107,7 @@ fn frames_in_an_abandoned_ring_are_counted() {
     if !has_strace() {
         return;
     }
-    let Some(mut setup) = Long::new() else { return };
+    let Some(mut setup) = Scene::long() else { return };
     // The call reads nothing and reports success, late: further frames arrive in between.
     let trace = Trace::of(&setup.daemon, "inject=readv:retval=100:delay_enter=500000:when=1");
     setup.send(200);
@@ -107,36 +123,6 @@ fn frames_in_an_abandoned_ring_are_counted() {
     setup.daemon.await_idle();
 }
 
-/// A `packet` port whose ring has halted, and a tap.
-struct Halted {
-    daemon: Daemon,
-    sender: Vif,
-    guest: Hostile,
-    receivers: [Receiver; 1],
-    _spaces: [Namespace; 2],
-}
-
-impl Halted {
-    fn new() -> Option<Halted> {
-        let host = Namespace::new()?;
-        let (namespace, receiver) = guest("receiver", 1, DeviceKind::Tap, &host, 1500);
-        let guest = Hostile::File(owned_taps(&host, "tap2"));
-        let sender = Vif { kind: "packet", ..Vif::new("old", 2, &host) };
-        let daemon = Daemon::over(&[receiver.clone(), sender.clone()]);
-        daemon.await_active(&receiver);
-        daemon.await_active(&sender);
-        halt_ring(&guest, receiver.mac, sender.mac);
-        await_reason(&daemon, &sender, "halted the receive ring");
-        let receivers = [Receiver::new(receiver.mac, Nic::new(&namespace, &receiver.name))];
-        Some(Halted { daemon, sender, guest, receivers, _spaces: [host, namespace] })
-    }
-
-    fn send(&mut self) {
-        let frame = self.receivers[0].next(self.sender.mac);
-        self.guest.send([0; 10], &frame);
-    }
-}
-
 fn halt_ring(guest: &Hostile, to: Mac, from: Mac) {
     let (_, header, fragments) =
         bad_frames(to, from).into_iter().find(|(name, ..)| *name == UNKNOWN_TO_THE_RING).unwrap();
@@ -150,7 +136,7 @@ fn a_frame_whose_read_failed_is_read_again_at_once() {
     if !has_strace() {
         return;
     }
-    let Some(mut setup) = Halted::new() else { return };
+    let Some(mut setup) = Scene::halted() else { return };
     for error in ["EAGAIN", "EINVAL", "ENOBUFS", "ENOMEM", "EIO", "ENETDOWN"] {
         setup.receivers[0].streams.clear();
         let trace = Trace::of(&setup.daemon, &format!("inject=recvmsg:error={error}:when=1+2"));
@@ -158,7 +144,7 @@ fn a_frame_whose_read_failed_is_read_again_at_once() {
         for _ in 0..SINGLES {
             // The worker falls asleep.
             pause(3000);
-            setup.send();
+            setup.send(1);
             let sent = time::now();
             await_that("the frame", || setup.receivers[0].read().then_some(()));
             late += u32::from(time::now().since(sent) > PROMPT);
@@ -220,7 +206,9 @@ fn failing_receives_of_a_packet_socket_back_off() {
     if !has_strace() {
         return;
     }
-    let Some(Halted { daemon, sender, guest, receivers: [mut receiver], _spaces }) = Halted::new() else { return };
+    let Some(Scene { daemon, sender, guest, receivers: [mut receiver], len: _, _spaces }) = Scene::halted() else {
+        return;
+    };
     let frame = receiver.next(sender.mac);
     let strace = ["-e", "inject=recvmsg:error=EPERM"];
     failing_receives_back_off(&daemon, &sender, &strace, || guest.send([0; 10], &frame), || receiver.read());

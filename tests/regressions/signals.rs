@@ -154,7 +154,7 @@ fn sighup_reloads_the_file_and_keeps_attached_ports() {
         daemon.await_note("READY=1");
         let events = daemon.events();
         let last = &events.last().unwrap().text;
-        assert!(last.contains("nothing has been changed") && last.contains(reported), "{what}: {last}");
+        assert!(last.contains("no changes") && last.contains(reported), "{what}: {last}");
         assert_eq!((daemon.listed().len(), ageing(&daemon)), (3, Value::from(60)), "{what}");
     }
 

@@ -345,7 +345,7 @@ impl StateHost {
         };
         let reported = await_that("both events", || Some(states(&self.daemon)).filter(|reported| reported.len() >= 2));
         assert!(reported[0].contains("store_failed") && reported[0].contains(&self.where_it_is()), "{reported:?}");
-        assert!(reported[1].contains("written again") && reported.len() == 2, "{reported:?}");
+        assert!(reported[1].contains("can be stored again") && reported.len() == 2, "{reported:?}");
         self.daemon.await_active(vif);
         self.daemon.stop(Signal::KILL);
         self.daemon.start();

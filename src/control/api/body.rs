@@ -1,4 +1,4 @@
-//! The bodies of requests: JSON, bounded in bytes and in time.
+//! Request bodies: JSON, bounded in bytes and time.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,28 +20,28 @@ use super::error::ApiError;
 use super::limits::Limits;
 use crate::control::config::kind;
 
-/// Bytes of a whole configuration: ten thousand ports, written at length.
+/// Maximum bytes of a configuration: ten thousand ports, written at length.
 pub const CONFIGURATION: usize = 16 * 1024 * 1024;
 
-/// Bytes of any other body.
+/// Maximum bytes of other bodies.
 pub const REQUEST: usize = 1024 * 1024;
 
-/// How long a body may take to come.
+/// Timeout of receiving a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a body that nobody wants is read on: whoever is still sending would miss the answer.
+/// Maximum time for which an unread body is drained: a client that is still sending would miss the response.
 const DRAIN_TIME: Duration = Duration::from_secs(3);
 
-/// Bytes of a body that are read on.
+/// Maximum bytes drained.
 const DRAIN_LIMIT: usize = 4 * CONFIGURATION;
 
-/// Longer bodies are read aside, so that they hold up nobody else.
+/// Bodies longer than this are parsed on another thread.
 const LONG: usize = 64 * 1024;
 
-/// The room that a body takes up, and what has been made of it. Free again when it is dropped.
+/// Permit for the memory of a body and of what is parsed from it.
 pub type BodyPermit = Option<OwnedSemaphorePermit>;
 
-/// A body that has come whole.
+/// A completely received body.
 #[derive(Debug)]
 pub struct RequestBody {
     text: String,
@@ -49,7 +49,7 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    /// Receives a body of at most `limit` bytes that says it is JSON; `""` if there is none.
+    /// Receives a JSON body of at most `limit` bytes; `""` if there is none.
     pub async fn receive(
         headers: &HeaderMap,
         mut body: Body,
@@ -76,7 +76,7 @@ impl RequestBody {
         Ok(RequestBody { text, permit })
     }
 
-    /// Makes something of it, which is as large: its room is to be kept for as long.
+    /// Parses the body. Returns the permit as well, because the result is as large.
     pub async fn read<T: Send + 'static>(
         self,
         read: impl FnOnce(&str) -> Result<T, ApiError> + Send + 'static,
@@ -85,7 +85,7 @@ impl RequestBody {
         if text.len() < LONG {
             return Ok((read(&text)?, permit));
         }
-        // Nobody may be left to hear of it; the room is kept until it is done all the same.
+        // The client may have disconnected; the permit is held until this is done.
         let aside = spawn_blocking(move || Ok((read(&text)?, permit)));
         aside.await.map_err(|e| {
             let message = format!("reading the body failed: {e}");
@@ -94,10 +94,10 @@ impl RequestBody {
     }
 }
 
-/// Answers a request only when its body has come, wanted or not: the connection of a client that sends its body after
-/// the head would be closed before it has the answer. It has a few seconds for that.
+/// Middleware: responds only after the body has arrived, used or not. Otherwise, the connection of a client that sends
+/// its body after the head would be closed before it reads the response. Limited to a few seconds.
 pub async fn drain(request: Request, next: Next) -> Response {
-    // One who asks first has not begun to send.
+    // A client that expects `100 Continue` has not started to send.
     let asks_first = request.headers().contains_key(header::EXPECT);
     let back = Arc::new(Mutex::new(None));
     let borrow = |body| Body::new(SharedBody { body, back: back.clone() });
@@ -109,7 +109,7 @@ pub async fn drain(request: Request, next: Next) -> Response {
     response
 }
 
-/// A body that comes back when nobody reads it any more.
+/// A body that is returned when no longer read.
 struct SharedBody {
     body: Body,
     back: Arc<Mutex<Option<Body>>>,
@@ -139,7 +139,7 @@ impl Drop for SharedBody {
     }
 }
 
-/// Reads on for a while, and forgets what comes.
+/// Drains a body for a while.
 async fn drain_body(mut body: Body) {
     let mut orphans = DRAIN_LIMIT;
     let passing = async {
@@ -150,7 +150,7 @@ async fn drain_body(mut body: Body) {
             }
         }
     };
-    // Who has not had enough by then may miss the answer.
+    // A client that still sends then may miss the response.
     let _ = timeout(DRAIN_TIME, passing).await;
 }
 

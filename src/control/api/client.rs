@@ -1,4 +1,4 @@
-//! How the CLI asks a running switch: HTTP over the unix socket, one connection per question.
+//! API client of the CLI: HTTP over the unix socket, one connection per request.
 
 use std::fmt::Write;
 use std::io;
@@ -17,90 +17,89 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-/// How long a question may take.
+/// Timeout of a request that reads.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a change may take: it is answered when it is true, and many ports take their time.
+/// Timeout of a change, which is answered when active; many ports take long.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How often a switch that has too much to do is asked again, and after how long.
+/// Maximum retries when rejected with 429, and the pause before each.
 const RETRY: (usize, Duration) = (30, Duration::from_secs(1));
 
-/// All that is not an unreserved character of a URL.
+/// All characters but the unreserved ones of a URL.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Why a question has no answer.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody listens at the socket.
+    /// No process listens at the socket.
     #[error("no switch is listening at {}: {cause}", socket.display())]
     NoSwitch {
-        /// The socket.
+        /// Path of the socket.
         socket: PathBuf,
-        /// What the operating system says.
+        /// Error of the operating system.
         cause: io::Error,
     },
-    /// The switch said no.
+    /// The switch refused.
     #[error("{message}")]
     Refused {
-        /// Its HTTP status.
+        /// HTTP status.
         status: u16,
-        /// The reason, by name.
+        /// Kind.
         kind: String,
-        /// The reason, in a sentence.
+        /// Message.
         message: String,
     },
-    /// There was no talking to what is there.
+    /// The connection failed, or the response is no valid API response.
     #[error("the switch at {}: {why}", socket.display())]
     Broken {
-        /// The socket.
+        /// Path of the socket.
         socket: PathBuf,
-        /// What went wrong.
+        /// Error.
         why: String,
     },
 }
 
-/// The way to the switch that listens at a socket.
+/// Client of the switch at a socket.
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
 }
 
-/// A name as a part of a URL's path or query.
+/// Escapes a name for a URL's path or query.
 pub fn escaped(name: &str) -> String {
     utf8_percent_encode(name, ESCAPED).to_string()
 }
 
 impl Client {
-    /// A client of the switch at `socket`. Nothing is opened yet.
+    /// Creates a client of the switch at `socket`; connects per request.
     pub fn new(socket: impl Into<PathBuf>) -> Client {
         Client { socket: socket.into() }
     }
 
-    /// What is at `path`, which begins with a slash and is escaped as a URL is.
+    /// Gets `path`, which begins with a slash and is URL-escaped.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         self.parse(&self.fetch(Method::GET, path, None).await?)
     }
 
-    /// What is at `path`, as JSON to be passed on: nothing is lost that this program does not know.
+    /// Gets `path` as JSON, including fields unknown to this program.
     pub async fn get_json(&self, path: &str) -> Result<String, Error> {
         let body = self.fetch(Method::GET, path, None).await?;
         self.json(&body)
     }
 
-    /// Asks for a change with a body of JSON, and gives the answer as JSON.
+    /// Requests a change with a JSON body, and returns the JSON response.
     pub async fn request(&self, method: Method, path: &str, body: Option<&serde_json::Value>) -> Result<String, Error> {
         let body = self.fetch(method, path, body.map(|body| Bytes::from(body.to_string()))).await?;
         self.json(&body)
     }
 
-    /// Makes something of an answer of this switch.
+    /// Parses a response of this switch.
     pub fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, Error> {
         serde_json::from_slice(body).map_err(|e| self.broken(format_args!("its answer makes no sense: {e}")))
     }
 
-    /// Hands each line at `path` to `each` as it comes, until the switch has no more or `each` has
-    /// enough. Lines come without their ends.
+    /// Calls `each` with every line of `path` as it arrives, without line end, until the response or `each` ends.
     pub async fn lines(&self, path: &str, mut each: impl FnMut(&[u8]) -> ControlFlow<()>) -> Result<(), Error> {
         let answer = async |answer: Response<Incoming>| {
             let mut body = answer.into_body();
@@ -128,7 +127,7 @@ impl Client {
         Ok(String::from_utf8_lossy(body).into_owned())
     }
 
-    /// Asks, and asks again while the switch says that it has too much to do.
+    /// Sends a request, and retries while it is rejected with 429.
     async fn fetch(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Bytes, Error> {
         let (mut tries, pause) = RETRY;
         loop {
@@ -162,8 +161,8 @@ impl Client {
         })
     }
 
-    /// Says a question over `stream` and reads the answer: an error, or what `read` makes of it. Its
-    /// head must come within `timeout`.
+    /// Sends a request over `stream` and reads the response: an error, or the result of `read`. The head must arrive
+    /// within `timeout`.
     async fn round_trip<T>(
         &self,
         stream: UnixStream,
@@ -186,8 +185,7 @@ impl Client {
             let body = answer.into_body().collect().await.map_err(broke)?.to_bytes();
             Err(self.refused(status, &body))
         };
-        // The connection is driven for as long as the answer is of interest. What goes wrong with it,
-        // the answer says.
+        // Drives the connection while the response is read; reading reports its errors.
         let mut connection = std::pin::pin!(connection);
         let mut answer = std::pin::pin!(answer);
         tokio::select! {
@@ -209,7 +207,7 @@ impl Client {
         self.broken(format_args!("no answer within {} seconds", timeout.as_secs()))
     }
 
-    /// The error for what went wrong on the way to the switch.
+    /// Error of the connection.
     pub(crate) fn broken(&self, why: impl ToString) -> Error {
         Error::Broken { socket: self.socket.clone(), why: why.to_string() }
     }
@@ -227,12 +225,12 @@ fn request(method: Method, path: &str, body: Option<Bytes>) -> Result<Request<Fu
     request.body(Full::new(body.unwrap_or_default()))
 }
 
-/// An error and what is behind it.
+/// An error with its causes.
 fn causes(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut next = e.source();
     while let Some(e) = next {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(text, ": {e}");
         next = e.source();
     }

@@ -1,4 +1,4 @@
-//! Why a request was not done: what every error of the API looks like.
+//! Errors of the API.
 
 use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, header};
@@ -10,16 +10,16 @@ use crate::control::api::handle::ShuttingDown;
 use crate::control::config::{self, ConfigErrors};
 use crate::control::desired::change::{ChangeError, ErrorKind};
 
-/// Why a request was not done. Nothing has been changed then.
+/// Why a request was refused. It changed nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiError {
-    /// How HTTP says it.
+    /// HTTP status.
     pub status: StatusCode,
-    /// For programs.
+    /// Kind, for programs.
     pub kind: &'static str,
-    /// For people.
+    /// Message, for people.
     pub message: String,
-    /// Each thing that is wrong with the body, where it was judged as a configuration.
+    /// Errors of the body as a configuration.
     pub problems: Vec<ProblemDetail>,
 }
 
@@ -27,64 +27,64 @@ pub struct ApiError {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ErrorBody {
-    /// What went wrong.
+    /// The error.
     error: ErrorDetail,
 }
 
-/// What went wrong.
+/// An error.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ErrorDetail {
-    /// For programs: `duplicate_port`, `unknown_port`, `port_in_use` …
+    /// Kind, for programs: `duplicate_port`, `unknown_port`, `port_in_use` …
     #[schema(value_type = String)]
     kind: &'static str,
-    /// For people: what is wrong, and what would be right. A line for each thing.
+    /// Message, for people, with the remedy. One line per error.
     message: String,
-    /// Each thing that is wrong with a body that was judged as a configuration.
+    /// Errors of a body that is validated as a configuration.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     problems: Vec<ProblemDetail>,
 }
 
-/// One thing that is wrong with a body.
+/// An error of a body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProblemDetail {
-    /// Like `vms[1].ports[0].mac_address`; empty where the whole body is meant.
+    /// Path, such as `vms[1].ports[0].mac_address`; empty for the whole body.
     key: String,
-    /// The value as it is written, shortened if it is long.
+    /// The value, shortened if long.
     #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<String>,
-    /// What is wrong, and what would be right.
+    /// Message, with the remedy.
     message: String,
-    /// For programs: `bad_value`, `missing`, `unknown_key` …
+    /// Kind, for programs: `bad_value`, `missing`, `unknown_key` …
     #[schema(value_type = String)]
     kind: &'static str,
 }
 
 impl ApiError {
-    /// A problem of this status.
+    /// An error with this status.
     pub fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> ApiError {
         ApiError { status, kind, message: message.into(), problems: Vec::new() }
     }
 
-    /// What can never be right.
+    /// An invalid request.
     pub fn wrong(kind: &'static str, message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::BAD_REQUEST, kind, message)
     }
 
-    /// What is not there.
+    /// An unknown object.
     pub fn unknown(kind: &'static str, message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::NOT_FOUND, kind, message)
     }
 
-    /// A method that the path does not take.
+    /// A method that the path does not support.
     pub fn method(method: &Method, path: &str) -> ApiError {
         let message = format!("{path} does not take {method}");
         ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
     }
 
-    /// More than the switch bears at a time; to be asked again later.
+    /// Too many requests; retry later.
     pub fn too_many(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", message)
     }

@@ -1,4 +1,4 @@
-//! Events, one in a line: those that are remembered, and with `follow` those that come.
+//! Events, one per line: past ones, and live ones with `follow`.
 
 use std::convert::Infallible;
 use std::vec;
@@ -22,13 +22,13 @@ use crate::control::state::event_log;
 use crate::control::state::events::{Event, EventKind};
 use crate::time;
 
-/// What newline-delimited JSON is called.
+/// Media type of newline-delimited JSON.
 const NDJSON: &str = "application/x-ndjson";
 
-/// Remembered events that are sent in one piece.
+/// Past events per chunk.
 const PIECE: usize = 256;
 
-/// The query.
+/// Query.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventQuery {
@@ -38,10 +38,10 @@ pub struct EventQuery {
     follow: bool,
 }
 
-/// What happened, one event in a line of JSON
+/// Events, one JSON object per line
 ///
-/// With `follow` it stays open, and tells what happens. Who reads too slowly is told in a line of kind
-/// `lagged` how many events are missing, and goes on behind them.
+/// With `follow`, the response continues with live events. To a client that reads too slowly, a line of kind `lagged`
+/// reports the number of events missed.
 #[utoipa::path(get, path = "/v1/events", tag = "events",
     params(
         ("since" = Option<String>, Query, description = "from this time on, RFC 3339; without: all that is remembered"),
@@ -64,13 +64,13 @@ pub async fn events(
     Ok(([(header::CONTENT_TYPE, NDJSON)], body).into_response())
 }
 
-/// An answer on its way.
+/// State of a streaming response.
 struct EventStream {
     past: vec::IntoIter<Event>,
     coming: Option<Subscriber>,
 }
 
-/// Someone who stays. Dropped when the connection is closed.
+/// A subscriber; dropped when its connection is closed.
 struct Subscriber {
     coming: Receiver<Event>,
     leave: Shutdown,
@@ -78,7 +78,7 @@ struct Subscriber {
 }
 
 impl EventStream {
-    /// The next piece of the answer; `None` at its end.
+    /// The next chunk; `None` at the end.
     async fn next(mut self) -> Option<(Result<Bytes, Infallible>, EventStream)> {
         let mut piece = Vec::new();
         for event in self.past.by_ref().take(PIECE) {
@@ -105,7 +105,7 @@ impl Subscriber {
     }
 }
 
-/// What a follower is told who has been too slow.
+/// The event for a subscriber that has missed events.
 fn lagged(rx_missed: u64) -> Event {
     Event {
         text: format!(
@@ -117,7 +117,7 @@ fn lagged(rx_missed: u64) -> Event {
 }
 
 fn line(text: &mut Vec<u8>, event: &Event) {
-    // An event has nothing that JSON cannot say, and a vector takes everything.
+    // Serialising an event to a vector cannot fail.
     let _ = serde_json::to_writer(&mut *text, event);
     text.push(b'\n');
 }

@@ -1,7 +1,6 @@
-//! What a listener bears: requests per second, changes that wait, bytes of bodies, followers.
+//! Limits of a listener: requests per second, pending changes, bytes of bodies, subscribers.
 //!
-//! Whoever asks one thing after the other is slowed down to the rate, and never refused. Only those
-//! who ask many things at once meet a bound, and are told to come again (429).
+//! Sequential clients are delayed to the rate and never rejected. Only excess concurrent requests are rejected (429).
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -21,28 +20,28 @@ use tokio::time::sleep;
 use super::error::ApiError;
 use crate::time;
 
-/// Requests per second, in the long run. More than an orchestrator asks, and less than control bears.
+/// Rate in requests per second: more than an orchestrator needs, less than control can answer.
 const RATE: NonZeroU32 = NonZeroU32::new(200).unwrap();
 
-/// Requests that may come at once after a time of silence.
+/// Burst in requests.
 const BURST: NonZeroU32 = NonZeroU32::new(400).unwrap();
 
-/// Requests that may wait for their turn; at the rate none waits for longer than 80 ms.
+/// Maximum waiting requests; at the rate none waits longer than 80 ms.
 const WAITING: usize = 16;
 
-/// Changes that are being made or wait to be; they are made one after the other.
+/// Maximum pending changes; they are applied one at a time.
 const CHANGES: usize = 32;
 
-/// Bytes of bodies that are held at a time: as many as four of the longest.
+/// Maximum bytes of bodies in memory: four of the longest.
 const BODIES: usize = 64 * 1024 * 1024;
 
-/// Answers of any length that are on their way at a time; more wait.
+/// Maximum concurrent responses of unlimited length; further ones wait.
 const LONG_ANSWERS: usize = 2;
 
-/// Clients that follow events at a time. Each keeps a connection.
+/// Maximum concurrent subscribers to events, each with a connection.
 const MAX_SUBSCRIBERS: usize = 24;
 
-/// The clock of the switch, as the rate limiter wants it.
+/// The switch's clock, for the rate limiter.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Monotonic;
 
@@ -54,7 +53,7 @@ impl Clock for Monotonic {
     }
 }
 
-/// The bounds of one listener. Clones share them.
+/// Limits of one listener. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Limits {
     limiter: Arc<RateLimitQueue<Monotonic>>,
@@ -77,37 +76,37 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// A place among the changes, until it is dropped.
+    /// Permit for a change.
     pub fn change(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         let full = |_| ApiError::too_many(format!("{CHANGES} changes wait to be made; try again in a second"));
         self.changes.clone().try_acquire_owned().map_err(full)
     }
 
-    /// A place among the followers, until it is dropped.
+    /// Permit for a subscriber.
     pub fn subscriber(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         let full = |_| ApiError::too_many(format!("{MAX_SUBSCRIBERS} clients follow the events already"));
         self.subscribers.clone().try_acquire_owned().map_err(full)
     }
 
-    /// A place for an answer of any length, until it is dropped. `None` if there is no bound any more.
+    /// Permit for a response of unlimited length. `None` if there is no limit any more.
     pub async fn long_answer(&self) -> Option<OwnedSemaphorePermit> {
         self.long_answers.clone().acquire_owned().await.ok()
     }
 
-    /// Room for so many more bytes of bodies, until it is dropped.
+    /// Permit for bytes of a body.
     pub fn bytes(&self, bytes: u32) -> Result<OwnedSemaphorePermit, ApiError> {
         let full = |_| ApiError::too_many("too many long requests at a time; try again in a second");
         self.bodies.clone().try_acquire_many_owned(bytes).map_err(full)
     }
 }
 
-/// Lets requests through at the rate.
+/// Middleware: admits requests at the rate.
 pub async fn admit(State(limits): State<Limits>, request: Request, next: Next) -> Result<Response, ApiError> {
     limits.limiter.acquire().await?;
     Ok(next.run(request).await)
 }
 
-/// A token bucket before which a few may wait, in the order of their coming.
+/// A token bucket with a bounded FIFO queue of waiters.
 struct RateLimitQueue<C: Clock> {
     bucket: RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<C::Instant>>,
     clock: C,
@@ -132,7 +131,7 @@ impl<C: Clock + Clone> RateLimitQueue<C> {
         Ok(())
     }
 
-    /// Takes a token, or says how long it takes until there is one.
+    /// Takes a token, or returns the time until there is one.
     fn try_acquire(&self) -> Option<Duration> {
         self.bucket.check().err().map(|early| early.wait_time_from(self.clock.now()))
     }

@@ -1,8 +1,7 @@
-//! Connections: accepted up to a bound, cut off when they hang, let go when the switch stops.
+//! Accepts connections up to a limit, with timeouts and graceful shutdown.
 //!
-//! A client can do no harm by hanging. One that does not finish its question, or does not read its
-//! answer, is cut off within seconds. Each listener has its own bound on connections, so that
-//! strangers at the TCP address leave the socket free.
+//! A client that neither completes its request nor reads its response is disconnected within seconds. Each listener has
+//! its own limit, so that clients at the TCP address do not exhaust the socket's.
 
 use std::future::Future;
 use std::io;
@@ -20,36 +19,36 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
-/// Connections at one listener at a time; more wait to be accepted.
+/// Maximum connections of a listener; more wait to be accepted.
 const CONNECTIONS: usize = 64;
 
-/// How long a client may take to say what it wants, after it has connected or been answered. Less
-/// than our own client waits for an answer: it gets through even when silent ones hold all places.
+/// Timeout for a request after connecting or after a response. Less than our client's timeout, so that it succeeds even
+/// when silent clients hold all connections.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a client may leave an answer unread.
+/// Timeout of writing to a client that does not read.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the connections may take to finish when the switch stops.
+/// Timeout of connections when the switch stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes of a request's head.
+/// Maximum bytes of a request's head.
 const HEAD: usize = 64 * 1024;
 
-/// Tells what answers without an end that the switch stops: it changes, or its other end is dropped.
+/// Notifies streaming responses that the switch stops: the value changes, or the sender is dropped.
 #[derive(Debug, Clone)]
 pub struct Shutdown(watch::Receiver<()>);
 
 impl Shutdown {
-    /// Waits until it is time to leave.
+    /// Waits for the stop.
     pub async fn wait(&mut self) {
-        // That the other end is gone says the same.
+        // A dropped sender means the same.
         let _ = self.0.changed().await;
     }
 }
 
-/// Serves `pages` at `listener` until `stop` is ready. What is being answered then is finished, for
-/// a short while. The listener is dropped before that, so that nobody new comes.
+/// Serves `pages` at `listener` until `stop` is ready. Responses in progress are completed within a timeout. The
+/// listener is dropped before, so that no one connects any more.
 pub async fn serve<L: Listener>(mut listener: L, pages: Router, stop: impl Future<Output = ()>) {
     let mut stop = pin!(stop);
     let (leave, shutdown) = watch::channel(());
@@ -64,12 +63,11 @@ pub async fn serve<L: Listener>(mut listener: L, pages: Router, stop: impl Futur
         }
     }
     drop((listener, leave));
-    // Whoever is not done by then is cut off by the drop of the set.
+    // Dropping the set disconnects the others.
     let _ = timeout(SHUTDOWN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
 }
 
-/// One connection, until either side has had enough, or until `leave` is dropped and the present
-/// question is answered.
+/// Serves one connection until either side closes it, or, after `leave`, until its current request is answered.
 async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     pages: Router,
@@ -82,7 +80,7 @@ async fn serve_connection(
         .max_header_size(HEAD)
         .serve_connection(TokioIo::new(TimedStream::new(stream, WRITE_TIMEOUT)), TowerToHyperService::new(pages));
     let mut connection = pin!(connection);
-    // A connection that breaks is the client's affair.
+    // Errors of the connection concern the client only.
     tokio::select! {
         _ = connection.as_mut() => return,
         () = leave.wait() => connection.as_mut().graceful_shutdown(),
@@ -90,7 +88,7 @@ async fn serve_connection(
     let _ = connection.await;
 }
 
-/// A stream whose other end must read: a write that waits for longer than `timeout` fails.
+/// A stream with a write timeout.
 struct TimedStream<S> {
     stream: S,
     timeout: Duration,
@@ -103,7 +101,7 @@ impl<S> TimedStream<S> {
         TimedStream { stream, timeout, waiting: None }
     }
 
-    /// What has become of a write.
+    /// Result of a write.
     fn check<T>(&mut self, cx: &mut Context<'_>, raw: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if raw.is_ready() {
             self.waiting = None;

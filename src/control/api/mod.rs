@@ -1,10 +1,10 @@
 //! The API: HTTP/1.1 and JSON over a [`Handle`].
 //!
 //! ```text
-//!   listener ─► limits ─► read_routes    what can be read, also over TCP
-//!   (connections) (rate)  write_routes   what can be changed, only at the unix socket
-//!                         event_stream   events as they happen, likewise
-//!                         openapi        what all of this looks like; responses: the types of answers
+//!   listener ─► limits ─► read_routes    reading, also over TCP
+//!   (connections) (rate)  write_routes   changes, unix socket only
+//!                         event_stream   live events, unix socket only
+//!                         openapi        API description; responses: types of responses
 //! ```
 
 use axum::Router;
@@ -33,20 +33,19 @@ pub use openapi::description;
 use error::ApiError;
 use limits::Limits;
 
-/// What the handlers share: the way to the controller, and what this listener may bear.
+/// State shared by handlers: controller and limits of the listener.
 #[derive(Debug, Clone)]
 struct AppState {
     handle: Handle,
     limits: Limits,
 }
 
-/// The pages that change nothing. Each call makes them with bounds of their own.
+/// Routes that change nothing. Each call creates its own limits.
 pub fn read_routes(handle: Handle) -> Router {
     with_state(read_router(), handle)
 }
 
-/// The whole API: the pages, and all that changes something. Whoever can reach it is trusted with
-/// the switch. Each call makes it with bounds of its own.
+/// All routes. Every client that can connect is trusted with the switch. Each call creates its own limits.
 pub fn api(handle: Handle) -> Router {
     let changing = Router::new()
         .route("/v1/config", put(write_routes::apply))

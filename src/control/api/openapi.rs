@@ -1,4 +1,4 @@
-//! The description of the API for programs: OpenAPI, made from the handlers and the types themselves.
+//! OpenAPI description of the API, generated from handlers and types.
 
 use axum::Json;
 use utoipa::OpenApi;
@@ -43,7 +43,7 @@ use super::{event_stream, read_routes, write_routes};
 )]
 struct Document;
 
-/// The description of all requests and answers, with the types of their bodies.
+/// The description of all requests and responses.
 pub fn description() -> utoipa::openapi::OpenApi {
     Document::openapi()
 }

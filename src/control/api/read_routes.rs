@@ -1,4 +1,4 @@
-//! What can be read: one page for each part of the state.
+//! Routes that read: one per part of the state.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,17 +23,17 @@ use crate::control::config::raw;
 use crate::control::loops::status::{LoopStatus, StormStatus};
 use crate::telemetry::exposition::{self, Mitigation};
 
-/// Items of a long list that are sent in one piece.
+/// Items of a long list per chunk.
 const PIECE: usize = 512;
 
-/// The name in a path, as axum hands it over.
+/// Name in a path, as extracted by axum.
 pub type Name = Result<Path<String>, PathRejection>;
 
 fn answer<T: Serialize>(found: Result<T, ShuttingDown>) -> Result<Json<T>, ApiError> {
     Ok(Json(found?))
 }
 
-/// The id of a port in the path. What is not UTF-8 is the name of no port.
+/// Port id in the path. A name that is not UTF-8 is no port's.
 pub fn port_id(id: Name) -> Result<String, ApiError> {
     match id {
         Ok(Path(id)) => Ok(id),
@@ -41,7 +41,7 @@ pub fn port_id(id: Name) -> Result<String, ApiError> {
     }
 }
 
-/// All ports, by VM, in the order asked for
+/// All ports, by VM, in the order of the configuration
 #[utoipa::path(get, path = "/v1/ports", tag = "state", responses((status = 200, body = Vec<PortView>)))]
 pub async fn ports(State(state): State<AppState>) -> Result<Json<Vec<PortView>>, ApiError> {
     answer(state.handle.ports().await)
@@ -77,30 +77,30 @@ pub async fn networks(State(state): State<AppState>) -> Result<Json<Vec<NetworkV
     answer(state.handle.networks().await)
 }
 
-/// The forwarding database: which station is behind which port
+/// The forwarding database: the port of each station
 ///
-/// It may be long: it is sent piece by piece, to few clients at a time.
+/// Sent in chunks, as it may be long, to few clients at a time.
 #[utoipa::path(get, path = "/v1/fdb", tag = "state", responses((status = 200, body = Vec<StationView>)))]
 pub async fn fdb(State(state): State<AppState>) -> Result<Response, ApiError> {
-    // Until the last piece is on its way, and until control has it together even if the client goes before.
+    // Held until the last chunk is sent, and until control has collected the entries even if the client disconnects.
     let place = state.limits.long_answer().await.map(Arc::new);
     Ok(long_list(state.handle.fdb(Box::new(place.clone())).await?, place))
 }
 
-/// A list as JSON, made while it is sent, so that neither memory nor the thread of control has to
-/// hold all of its text. `place` is kept until the last piece is on its way.
+/// Serialises a list to JSON while it is sent, so that its whole text is never in memory. Holds `place` until the last
+/// chunk is sent.
 fn long_list<T: Serialize + Send + 'static>(items: Vec<T>, place: Option<Arc<OwnedSemaphorePermit>>) -> Response {
     if items.len() <= PIECE {
         return Json(items).into_response();
     }
     let begun = (items.into_iter(), Some(b'['), place);
     let chunks = stream::unfold(begun, async |(mut items, open, place)| {
-        // What stands before the next item: the bracket, or a comma. Nothing when all has been said.
+        // Text before the next item: bracket or comma. `None` after the end.
         let mut before = open?;
         let mut piece = Vec::new();
         for item in items.by_ref().take(PIECE) {
             piece.push(before);
-            // A view has nothing that JSON cannot say, and a vector takes everything.
+            // Serialising a view to a vector cannot fail.
             let _ = serde_json::to_writer(&mut piece, &item);
             before = b',';
         }
@@ -113,45 +113,45 @@ fn long_list<T: Serialize + Send + 'static>(items: Vec<T>, place: Option<Arc<Own
     ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(chunks)).into_response()
 }
 
-/// The threads that move the frames
+/// All workers
 #[utoipa::path(get, path = "/v1/workers", tag = "state", responses((status = 200, body = Vec<WorkerView>)))]
 pub async fn workers(State(state): State<AppState>) -> Result<Json<Vec<WorkerView>>, ApiError> {
     answer(state.handle.workers().await)
 }
 
-/// Frames that died, by port, direction and reason
+/// Dropped frames by port, direction and reason
 #[utoipa::path(get, path = "/v1/drops", tag = "state", responses((status = 200, body = Vec<DropView>)))]
 pub async fn drops(State(state): State<AppState>) -> Result<Json<Vec<DropView>>, ApiError> {
     answer(state.handle.drops().await)
 }
 
-/// Loops: who joins what, since when, what is done about it; and those that were lately
+/// Loops, active and recent: ports involved, start, measures
 ///
-/// A VM that joins two networks stands here as well, as a notice: nothing is done about that.
+/// A VM that bridges two networks is listed as a notice, without measures.
 #[utoipa::path(get, path = "/v1/loops", tag = "state", responses((status = 200, body = Vec<LoopStatus>)))]
 pub async fn loops(State(state): State<AppState>) -> Result<Json<Vec<LoopStatus>>, ApiError> {
     answer(state.handle.loops().await)
 }
 
-/// Storms: who is held to storm limits, since when, how much; and those that were lately
+/// Storms, active and recent: source, limit, start, dropped frames
 #[utoipa::path(get, path = "/v1/storms", tag = "state", responses((status = 200, body = Vec<StormStatus>)))]
 pub async fn storms(State(state): State<AppState>) -> Result<Json<Vec<StormStatus>>, ApiError> {
     answer(state.handle.storms().await)
 }
 
-/// The proof that every frame is accounted for
+/// Counter audit: whether every frame is accounted for
 #[utoipa::path(get, path = "/v1/audit", tag = "state", responses((status = 200, body = AuditView)))]
 pub async fn audit(State(state): State<AppState>) -> Result<Json<AuditView>, ApiError> {
     answer(state.handle.audit().await)
 }
 
-/// The configuration in force, with all defaults filled in
+/// The current configuration, with all defaults
 #[utoipa::path(get, path = "/v1/config", tag = "configuration", responses((status = 200, body = raw::Config)))]
 pub async fn config(State(state): State<AppState>) -> Result<Json<serde_json::Value>, ApiError> {
     answer(state.handle.config().await)
 }
 
-/// Everything that is counted, for Prometheus
+/// All counters, for Prometheus
 #[utoipa::path(get, path = "/metrics", tag = "state",
     responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError> {

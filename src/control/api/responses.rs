@@ -1,25 +1,25 @@
-//! What the switch shows of itself: the JSON of the API and the rows of the CLI's tables. Names
-//! are Neutron's where Neutron has one; they are a contract, fields may only be added.
+//! Types of API responses, also the rows of the CLI's tables. Field names are Neutron's where it has one. They are a
+//! contract: fields may only be added.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Whether frames can flow through a port.
+/// Operational status of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Status {
-    /// They can, both ways.
+    /// Frames pass in both directions.
     Active,
-    /// They cannot: there is no device, or the port is administratively down.
+    /// No device, no link, or administratively down.
     Down,
-    /// They may not: the port is held for a loop or a storm.
+    /// Quarantined for a loop or storm.
     Quarantined,
 }
 
 impl Status {
-    /// As people read it, and JSON has it.
+    /// Name in JSON and tables.
     pub fn name(self) -> &'static str {
         match self {
             Status::Active => "ACTIVE",
@@ -29,134 +29,132 @@ impl Status {
     }
 }
 
-/// The device of a port or an uplink. What its kind does not have is absent.
+/// Device of a port or uplink. Fields that its kind lacks are absent.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct DeviceView {
     /// `tap`, `xdp` or `packet`.
     pub kind: String,
-    /// The netdev.
+    /// Name of the netdev.
     pub name: String,
-    /// The namespace it stands in; absent for the host's own.
+    /// Network namespace; absent for the host's.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub netns: Option<String>,
-    /// Its queues. Of netdevs of others: those that are open.
+    /// Number of queues; for a netdev of others, of open ones.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub queues: Option<u16>,
-    /// Whether open checksums and super-frames pass.
+    /// Whether partial checksums and GSO packets pass.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub offloads: Option<bool>,
-    /// Whether what the netdev receives is kept from the host's own network stack; of `packet`.
+    /// Whether received frames are kept from the host's network stack; `packet` only.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub isolate: Option<bool>,
-    /// Whether the netdev outlives the daemon.
+    /// Whether the netdev persists after the switch ends.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub persist: Option<bool>,
-    /// The way that frames take, as in `native copy`, while it is open; of `xdp`.
+    /// Mode, such as `native copy`, while open; `xdp` only.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mode: Option<String>,
 }
 
-/// What is counted of a port or an uplink. *In* is from the guest or from outside, *out* is to them.
+/// Counters of a port or uplink. *Received* is from the guest or from outside, *transmitted* is to them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct CountsView {
-    /// Frames that came in; a super-frame counts as the frames it becomes.
+    /// Frames received; a GSO packet counts as its segments.
     pub rx_frames: u64,
-    /// And their bytes.
+    /// Bytes received.
     pub rx_bytes: u64,
-    /// Frames that went out.
+    /// Frames transmitted.
     pub tx_frames: u64,
-    /// And their bytes.
+    /// Bytes transmitted.
     pub tx_bytes: u64,
-    /// Of the frames that came in: those meant for one port.
+    /// Received frames forwarded to one port.
     pub forwarded: u64,
-    /// Of the frames that came in: those meant for everybody.
+    /// Received frames flooded.
     pub flooded: u64,
-    /// The copies made of these.
+    /// Copies made of flooded frames.
     pub copies: u64,
-    /// Loop probes that the switch sent out.
+    /// Loop probes sent by the switch.
     pub probes: u64,
-    /// Announcements of local stations that the switch sent out.
+    /// Announcements of local stations sent by the switch.
     #[serde(default)]
     #[schema(required = true)]
     pub announcements: u64,
-    /// Frames that were lost before the switch could receive them, as far as the device tells. They are in no
-    /// other counter.
+    /// Frames lost before the switch could receive them, as reported by the device. Included in no other counter.
     pub rx_missed: u64,
-    /// Of the frames that went out: those that the device took and lost before they left, as far as it tells.
+    /// Transmitted frames that the device accepted and then lost, as it reports.
     #[serde(default)]
     pub tx_lost: u64,
-    /// Super-frames going out that were divided, since the device takes none.
+    /// GSO packets segmented by the switch for transmit.
     pub segmented: u64,
-    /// Other frames going out whose checksum was completed, since the device takes none that is open.
+    /// Other frames whose checksum the switch completed for transmit.
     pub checksummed: u64,
-    /// Of the frames that came in: those whose source was not learned, since the port is at its MAC limit.
+    /// Received frames whose source was not learned because of the port's MAC limit.
     pub not_learned: u64,
-    /// Frames for stations that nobody knew, which were not delivered here.
+    /// Unknown unicast frames not flooded to this port.
     pub not_flooded: u64,
-    /// Copies of others' frames that went out, since the port is promiscuous.
+    /// Mirror copies transmitted because the port is promiscuous.
     pub mirror_copies: u64,
-    /// Of the frames that came in and died as `reserved_group`: by the name of the group; only those that
-    /// there were.
+    /// Received frames dropped as `reserved_group`, by group; non-zero counts only.
     pub reserved_groups: BTreeMap<String, u64>,
-    /// Frames that died, either direction, by reason; only reasons that there were.
+    /// Dropped frames of both directions, by reason; non-zero counts only.
     pub drops: BTreeMap<String, u64>,
 }
 
 /// A port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PortView {
-    /// Its id.
+    /// Id.
     pub port_id: String,
-    /// The VM it belongs to.
+    /// VM of the port.
     pub device_id: String,
-    /// The network it is on.
+    /// Network.
     pub network_id: String,
-    /// Its address.
+    /// MAC address.
     pub mac_address: String,
-    /// Its place among the ports of its VM, from 0.
+    /// Position among the ports of its VM, from 0.
     pub position: usize,
-    /// Whether frames can flow.
+    /// Operational status.
     pub status: Status,
-    /// Why it is as it is, in a sentence; empty for a port that is up with nothing to remark.
+    /// Reason of the status, and warnings; empty for a port that is up without warnings.
     pub status_reason: String,
-    /// Whether it is wanted up.
+    /// Administrative state.
     pub admin_state_up: bool,
-    /// `off`, `mac` or `mac+ip`.
+    /// Port security: `off`, `mac` or `mac+ip`.
     pub port_security: String,
-    /// Whether it gets frames for stations that nobody knows: `deliver` or `suppress`.
+    /// Flooding of unknown unicast to the port: `deliver` or `suppress`.
     pub unknown_unicast: String,
-    /// Whether it gets a copy of every frame that is forwarded on its network.
+    /// Whether it gets a copy of each frame forwarded on its network.
     pub promiscuous: bool,
-    /// Whether sources are learned behind it.
+    /// Whether sources are learned at the port.
     #[serde(default)]
     #[schema(required = true)]
     pub mac_learning: bool,
-    /// `immediate` or `first-frame`: since when its addresses are pinned to it.
+    /// Activation: `immediate` or `first-frame`.
     #[serde(default)]
     #[schema(required = true)]
     pub activation: String,
-    /// Whether its addresses are pinned to it now. If not, the port is administratively down, or the switch waits for a
-    /// frame from it.
+    /// Whether its addresses are pinned now. If not, the port is administratively down, or the switch waits for a frame
+    /// from it.
     #[serde(default)]
     #[schema(required = true)]
     pub pinned: bool,
-    /// Learned stations at most; absent where that is as its network has it.
+    /// MAC limit; absent if the network's applies.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mac_limit: Option<u32>,
-    /// What becomes of frames from further stations, `drop` or `forward-unlearned`; absent without a limit.
+    /// Policy for frames from further stations, `drop` or `forward-unlearned`; absent without a limit.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mac_limit_policy: Option<String>,
-    /// Of a subport: the port by whose device its frames come and go.
+    /// Parent, for a subport.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub parent: Option<String>,
-    /// Of a subport: the tag that they have there.
+    /// VLAN id on the parent, for a subport.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub vlan: Option<u16>,
-    /// Its device; of a subport, that of its parent.
+    /// Device; for a subport, its parent's.
     pub device: DeviceView,
-    /// The worker that polls its first queue.
+    /// Worker that polls its first queue.
     pub worker: Option<u16>,
-    /// Its counters; in JSON their keys stand among the others.
+    /// Counters; flattened in JSON.
     #[serde(flatten)]
     pub counts: CountsView,
 }
@@ -166,7 +164,7 @@ pub struct PortView {
 pub struct UplinkNetworkView {
     /// The network.
     pub network_id: String,
-    /// The tag of its frames; absent where they are untagged.
+    /// VLAN id; absent if untagged.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub vlan: Option<u16>,
 }
@@ -174,26 +172,26 @@ pub struct UplinkNetworkView {
 /// An uplink.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UplinkView {
-    /// Its id.
+    /// Id.
     pub uplink_id: String,
-    /// Its group, if it is one of two.
+    /// Group, if it is in one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub group: Option<String>,
-    /// Whether it carries the frames: the other one of its group does not, and it is up.
+    /// Whether it forwards, as the only uplink or the active one of its group.
     pub active: bool,
-    /// Whether frames can flow, as soon as it carries them.
+    /// Operational status, active or backup.
     pub status: Status,
-    /// Why it is as it is, in a sentence; empty for one that is up with nothing to remark.
+    /// Reason of the status, and warnings; empty for an uplink that is up without warnings.
     pub status_reason: String,
-    /// Whether it is wanted up.
+    /// Administrative state.
     pub admin_state_up: bool,
-    /// What it carries.
+    /// Networks on the uplink.
     pub networks: Vec<UplinkNetworkView>,
-    /// Its device.
+    /// Device.
     pub device: DeviceView,
-    /// The worker that polls its first queue.
+    /// Worker that polls its first queue.
     pub worker: Option<u16>,
-    /// Its counters; in JSON their keys stand among the others.
+    /// Counters; flattened in JSON.
     #[serde(flatten)]
     pub counts: CountsView,
 }
@@ -201,128 +199,128 @@ pub struct UplinkView {
 /// A VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmView {
-    /// Its id.
+    /// Id.
     pub device_id: String,
-    /// Its ports, in the order asked for.
+    /// Ports, in the order of the configuration.
     pub ports: Vec<String>,
-    /// The networks they are on, one for each port.
+    /// Networks of these ports, one each.
     pub networks: Vec<String>,
-    /// How many of the ports are up.
+    /// Number of active ports.
     pub active: usize,
-    /// Sums over its ports.
+    /// Frames received, sum over its ports.
     pub rx_frames: u64,
-    /// Sums over its ports.
+    /// Bytes received, sum over its ports.
     pub rx_bytes: u64,
-    /// Sums over its ports.
+    /// Frames transmitted, sum over its ports.
     pub tx_frames: u64,
-    /// Sums over its ports.
+    /// Bytes transmitted, sum over its ports.
     pub tx_bytes: u64,
-    /// Sums over its ports.
+    /// Frames dropped, sum over its ports.
     pub drops: u64,
 }
 
 /// A network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkView {
-    /// Its id.
+    /// Id.
     pub network_id: String,
-    /// Bytes that a frame may carry.
+    /// MTU in bytes.
     pub mtu: u16,
-    /// How many ports are on it.
+    /// Number of ports.
     pub ports: usize,
-    /// How many of them are up.
+    /// Number of active ports.
     pub active: usize,
-    /// How many stations have been learned, as the fullest worker's table has it.
+    /// Learned stations: maximum over workers.
     pub stations: u64,
-    /// Which of the reserved group addresses pass between VMs: `vm-default`, `all`, `none`, or a mask.
+    /// Reserved group addresses forwarded between VMs: `vm-default`, `all`, `none`, or a mask.
     pub reserved_groups: String,
-    /// How many may be learned.
+    /// Maximum learned stations.
     pub fdb_limit: u32,
-    /// After how many seconds of silence a station is forgotten.
+    /// Ageing time in seconds.
     pub ageing_seconds: u32,
 }
 
-/// How a station is known.
+/// Kind of an FDB entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StationKind {
-    /// From its traffic.
+    /// Learned from traffic.
     Learned,
-    /// From its traffic, which was too restless: there it stays for a while.
+    /// Dampened: pinned for a while, because it flapped.
     Dampened,
-    /// From the configuration.
+    /// Pinned by the configuration.
     Pinned,
 }
 
-/// A station of the forwarding database.
+/// An FDB entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StationView {
-    /// The network it is on.
+    /// Network.
     pub network_id: String,
-    /// Its address.
+    /// MAC address.
     pub mac_address: String,
-    /// The port it is behind; or the uplink, of a group the one that carries.
+    /// Port; or uplink, for a group the active one.
     pub port_id: String,
-    /// The same, if it is an uplink.
+    /// Uplink, if it is one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub uplink_id: Option<String>,
-    /// How it is known.
+    /// Kind.
     pub kind: StationKind,
-    /// Seconds since it was last heard; 0 for a pinned or a frozen one.
+    /// Seconds since its last frame; 0 for a pinned or dampened one.
     pub age_seconds: u32,
 }
 
 /// A worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WorkerView {
-    /// Its number.
+    /// Index.
     pub worker: u16,
-    /// The core it is pinned to.
+    /// CPU core.
     pub core: usize,
-    /// `adaptive` or `busy`.
+    /// Poll mode: `adaptive` or `busy`.
     pub poll: String,
-    /// Device queues it polls.
+    /// Number of device queues polled.
     pub queues: usize,
-    /// Stations in its table.
+    /// FDB entries.
     pub stations: u64,
-    /// Stations that its table can hold.
+    /// FDB capacity.
     pub stations_limit: u64,
-    /// Times a station went unlearned for lack of room.
+    /// Stations not learned because the FDB was full.
     pub stations_refused: u64,
-    /// Breaths taken.
+    /// Iterations of the poll loop.
     pub polls: u64,
-    /// Breaths in which there was something to do.
+    /// Iterations with work.
     pub busy_polls: u64,
     /// Seconds spent in these.
     pub busy_seconds: f64,
-    /// Times it went to sleep.
+    /// Number of sleeps.
     pub sleeps: u64,
-    /// Times a port was not read, because every frame that it sent lately has died.
+    /// Polls of ports skipped because all of their recent frames were dropped.
     #[serde(default)]
     pub polls_skipped: u64,
-    /// Sightings that did not fit the ring to a peer.
+    /// FDB updates lost because the ring to a peer was full.
     pub updates_lost: u64,
-    /// Frames for one port that were handed to other workers.
+    /// Unicast frames handed to other workers.
     #[serde(default)]
     pub peer_tx_frames: u64,
-    /// And those that were taken over from them.
+    /// Unicast frames received from other workers.
     #[serde(default)]
     pub peer_rx_frames: u64,
-    /// Frames to be flooded by other workers that were handed to them.
+    /// Flooded frames handed to other workers.
     #[serde(default)]
     pub peer_tx_floods: u64,
-    /// And those that were taken over from them.
+    /// Flooded frames received from other workers.
     #[serde(default)]
     pub peer_rx_floods: u64,
-    /// Frames that died because their port was closed while they were on their way to it.
+    /// Frames dropped because their port was closed while they were queued for it.
     #[serde(default)]
     pub closed_port_drops: u64,
-    /// Since when all of this is counted, and what the ports count too: RFC 3339, UTC.
+    /// Start of these counters and of those of the ports: RFC 3339, UTC.
     #[serde(default)]
     pub since: String,
 }
 
-/// The direction of a frame, seen from the switch.
+/// Direction of a frame, seen from the switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
@@ -332,45 +330,45 @@ pub enum Direction {
     Out,
 }
 
-/// A line of the drop ledger.
+/// A drop counter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DropView {
-    /// The port, or the uplink.
+    /// Port or uplink.
     pub port_id: String,
-    /// The same, if it is an uplink.
+    /// Uplink, if it is one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub uplink_id: Option<String>,
-    /// Its VM; empty for an uplink.
+    /// VM; empty for an uplink.
     pub device_id: String,
-    /// Its network; empty for an uplink, which has several.
+    /// Network; empty for an uplink, which may have several.
     pub network_id: String,
-    /// Which way the frames went.
+    /// Direction.
     pub direction: Direction,
-    /// Why they died, by name.
+    /// Drop reason.
     pub reason: String,
-    /// Why they died, in a sentence.
+    /// Description of the reason.
     pub description: String,
-    /// How many there were.
+    /// Number of frames.
     pub frames: u64,
 }
 
-/// Whether every frame is accounted for, as each worker has read it between two polls.
+/// Counter audit: whether all received and transmitted frames are accounted for. Each worker reads its counters between
+/// two polls.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct AuditView {
-    /// The verdict: nothing is off, and between workers there is nothing missing.
+    /// Result: all counters balance, and no frame is missing between workers.
     pub balanced: bool,
-    /// Whether nothing moved between the two readings. Then what is between workers is exact.
+    /// Whether no counter changed between two readings: then the frames between workers are exact.
     pub idle: bool,
-    /// What came in at each port, and what became of it.
+    /// Received frames by port.
     pub ports: Vec<AuditPortView>,
-    /// What was to go out at each worker, and what became of it. Frames of ports that are no more
-    /// are counted as well.
+    /// Transmitted frames by worker, those of removed ports included.
     pub workers: Vec<AuditWorkerView>,
-    /// Frames for one port that are on their way between workers.
+    /// Unicast frames between workers.
     pub frames_between: BetweenView,
-    /// Frames to be flooded that are on their way between workers.
+    /// Flooded frames between workers.
     pub floods_between: BetweenView,
-    /// Frames that died, over all ports, by direction and reason; only reasons that there were.
+    /// Dropped frames of all ports, by direction and reason; non-zero counts only.
     pub drops: Vec<AuditDropView>,
     /// Slots of the pool: `frames` of the configuration.
     #[serde(default)]
@@ -382,91 +380,91 @@ pub struct AuditView {
     pub slots_free: u32,
 }
 
-/// What came in at a port: `rx_frames = forwarded + flooded + drops_in`.
+/// Received frames of a port: `rx_frames = forwarded + flooded + drops_in`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditPortView {
-    /// The port, or the uplink.
+    /// Port or uplink.
     pub port_id: String,
-    /// Its VM; empty for an uplink.
+    /// VM; empty for an uplink.
     pub device_id: String,
-    /// Its network; empty for an uplink, which has several.
+    /// Network; empty for an uplink, which may have several.
     pub network_id: String,
-    /// Frames that came in.
+    /// Frames received.
     pub rx_frames: u64,
-    /// Those of them that were meant for one port.
+    /// Of these, forwarded to one port.
     pub forwarded: u64,
-    /// Those of them that were meant for everybody.
+    /// Of these, flooded.
     pub flooded: u64,
-    /// Those of them that died.
+    /// Of these, dropped.
     pub drops_in: u64,
-    /// By how many more came in than is accounted for. 0 is right.
+    /// Received frames in excess of these sums. 0 is correct.
     pub delta: i64,
 }
 
-/// What was to go out at a worker:
-/// `forwarded + copies + probes + announcements + frames_heard = tx_frames + drops_out + frames_sent`.
+/// Transmitted frames of a worker:
+/// `forwarded + copies + probes + announcements + peer_rx_frames = tx_frames + drops_out + peer_tx_frames`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditWorkerView {
     /// The worker.
     pub worker: u16,
-    /// Frames meant for one port.
+    /// Frames forwarded to one port.
     pub forwarded: u64,
-    /// Copies made of flooded ones.
+    /// Copies made of flooded frames.
     pub copies: u64,
-    /// Loop probes that the switch sent.
+    /// Loop probes sent by the switch.
     pub probes: u64,
-    /// Announcements of local stations that the switch sent.
+    /// Announcements sent by the switch.
     #[serde(default)]
     #[schema(required = true)]
     pub announcements: u64,
-    /// Frames taken over from other workers.
+    /// Unicast frames received from other workers.
     pub peer_rx_frames: u64,
-    /// Frames that went out.
+    /// Frames transmitted.
     pub tx_frames: u64,
-    /// Frames that died going out.
+    /// Frames dropped on transmit.
     pub drops_out: u64,
-    /// Frames handed to other workers.
+    /// Unicast frames handed to other workers.
     pub peer_tx_frames: u64,
-    /// By how many more were to go out than is accounted for. 0 is right.
+    /// Frames in excess on the left side. 0 is correct.
     pub delta: i64,
 }
 
-/// How many frames are between two workers. When nothing moves, the two are the same.
+/// Number of frames between workers. Equal bounds if idle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct BetweenView {
-    /// At least so many.
+    /// Lower bound.
     pub min: i64,
-    /// At most so many. Less than `min`: some were heard that nobody has sent.
+    /// Upper bound. Less than `min`: more frames were received from peers than handed to them.
     pub max: i64,
 }
 
-/// A reason for which frames died, over all ports.
+/// A drop reason, over all ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditDropView {
-    /// Which way the frames went.
+    /// Direction.
     pub direction: Direction,
-    /// Why they died, by name.
+    /// Drop reason.
     pub reason: String,
-    /// Why they died, in a sentence.
+    /// Description of the reason.
     pub description: String,
-    /// How many there were.
+    /// Number of frames.
     pub frames: u64,
 }
 
-/// What came of attaching ports.
+/// Result of attaching ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Attached {
-    /// What is otherwise now, a sentence for each thing.
+    /// Changes, one text each.
     pub changes: Vec<String>,
-    /// Remarks: ports that have no device yet, and why.
+    /// Warnings: ports without a device yet, with the reason.
     pub warnings: Vec<String>,
-    /// The ports, as they are now.
+    /// The attached ports.
     pub ports: Vec<PortView>,
 }
 
-/// What came of a flush.
+/// Result of a flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Flushed {
-    /// How many stations have been forgotten.
+    /// Number of FDB entries flushed.
     pub flushed: u64,
 }

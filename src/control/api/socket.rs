@@ -1,4 +1,4 @@
-//! The unix socket at which the switch listens: bound with care, removed when the switch goes.
+//! The unix socket of the API: bound exclusively, removed at exit.
 
 use std::fs;
 use std::io;
@@ -17,37 +17,35 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 
-/// Owner and group may talk to the switch, nobody else.
+/// File mode: owner and group may connect.
 const MODE: u32 = 0o660;
 
-/// Connections that may wait to be accepted.
+/// Listen backlog.
 const BACKLOG: i32 = 128;
 
-/// How long a switch waits for another one that is starting to listen in the same directory, which takes it less than
-/// a millisecond.
+/// Timeout for another switch that is binding in the same directory, which takes less than a millisecond.
 const STARTING: Duration = Duration::from_secs(5);
 
-/// A unix socket that is listened at. Its file is removed when this is dropped.
+/// A listening unix socket. Its file is removed on drop.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file, so that no other switch's socket is removed.
+    /// Device and inode of the file, so that another switch's socket is not removed.
     file: (u64, u64),
 }
 
 impl Socket {
-    /// Listens at `path`, with mode 0660. Its directory is made if there is none. A socket that a
-    /// dead switch left behind is replaced; a living one, or anything else, is an error. Of several switches that start
-    /// at the same time one listens, and for the others it is a living one.
+    /// Listens at `path` with mode 0660. Creates a missing directory. Replaces the socket of a dead switch; a live one,
+    /// or any other file, is an error. Of several switches that start simultaneously, one listens and the others fail.
     ///
-    /// To be called within a tokio runtime.
+    /// Must be called in a tokio runtime.
     pub fn bind(path: &Path) -> io::Result<Socket> {
         let messages = |what: &str, e: io::Error| io::Error::new(e.kind(), format!("{what} {}: {e}", path.display()));
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(|e| messages("cannot make the directory of", e))?;
         }
-        // A socket that is bound and not yet listened at refuses connections, as that of a dead switch does.
+        // A socket that is bound but not listening refuses connections, like that of a dead switch.
         let _locked = lock_directory(path).map_err(|e| messages("cannot lock the directory of", e))?;
         remove_stale(path)?;
         let listener = listen(path).map_err(|e| messages("cannot listen at", e.into()))?;
@@ -59,7 +57,7 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|file| file == self.file) {
-            // Nobody is left to be told; the next start replaces what stays behind.
+            // Errors are ignored: the next start replaces a left file.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -78,8 +76,7 @@ impl Listener for Socket {
     }
 }
 
-/// Whether a switch, or somebody else, is listening at `path`. An error is why nobody ever could:
-/// what is there is no socket, or the path is none.
+/// Whether a process is listening at `path`. Error: why none ever could (no socket, invalid path).
 pub fn is_listened_at(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(file) if !file.file_type().is_socket() => Err(io::Error::from(io::ErrorKind::AlreadyExists)),
@@ -91,7 +88,7 @@ pub fn is_listened_at(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Locks the directory of `path` against other switches that start to listen there, until this is dropped.
+/// Locks the directory of `path` against other starting switches, until dropped.
 fn lock_directory(path: &Path) -> io::Result<OwnedFd> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -99,7 +96,7 @@ fn lock_directory(path: &Path) -> io::Result<OwnedFd> {
     let (done, locked) = mpsc::channel();
     thread::Builder::new().name("lock".into()).spawn(move || {
         let result = flock(&directory, FlockOperation::LockExclusive);
-        // Nobody receives it after the time is up.
+        // The receiver is gone after the timeout.
         let _ = done.send(result.map(|()| directory));
     })?;
     locked
@@ -111,7 +108,7 @@ fn lock_directory(path: &Path) -> io::Result<OwnedFd> {
         .map_err(io::Error::from)
 }
 
-/// Removes the socket of a dead switch, if there is one at `path`.
+/// Removes the socket of a dead switch at `path`, if any.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let refuse = |kind, why: String| Err(io::Error::new(kind, why));
     let shown = path.display();
@@ -129,7 +126,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             fs::remove_file(path).or_else(|e| refuse(e.kind(), format!("cannot remove the old socket {shown}: {e}")))
         }
         Err(Errno::NOENT) => Ok(()),
-        // AGAIN: somebody listens, but has a full backlog.
+        // AGAIN: a listener with a full backlog.
         Ok(()) | Err(Errno::AGAIN) => {
             refuse(io::ErrorKind::AddrInUse, format!("another switch is listening at {shown}"))
         }
@@ -140,7 +137,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Tries to connect to `path`, without waiting.
+/// Tries to connect to `path` without blocking.
 fn probe_connect(path: &Path) -> rustix::io::Result<()> {
     rustix::net::connect(stream()?, &SocketAddrUnix::new(path)?)
 }
@@ -152,8 +149,8 @@ fn stream() -> rustix::io::Result<OwnedFd> {
 
 fn listen(path: &Path) -> rustix::io::Result<StdListener> {
     let socket = stream()?;
-    // The file is made with the mode of the socket, less the umask: at no moment may more than
-    // owner and group connect. After that what the umask took is given back.
+    // The file gets the socket's mode less the umask, so that at no moment more than owner and group may connect. Then
+    // restores the bits removed by the umask.
     rustix::fs::fchmod(socket.as_fd(), Mode::from_raw_mode(MODE))?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     rustix::fs::chmod(path, Mode::from_raw_mode(MODE))?;

@@ -1,4 +1,4 @@
-//! What can be changed. An answer comes when the change is true on every worker.
+//! Routes that change. A response is sent once the change is active on every worker.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -20,30 +20,30 @@ use crate::control::api::responses::{Attached, Flushed};
 use crate::control::config::{self, Config, SwitchSettings, kind, raw};
 use crate::control::desired::change::{Change, ChangeResult};
 
-/// What problems call the body of a request.
+/// Name of the request body in errors.
 const BODY: &str = "body";
 
-/// The longest time that a change may wait to be confirmed, in seconds: a day.
+/// Maximum time to confirm a change, in seconds: a day.
 const LONGEST_WAIT: u64 = 86_400;
 
 type ChangeResponse = Result<Json<ChangeResult>, ApiError>;
 
-/// The query of `PUT /v1/config`.
+/// Query of `PUT /v1/config`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConfirmQuery {
     confirm: Option<String>,
 }
 
-/// The query of what takes none.
+/// Query of routes that take none.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NoQuery {}
 
-/// Makes this configuration the one in force, in one step or not at all
+/// Applies this configuration, all or nothing
 ///
-/// Without `switch` the settings of the process stay; with it they must be what they are, since they
-/// are fixed at start. With `confirm` the change is taken back unless `POST /v1/confirm` comes in time.
+/// Without `switch`, process settings stay; with it, they must equal the current ones, since they are fixed at start.
+/// With `confirm`, the change is reverted unless `POST /v1/confirm` arrives in time.
 #[utoipa::path(put, path = "/v1/config", tag = "configuration", request_body = raw::Config,
     params(("confirm" = Option<u64>, Query, description = "seconds, 1 to 86400")),
     responses((status = 200, body = ChangeResult), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
@@ -65,7 +65,7 @@ pub async fn apply(
     make(&state, change, confirm, room).await
 }
 
-/// What would change if this configuration were put in force; nothing is done
+/// Changes that this configuration would make; nothing is applied
 #[utoipa::path(post, path = "/v1/config/diff", tag = "configuration", request_body = raw::Config,
     responses((status = 200, body = ChangeResult), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub async fn diff(
@@ -80,7 +80,7 @@ pub async fn diff(
     Ok(Json(state.handle.diff(change, hold).await??))
 }
 
-/// Keeps the change that waits to be confirmed
+/// Makes the unconfirmed change permanent
 #[utoipa::path(post, path = "/v1/confirm", tag = "configuration",
     responses((status = 200, body = ChangeResult), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub async fn confirm(State(state): State<AppState>) -> ChangeResponse {
@@ -88,21 +88,21 @@ pub async fn confirm(State(state): State<AppState>) -> ChangeResponse {
     Ok(Json(state.handle.confirm(hold).await??))
 }
 
-/// One port, or several in their order.
+/// One port, or several in order.
 #[derive(Debug, ToSchema)]
 #[serde(untagged)]
-// Only its shape is used: what has it is read by the configuration's reader.
+// For the API description only: the configuration's parser reads the body.
 #[allow(dead_code, clippy::large_enum_variant)]
 pub enum PortOrPorts {
     /// One port.
     One(raw::Port),
-    /// Several, in their order.
+    /// Several, in order.
     Several(Vec<raw::Port>),
 }
 
-/// Attaches ports to a VM, behind those that it has; an unknown VM is a new one
+/// Attaches ports to a VM, after its existing ones; an unknown VM is created
 ///
-/// All of them or none. A port may name its VM with `device_id`, which must be the one in the path.
+/// All or none. A port may name its VM with `device_id`, which must be the one in the path.
 #[utoipa::path(post, path = "/v1/vms/{id}/ports", tag = "ports", request_body = PortOrPorts,
     params(("id" = String, Path, description = "the VM: Neutron's device_id")),
     responses((status = 201, body = Attached), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
@@ -124,15 +124,15 @@ pub async fn attach(
     let (ports, room) = text.read(move |text| Ok(config::parse_ports_json(text, BODY, &owner)?)).await?;
     let ids: HashSet<String> = ports.iter().map(|port| port.port_id.clone()).collect();
     let Json(ChangeResult { changes, warnings }) = make(&state, Change::Attach { vm, ports }, None, room).await?;
-    // It is done; that the switch is leaving since then does not undo it.
+    // The change is done, even if the switch is stopping by now.
     let mut ports = state.handle.ports().await.unwrap_or_default();
     ports.retain(|port| ids.contains(&port.port_id));
     Ok((StatusCode::CREATED, Json(Attached { changes, warnings, ports })))
 }
 
-/// Changes some keys of a port; those that are not given stay as they are
+/// Changes the given keys of a port; others stay
 ///
-/// A key that is `null` becomes what it is in a file that does not have it: its default.
+/// A key that is `null` gets its default.
 #[utoipa::path(patch, path = "/v1/ports/{id}", tag = "ports", request_body = raw::PortPatch,
     params(("id" = String, Path, description = "the port")),
     responses((status = 200, body = ChangeResult), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
@@ -152,7 +152,7 @@ pub async fn detach(State(state): State<AppState>, id: Name) -> ChangeResponse {
     make(&state, Change::Detach { port }, None, None).await
 }
 
-/// Lifts whatever measure holds a port
+/// Releases a port from loop or storm quarantine
 #[utoipa::path(post, path = "/v1/ports/{id}/release", tag = "ports",
     params(("id" = String, Path, description = "the port")),
     responses((status = 200, body = ChangeResult), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
@@ -162,19 +162,19 @@ pub async fn release(State(state): State<AppState>, id: Name) -> ChangeResponse 
     Ok(Json(state.handle.release(port, hold).await??))
 }
 
-/// Which stations to forget.
+/// Filter of FDB entries to flush.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FlushRequest {
-    /// Those of this network.
+    /// On this network.
     network_id: Option<String>,
-    /// Those behind this port or uplink.
+    /// At this port or uplink.
     port_id: Option<String>,
-    /// This one.
+    /// With this MAC address.
     mac_address: Option<String>,
 }
 
-/// Forgets learned stations: those to which all that is given applies, and all of them without a body
+/// Flushes learned FDB entries that match all given fields; all of them without a body
 #[utoipa::path(post, path = "/v1/fdb/flush", tag = "state", request_body = Option<FlushRequest>,
     responses((status = 200, body = Flushed), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub async fn flush(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Result<Json<Flushed>, ApiError> {
@@ -215,19 +215,18 @@ async fn wanted(state: &AppState, headers: &HeaderMap, body: Body) -> Result<(Ch
     Ok((Change::Apply(config), room))
 }
 
-/// The settings of the process, which a configuration need not repeat.
+/// Process settings, which a configuration may omit.
 async fn running(state: &AppState) -> Result<SwitchSettings, ApiError> {
     let mut config = state.handle.config().await?;
     let switch = serde_json::json!({ "switch": config["switch"].take() }).to_string();
     let Config { switch, .. } = config::parse_json(&switch, "the configuration in force").map_err(|e| {
-        // The switch could not read back what it says itself.
+        // The switch cannot parse its own output.
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", e.to_string())
     })?;
     Ok(switch)
 }
 
-/// Makes a change. Its place among the changes, and the room of its body, are free when it is made or given up, and not
-/// already when its client goes.
+/// Makes a change. Its permits are held until it is done or given up, even if the client disconnects.
 async fn make(state: &AppState, change: Change, confirm: Option<Duration>, room: BodyPermit) -> ChangeResponse {
     let hold = Box::new((state.limits.change()?, room));
     Ok(Json(state.handle.change(change, confirm, hold).await??))

@@ -1,4 +1,4 @@
-//! Ports and uplinks with their places in the tables of the switch, and the device that each asks for.
+//! Endpoints: ports and uplinks with their ids in the forwarding tables and their device settings.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -11,68 +11,68 @@ use crate::device::Settings;
 use crate::switch::{MAX_NETWORKS, MAX_PORTS, NetworkId, PortId, VmId};
 use crate::wire::Vid;
 
-/// Whoever frames come from and go to, with its place in the switch: a port or an uplink.
+/// A port or uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Its id in the configuration.
+    /// Id in the configuration.
     pub name: String,
-    /// Its place in the tables of the switch; its queues are known by it.
+    /// Id in the forwarding tables, and of its queues.
     pub id: PortId,
-    /// By what its frames come and go.
+    /// Attachment.
     pub attachment: EndpointAttachment,
-    /// Where it stands in the configuration.
+    /// Reference into the configuration.
     pub config_ref: ConfigRef,
 }
 
-/// By what the frames of a port or an uplink come and go.
+/// Attachment of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EndpointAttachment {
-    /// By a device of its own.
+    /// A device of its own.
     Device(Settings),
-    /// It is a subport: by that of its parent.
+    /// A subport: its parent's device.
     Parent {
-        /// The parent, as an index into all endpoints.
+        /// Index of the parent.
         endpoint: usize,
-        /// Its place among the ports of its VM.
+        /// Position among the ports of its VM.
         position: usize,
-        /// The tag of its frames there.
+        /// VLAN id.
         vlan: Vid,
     },
 }
 
-/// Where an endpoint stands in the configuration.
+/// Reference into the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConfigRef {
-    /// It is a port.
+    /// A port.
     Port {
-        /// Its VM, as an index into the configuration.
+        /// Index of its VM.
         vm: usize,
-        /// Its place among the ports of its VM.
+        /// Position among the ports of its VM.
         position: usize,
-        /// Its network, as an index into the configuration.
+        /// Index of its network.
         network: usize,
-        /// The place of its network in the switch.
+        /// Id of its network in the forwarding tables.
         network_id: NetworkId,
-        /// What it has in common with the other ports of its VM.
+        /// Id of its VM in the forwarding tables.
         owner: VmId,
     },
-    /// It is an uplink.
+    /// An uplink.
     Uplink {
-        /// The uplink, as an index into the configuration.
+        /// Index of the uplink.
         index: usize,
     },
 }
 
-/// What the configuration calls an endpoint.
+/// Configured names of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Labels<'c> {
-    /// The port or uplink.
+    /// Id of the port or uplink.
     pub id: &'c str,
     /// Its VM, if it is a port.
     pub vm: Option<&'c str>,
     /// Its network, if it is a port.
     pub network: Option<&'c str>,
-    /// Whether it is wanted up; and, of a subport, its parent as well.
+    /// Administrative state; for a subport, combined with its parent's.
     pub admin_up: bool,
 }
 
@@ -81,14 +81,14 @@ pub struct Labels<'c> {
 pub enum Kind {
     /// A port with a device.
     Port,
-    /// A port by the device of another.
+    /// A subport.
     Subport,
     /// An uplink.
     Uplink,
 }
 
 impl Endpoint {
-    /// Its key, unique among all endpoints in every configuration.
+    /// Key, unique among all endpoints of any configuration.
     pub fn key(&self) -> (Kind, &str) {
         let kind = match (&self.config_ref, &self.attachment) {
             (ConfigRef::Uplink { .. }, _) => Kind::Uplink,
@@ -98,7 +98,7 @@ impl Endpoint {
         (kind, &self.name)
     }
 
-    /// Its device, unless it is a subport.
+    /// Device settings, unless it is a subport.
     pub fn device(&self) -> Option<&Settings> {
         match &self.attachment {
             EndpointAttachment::Device(device) => Some(device),
@@ -106,7 +106,7 @@ impl Endpoint {
         }
     }
 
-    /// Its parent, as an index into all endpoints, if it is a subport.
+    /// Index of its parent, if it is a subport.
     pub fn parent(&self) -> Option<usize> {
         match self.attachment {
             EndpointAttachment::Device(_) => None,
@@ -119,7 +119,7 @@ impl Endpoint {
         matches!(self.config_ref, ConfigRef::Uplink { .. })
     }
 
-    /// What the configuration that it stands in calls it.
+    /// Names in its configuration.
     pub fn labels<'c>(&self, config: &'c Config) -> Labels<'c> {
         match self.config_ref {
             ConfigRef::Port { vm, position, .. } => {
@@ -148,7 +148,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// More than a switch can hold.
+/// The configuration exceeds the capacity of the switch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{count} {what} are more than one switch can hold ({most}); spread them over several hosts")]
 pub struct TooMany {
@@ -157,25 +157,24 @@ pub struct TooMany {
     most: usize,
 }
 
-/// Whether a switch can hold so much.
+/// Checks the capacity.
 pub fn check_capacity(config: &Config) -> Result<(), TooMany> {
     let check = |what, count, most| if count > most { Err(TooMany { what, count, most }) } else { Ok(()) };
     check("networks", config.networks.len(), MAX_NETWORKS)?;
-    // A network on a line to the outside takes the place of a port, and so does each uplink.
+    // Each network of an uplink group takes a port id, and each uplink too.
     let outside: usize =
         uplink_groups(config).iter().map(|group| group.networks(config).len() + group.members.len()).sum();
     let what = if outside == 0 { "ports" } else { "ports and networks on uplinks" };
     check(what, config.ports().count() + outside, MAX_PORTS)
 }
 
-/// Everybody with their places, in the order of the configuration that `ids` follows: the ports,
-/// then the uplinks.
+/// All endpoints in order of the configuration that `ids` follows: ports, then uplinks.
 pub fn endpoints(config: &Config, ids: &IdAllocator) -> Vec<Endpoint> {
     let fill = fill(config);
     let parents: HashSet<&str> = config.ports().filter_map(|(_, port)| Some(port.subport()?.parent.as_str())).collect();
     let networks: HashMap<&str, usize> =
         config.networks.iter().enumerate().map(|(index, network)| (network.id.as_str(), index)).collect();
-    // All ports stand before the uplinks, in order: so it is known where each comes to stand.
+    // Ports precede uplinks in order: the index of each is known.
     let firsts: Vec<usize> = config
         .vms
         .iter()
@@ -185,7 +184,7 @@ pub fn endpoints(config: &Config, ids: &IdAllocator) -> Vec<Endpoint> {
         })
         .collect();
     let ports = config.vms.iter().enumerate().flat_map(|(vm, of)| (0..of.ports.len()).map(move |at| (vm, at)));
-    // Admission has seen to it that networks and parents are there, and places follow the configuration.
+    // Validation ensures that networks and parents exist; ids follow the configuration.
     let ports = ports.filter_map(|(vm, position)| {
         let port = &config.vms[vm].ports[position];
         let network = *networks.get(port.network_id.as_str())?;

@@ -1,56 +1,55 @@
-//! Active-backup: which of the two uplinks of a group carries the frames.
+//! Active-backup: chooses the uplink of a group that forwards.
 //!
-//! The first one of the configuration is preferred. It carries as long as it is fit: its device is
-//! open, its link and it are up. When it is not, the other one takes over at once, if that one is.
-//! The preferred one takes back when it has been fit for [`HOLD`] without a break, so that a link
-//! that flaps does not make the whole group flap; at once if the other one fails. When neither is
-//! fit nothing changes: there is nothing to be gained.
+//! The first one of the configuration is preferred and active while fit: device open, link up, administratively up. If
+//! it is not, the other one takes over at once, if fit. The preferred one becomes active again once it was fit for
+//! [`HOLD`] without interruption, so that a flapping link does not make the group flap; at once if the other one fails.
+//! If neither is fit, nothing changes.
 //!
-//! An uplink that carries and is being opened for the first time is waited for, up to [`HOLD`]: at a start both are
-//! opened side by side, and which one is first says nothing.
+//! An active uplink that is being opened for the first time is waited for, up to [`HOLD`]: at a start both are opened
+//! concurrently, in no defined order.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::time::MonoTime;
 
-/// For how long the preferred uplink has to be fit before it takes back.
+/// Time for which the preferred uplink must be fit before it takes over again.
 pub const HOLD: Duration = Duration::from_secs(2);
 
-/// Whether an uplink can carry frames.
+/// Fitness of an uplink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fitness {
-    /// It can.
+    /// Can forward.
     Fit,
-    /// It cannot.
+    /// Cannot forward.
     Unfit,
-    /// Its first opening has not ended.
+    /// Being opened for the first time.
     Pending,
 }
 
-/// The state of all groups. One that is not known begins with its preferred uplink.
+/// State of all groups. An unknown group has its preferred uplink active.
 #[derive(Debug, Clone, Default)]
 pub struct Groups(HashMap<String, Group>);
 
-/// The state of one.
+/// State of a group.
 #[derive(Debug, Clone, Default)]
 struct Group {
-    /// The place of the one that carries, from 0.
+    /// Position of the active uplink, from 0.
     active: usize,
-    /// Since when the preferred one is fit.
+    /// Since when the preferred uplink is fit.
     fit_since: Option<MonoTime>,
-    /// Since when the one that carries is pending.
+    /// Since when the active uplink is pending.
     pending_since: Option<MonoTime>,
 }
 
 impl Groups {
-    /// The place of the uplink that carries the frames of a group: 0 for the preferred one.
+    /// Position of the active uplink of a group: 0 for the preferred one.
     pub fn active(&self, group: &str) -> usize {
         self.0.get(group).map_or(0, |group| group.active)
     }
 
-    /// Looks at the uplinks of a group, of which the preferred one is given first. Whether another one
-    /// carries from now on.
+    /// Updates a group with the fitness of its uplinks, the preferred one first. Returns whether the active uplink has
+    /// changed.
     pub fn update(&mut self, group: &str, fitness: &[Fitness], now: MonoTime) -> bool {
         let state = self.0.entry(group.to_owned()).or_default();
         let of = |place: usize| fitness.get(place).copied().unwrap_or(Fitness::Unfit);
@@ -76,13 +75,12 @@ impl Groups {
         state.active != before
     }
 
-    /// Forgets the groups that are no more.
+    /// Removes the state of removed groups.
     pub fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
         self.0.retain(|group, _| is_there(group));
     }
 
-    /// The uplinks of a group are others, or stand otherwise. `active` is the place of the one that
-    /// carries, if it is still there.
+    /// Adapts to changed uplinks of a group. `active` is the position of the active one, if it remains.
     pub fn rearrange(&mut self, group: &str, active: Option<usize>) {
         let state = Group { active: active.unwrap_or_default(), ..Group::default() };
         self.0.insert(group.to_owned(), state);

@@ -1,5 +1,4 @@
-//! The configuration, drawn up for the switch: the rules that follow from who sits where and which
-//! devices are there.
+//! Compiles configuration, ids, devices and control state into the forwarding configuration.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -16,22 +15,22 @@ use crate::switch::{
 };
 use crate::wire::Vid;
 
-/// A network on a line to the outside: a port of the switch without a device of its own.
+/// A network on an uplink group: a port without a device of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UplinkVlan {
-    /// Its place in the tables of the switch.
+    /// Id in the forwarding tables.
     pub id: PortId,
-    /// The network, as an index into the configuration.
+    /// Index of the network.
     pub network: usize,
-    /// The place of the network in the switch.
+    /// Id of the network in the forwarding tables.
     pub network_id: NetworkId,
-    /// The tag of its frames on the line.
+    /// VLAN id.
     pub vlan: Option<Vid>,
-    /// The line.
+    /// Group.
     pub group: UplinkGroup,
 }
 
-/// All networks on all lines.
+/// All networks of all uplink groups.
 pub fn uplink_vlans(config: &Config, ids: &IdAllocator) -> Vec<UplinkVlan> {
     let mut all = Vec::new();
     for group in uplink_groups(config) {
@@ -48,7 +47,7 @@ pub fn uplink_vlans(config: &Config, ids: &IdAllocator) -> Vec<UplinkVlan> {
     all
 }
 
-/// Which sources a port may use. Where a pair names no MAC address, it means the port's own.
+/// Port security. A pair without MAC address means the port's own.
 fn security(port: &Port) -> Security {
     let pairs = port.allowed_address_pairs.iter();
     match port.port_security {
@@ -62,32 +61,32 @@ fn security(port: &Port) -> Security {
     }
 }
 
-/// What is done about loops and storms, in the terms of the switch.
+/// Measures against loops and storms, as the switch applies them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct MitigationState {
-    /// Ports that are in quarantine.
+    /// Quarantined ports.
     pub quarantined: HashSet<PortId>,
     /// Ports whose floods do not reach their siblings.
     pub split_horizon: HashSet<PortId>,
     /// Ports whose VM loops or storms, of networks on which an address may be allowed at several ports.
     pub suspects: HashSet<PortId>,
-    /// Stations that are frozen, and where.
+    /// Dampened stations, with their ports.
     pub dampened: BTreeMap<Station, PortId>,
 }
 
-/// What control has decided beside the configuration.
+/// Decisions of control beside the configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct ControlState<'a> {
-    /// Which uplinks carry the frames of their groups.
+    /// Active uplinks of groups.
     pub groups: &'a Groups,
-    /// What is done about loops and storms.
+    /// Measures against loops and storms.
     pub mitigation: &'a MitigationState,
     /// Which ports are active, and which pins have yielded.
     pub activations: &'a Activations,
 }
 
-/// The forwarding configuration for these endpoints. With each: the worker through which it is reached, if it has a device
-/// now. `policers` say how much of the storm limits is used. They and what is `decided` have followed this configuration.
+/// Compiles the forwarding configuration of these endpoints, each with the worker that polls its device, if open.
+/// `policers` is the state of storm limits. Both it and `decided` have been updated to this configuration.
 pub fn compile<'a>(
     config: &Config,
     ids: &IdAllocator,
@@ -102,7 +101,7 @@ pub fn compile<'a>(
     forwarding
 }
 
-/// What rules are made of.
+/// Parts of a forwarding configuration.
 #[derive(Debug, Default)]
 struct CompileInput {
     networks: Vec<NetworkConfig>,
@@ -130,14 +129,14 @@ fn collect<'a>(
     });
     let mut drawn = CompileInput { networks: networks.collect(), ..CompileInput::default() };
     let endpoints: Vec<(&Endpoint, Option<u16>)> = endpoints.collect();
-    // By parent, as an index into the endpoints: its subports.
+    // Subports by index of their parent.
     let mut trunks: BTreeMap<usize, Vec<(Option<Vid>, PortId)>> = BTreeMap::new();
     for (endpoint, _) in &endpoints {
         if let EndpointAttachment::Parent { endpoint: parent, vlan, .. } = endpoint.attachment {
             trunks.entry(parent).or_default().push((Some(vlan), endpoint.id));
         }
     }
-    // By uplink: its place, and its worker if it has a device.
+    // By uplink: its id, and its worker if its device is open.
     let mut reached: HashMap<usize, (PortId, Option<u16>)> = HashMap::new();
     for (index, &(endpoint, worker)) in endpoints.iter().enumerate() {
         let (worker, attachment) = match endpoint.attachment {

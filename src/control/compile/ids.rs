@@ -1,15 +1,13 @@
-//! Who has which place in the tables of the switch.
+//! Allocates ids of ports, networks and VMs in the forwarding tables.
 //!
-//! A port keeps its place as long as it is there, a network and a VM theirs. A place of a port that
-//! is free again is given away as another generation, so that nothing which was learned behind the
-//! one before is found behind the next.
+//! A port keeps its id while it exists, like networks and VMs. A freed port index is reused with another generation, so
+//! that entries learned at the earlier port are not found at the next.
 //!
-//! An uplink has a place as a carrier, behind which nothing is learned; and each network on its line
-//! has one, as a port on that network ([`uplink_groups`](crate::control::compile::uplink_groups)).
+//! An uplink has an id as a trunk, at which nothing is learned; and each network of its group has one, as a port on
+//! that network ([`uplink_groups`](crate::control::compile::uplink_groups)).
 //!
-//! A network needs no generations: what was learned on it names ports that were on it, and none of
-//! them is there any more under the same name when the network is gone. Its place rests as long as
-//! there are others, so that the table has time to forget what still counts against its limits.
+//! A network needs no generations: entries on it refer to its ports, all of which are gone when it is. A freed network
+//! index is reused last, so that entries which still count against its limits can age.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -19,51 +17,49 @@ use crate::control::config::Config;
 use crate::switch::{MAX_NETWORKS, MAX_PORTS, NetworkId, PortId, VmId};
 use crate::wire::Vid;
 
-/// Whose the ports are that lead outside. They are nobody's siblings.
+/// Owner of uplink ports, which have no siblings.
 pub const UPLINK_VM: VmId = VmId(u32::MAX);
 
-/// The places that are taken, and those that are free.
+/// Allocated and free ids.
 #[derive(Debug, Clone, Default)]
 pub struct IdAllocator {
     ports: HashMap<String, PortId>,
     /// By uplink.
     trunks: HashMap<String, PortId>,
-    /// By line and network; with the tag under which it is carried.
+    /// By uplink group and network; with the VLAN id.
     uplink_vlans: HashMap<(UplinkGroupName, String), (PortId, Option<Vid>)>,
     networks: HashMap<String, NetworkId>,
     vms: HashMap<String, VmId>,
-    /// By place of a port, as many as were ever needed: the generation that was given away last.
+    /// By port index: the last generation allocated.
     generations: Vec<Option<u16>>,
     free: BTreeSet<u16>,
-    /// The one that is free for longest in front.
+    /// Ordered by how long they are free.
     free_networks: VecDeque<u16>,
-    /// Places of networks that were ever needed.
+    /// Network indices ever used.
     networks_used: u16,
     next_vm: u32,
 }
 
 impl IdAllocator {
-    /// The places for a first configuration, in its order. It fits
-    /// ([`endpoints::check_capacity`](crate::control::compile::endpoints::check_capacity)).
+    /// Ids of an initial configuration, in its order. It is within
+    /// [capacity](crate::control::compile::endpoints::check_capacity).
     pub fn first(config: &Config) -> IdAllocator {
         let mut ids = IdAllocator::default();
         ids.update(&plan(&Config::default(), config), config);
         ids
     }
 
-    /// Gives a place to everything that is new in `config`, to which `steps` lead, and takes the
-    /// places of what is gone. A port of which everything shall be forgotten becomes another
-    /// generation.
+    /// Allocates ids of new objects of `config`, to which `steps` lead, and frees those of removed ones. A port whose
+    /// entries are flushed gets a new generation.
     ///
-    /// The answer names places whose generations have all been used: what was ever learned behind
-    /// them has to be forgotten, before anything else is.
+    /// Returns port indices whose generations are used up: their entries must be flushed first.
     pub fn update(&mut self, steps: &[Step], config: &Config) -> Vec<PortId> {
         let mut used_up = Vec::new();
         let (mut freed, mut freed_networks) = (BTreeSet::new(), Vec::new());
         for step in steps {
             match step {
                 Step::Close(port) => {
-                    // Given away again in the same breath only if there is no other.
+                    // Reused at once only if no other is free.
                     freed.extend(self.ports.remove(port).and_then(index));
                 }
                 Step::CloseUplink(uplink) => freed.extend(self.trunks.remove(uplink).and_then(index)),
@@ -107,12 +103,12 @@ impl IdAllocator {
                 _ => {}
             }
         }
-        // In an order that is always the same, so that the same places are given.
+        // In a defined order, so that ids are reproducible.
         for group in uplink_groups(config) {
             for of in group.networks(config) {
                 let after = (group.name.clone(), of.network_id.clone());
                 let place = match self.uplink_vlans.get(&after) {
-                    // Behind another tag are other stations.
+                    // Another VLAN id has other stations.
                     Some(&(_, vlan)) if vlan == of.vlan && !forgotten.contains(&group.name) => continue,
                     Some(&(id, _)) => index(id),
                     None => Some(self.port_place(&mut freed)),
@@ -139,7 +135,7 @@ impl IdAllocator {
             if self.vms.contains_key(&vm.id) {
                 continue;
             }
-            // Far fewer are taken than there are.
+            // Far fewer are allocated than exist.
             let owner = loop {
                 let owner = VmId(self.next_vm);
                 self.next_vm = self.next_vm.wrapping_add(1);
@@ -151,7 +147,7 @@ impl IdAllocator {
         }
     }
 
-    /// The lowest place that is free; one of `last` if there is no other.
+    /// The lowest free index; one of `last` if there is no other.
     #[allow(clippy::cast_possible_truncation)] // at most 4096
     fn port_place(&mut self, last: &mut BTreeSet<u16>) -> u16 {
         if let Some(place) = self.free.pop_first() {
@@ -180,7 +176,7 @@ impl IdAllocator {
         PortId::new(place, generation)
     }
 
-    /// A place that was never needed, else the one that is free for longest.
+    /// An unused index, else the one free for longest.
     fn network_place(&mut self, last: &mut Vec<u16>) -> u16 {
         if usize::from(self.networks_used) < MAX_NETWORKS {
             self.networks_used += 1;
@@ -190,33 +186,33 @@ impl IdAllocator {
         place.unwrap_or_default() // a configuration that fits has found one
     }
 
-    /// The place of a port.
+    /// Id of a port.
     pub fn port(&self, id: &str) -> Option<PortId> {
         self.ports.get(id).copied()
     }
 
-    /// The place of an uplink, as a carrier.
+    /// Id of an uplink as a trunk.
     pub fn trunk(&self, uplink: &str) -> Option<PortId> {
         self.trunks.get(uplink).copied()
     }
 
-    /// The place of the port on a network that a line is there.
+    /// Id of an uplink group's port on a network.
     pub fn uplink_vlan(&self, group: &UplinkGroupName, network: &str) -> Option<PortId> {
         self.uplink_vlans.get(&(group.clone(), network.to_owned())).map(|&(id, _)| id)
     }
 
-    /// The place of a network.
+    /// Id of a network.
     pub fn network(&self, id: &str) -> Option<NetworkId> {
         self.networks.get(id).copied()
     }
 
-    /// What the ports of a VM have in common.
+    /// Id of a VM.
     pub fn vm(&self, vm: &str) -> Option<VmId> {
         self.vms.get(vm).copied()
     }
 }
 
-/// The place of a port, as it is kept here.
+/// Index of a port.
 fn index(id: PortId) -> Option<u16> {
     u16::try_from(id.index()).ok()
 }

@@ -1,7 +1,7 @@
-//! From one configuration to another: a pure diff, in steps. Each says what happens to a place in the tables of the
-//! switch or to a device; what else differs needs none.
+//! Steps from one configuration to another: a pure diff. Each step affects an id in the forwarding tables or a device;
+//! other differences need none.
 //!
-//! A port is recognised by its id, also where it stands in another VM than before, and an uplink by its own.
+//! A port is identified by its id, even if it moves to another VM, and an uplink by its own.
 
 use std::collections::HashMap;
 
@@ -10,57 +10,57 @@ use crate::control::compile::uplink_groups::uplink_groups;
 use crate::control::config::{Config, Network, Port, Uplink};
 use crate::device::{Settings, packet, xdp};
 
-/// One step from one configuration to another.
+/// A step.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    /// This port is removed: configuration without it, then its queues come back, and its device is closed. A
-    /// netdev that we made for it is removed.
+    /// Remove a port: configuration without it, its queues returned, its device closed, and its netdev removed if we
+    /// created it.
     Close(String),
-    /// This uplink goes, as a port does.
+    /// Remove an uplink, like a port.
     CloseUplink(String),
-    /// This network goes. Nobody is on it any more.
+    /// Remove a network, which has no ports any more.
     RemoveNetwork(String),
-    /// This network is new.
+    /// Add a network.
     AddNetwork(String),
-    /// This port stays and changes: itself, its index, or its network.
+    /// Change a port: itself, its index, or its network.
     Change {
-        /// How it shall be.
+        /// New configuration.
         port: Port,
-        /// Whether what was learned behind it is forgotten.
+        /// Whether its FDB entries are flushed.
         flush: bool,
-        /// What that means for its device.
+        /// Effect on its device.
         device: DeviceChange,
     },
-    /// This port is new.
+    /// Add a port.
     Open(Port),
-    /// This uplink stays and changes: itself, or a network that it carries.
+    /// Change an uplink: itself, or one of its networks.
     ChangeUplink {
-        /// How it shall be.
+        /// New configuration.
         uplink: Uplink,
-        /// Whether what was learned behind its line is forgotten.
+        /// Whether FDB entries of its group are flushed.
         flush: bool,
-        /// What that means for its device.
+        /// Effect on its device.
         device: DeviceChange,
     },
-    /// This uplink is new.
+    /// Add an uplink.
     OpenUplink(Uplink),
 }
 
-/// What becomes of the device of a port that is otherwise.
+/// Effect of a change on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceChange {
-    /// It is right as it is.
+    /// None.
     Keep,
-    /// Its netdev gets another address or MTU; its queues stay open.
+    /// Adjust MAC address or MTU of its netdev; queues stay open.
     Adjust,
-    /// It is closed and opened again.
+    /// Close and reopen it.
     Reopen {
-        /// Whether the netdev that was used so far is of no more use: it is removed if we made it.
+        /// Whether the old netdev is no longer needed, and removed if we created it.
         anew: bool,
     },
 }
 
-/// The ports of a configuration by id, each with its VM.
+/// Ports of a configuration by id, with their VMs.
 fn ports(config: &Config) -> HashMap<&str, (&str, &Port)> {
     config.ports().map(|(vm, port)| (port.id(), (vm.id.as_str(), port))).collect()
 }
@@ -73,13 +73,13 @@ fn uplinks(config: &Config) -> HashMap<&str, &Uplink> {
     config.uplinks.iter().map(|uplink| (uplink.id.as_str(), uplink)).collect()
 }
 
-/// What has to be done for `new` to be instead of `old`. `[switch]` is fixed at start.
+/// Steps from `old` to `new`. `[switch]` is fixed at start.
 pub fn plan(old: &Config, new: &Config) -> Vec<Step> {
     let (ports_before, ports_after) = (ports(old), ports(new));
     let (networks_before, networks_after) = (networks(old), networks(new));
     let (fill_before, fill) = (settings::fill(old), settings::fill(new));
     let mut steps = Vec::new();
-    // A port that comes by a device of its own and becomes a subport, or the other way round, is another one.
+    // A port that becomes a subport, or stops being one, is a different endpoint.
     let stays = |before: &Port, after: &Port| before.subport().is_some() == after.subport().is_some();
     steps.extend(
         old.ports()
@@ -99,9 +99,9 @@ pub fn plan(old: &Config, new: &Config) -> Vec<Step> {
             .filter(|network| !networks_before.contains_key(network.id.as_str()))
             .map(|network| Step::AddNetwork(network.id.clone())),
     );
-    // What becomes of the device of a port that stays, and whether what was learned behind it is forgotten.
+    // Effect on the device of a changed port, and whether its FDB entries are flushed.
     let transition = |vm: &str, port: &Port, vm_before: &str, before: &Port| {
-        // Admission has seen to it that both are there.
+        // Validation ensures that both exist.
         let (below_before, below) =
             (networks_before.get(before.network_id.as_str()), networks_after.get(port.network_id.as_str()));
         let device = match (below_before, below) {
@@ -112,8 +112,7 @@ pub fn plan(old: &Config, new: &Config) -> Vec<Step> {
             }
             _ => DeviceChange::Keep,
         };
-        // What speaks behind a port that was taken down, or given to somebody else, or plugged
-        // into another network, is not there any more.
+        // Stations at a port that was disabled, reassigned, or moved to another network are gone.
         let flush = vm != vm_before
             || port.network_id != before.network_id
             || before.mac_learning && !port.mac_learning
@@ -129,7 +128,7 @@ pub fn plan(old: &Config, new: &Config) -> Vec<Step> {
             continue;
         };
         let (mut flush, device) = transition(&vm.id, port, vm_before, before);
-        // A subport is there as long as its parent is.
+        // A subport exists while its parent does.
         let parent = port.subport().map(|subport| subport.parent.as_str());
         let parents = parent.and_then(|parent| Some((ports_after.get(parent)?, ports_before.get(parent)?)));
         if let Some((&(home, parent), &(home_before, before))) = parents {
@@ -150,10 +149,10 @@ pub fn plan(old: &Config, new: &Config) -> Vec<Step> {
     steps
 }
 
-/// What has to be done for the uplinks of `new`.
+/// Steps for uplinks.
 fn uplink_steps(old: &Config, new: &Config) -> Vec<Step> {
     let before = uplinks(old);
-    // How the device of one that stays has to be turned; `None` for one that is new.
+    // Effect on the device of an existing one; `None` for a new one.
     let (fill_before, fill) = (settings::fill(old), settings::fill(new));
     let device = |uplink: &Uplink| {
         let was = before.get(uplink.id.as_str())?;
@@ -163,7 +162,7 @@ fn uplink_steps(old: &Config, new: &Config) -> Vec<Step> {
     let mut steps = Vec::new();
     for group in uplink_groups(new) {
         let members = || group.members.iter().map(|&index| &new.uplinks[index]);
-        // As behind a port; but what is behind a line is there as long as one of its uplinks is.
+        // As for a port; but stations of a group stay while one of its uplinks does.
         let stays = |uplink: &Uplink| {
             let was = before.get(uplink.id.as_str()).filter(|was| was.group_name() == group.name);
             was.is_some_and(|was| !was.admin_state_up || uplink.admin_state_up)
@@ -179,7 +178,7 @@ fn uplink_steps(old: &Config, new: &Config) -> Vec<Step> {
     steps
 }
 
-/// The same of a device that is open. Where tags may be lost it cannot be the parent of a trunk, and opening it says so.
+/// The same for an open device. One that may lose tags cannot be a trunk's; reopening it reports why.
 pub fn device_step_of_open(before: &Settings, after: &Settings, may_lose_tags: bool) -> DeviceChange {
     match device_step(before, after) {
         DeviceChange::Keep | DeviceChange::Adjust
@@ -191,7 +190,7 @@ pub fn device_step_of_open(before: &Settings, after: &Settings, may_lose_tags: b
     }
 }
 
-/// What becomes of a device that was to be `before` and shall be `after`.
+/// Effect of changing device settings.
 pub fn device_step(before: &Settings, after: &Settings) -> DeviceChange {
     match (before, after) {
         _ if before == after => DeviceChange::Keep,
@@ -201,13 +200,13 @@ pub fn device_step(before: &Settings, after: &Settings) -> DeviceChange {
             if adjusted == *after {
                 return DeviceChange::Adjust;
             }
-            // A netdev is made for one queue or for several, once and for all.
+            // A netdev's queue mode is fixed at creation.
             let same =
                 before.name == after.name && before.netns == after.netns && (before.queues > 1) == (after.queues > 1);
             DeviceChange::Reopen { anew: !same }
         }
-        // How many slots wait in its rings is a matter of how many others there are, and not of its own. A subport
-        // that comes or goes needs nothing either, unless tags may be lost: see `device_step_of_open`.
+        // The number of fill-ring slots depends on the other devices, and needs no reopening. A change of subports
+        // needs none either, unless tags may be lost: see `device_step_of_open`.
         (Settings::Xdp(before), Settings::Xdp(after))
             if xdp::Settings { fill: after.fill, vlan_demux: after.vlan_demux, ..before.clone() } == *after =>
         {

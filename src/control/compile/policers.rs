@@ -1,5 +1,5 @@
-//! The state of storm limits, which outlives the rules: each port, and each VM on each network, has a meter as long as
-//! it is there. Whatever else changes, nobody gets a full bucket for it.
+//! State of storm limits, kept over changes of the forwarding configuration: one policer per port, and per VM and
+//! network, while it exists. No other change refills its bucket.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -8,26 +8,26 @@ use crate::control::compile::uplink_groups::{UplinkGroup, UplinkGroupName, uplin
 use crate::control::config::{Config, Device, Network, Port, Storm, Uplink, Vm};
 use crate::switch::{PolicerState, PortPolicer, StormClass, VmPolicer};
 
-/// All meters.
+/// All policers.
 #[derive(Debug, Default)]
 pub struct Policers {
-    /// How many workers there are.
+    /// Number of workers.
     workers: u16,
     /// By port.
     ports: HashMap<String, PolicerState>,
     /// By VM and network.
     vms: HashMap<(String, String), PolicerState>,
-    /// By line and network.
+    /// By uplink group and network.
     uplinks: HashMap<(UplinkGroupName, String), PolicerState>,
 }
 
 impl Policers {
-    /// No meters yet, in a switch of so many workers.
+    /// No policers, for this number of workers.
     pub fn new(workers: u16) -> Policers {
         Policers { workers, ..Policers::default() }
     }
 
-    /// Makes a meter for everything that is new in `config`, and drops those of what is gone.
+    /// Creates policers for new objects of `config`, and drops those of removed ones.
     pub fn follow(&mut self, config: &Config) {
         let ports: HashSet<&str> = config.ports().map(|(_, port)| port.id()).collect();
         self.ports.retain(|id, _| ports.contains(id.as_str()));
@@ -41,7 +41,7 @@ impl Policers {
         follow(&mut self.uplinks, tagged);
     }
 
-    /// The limits of a port, which is on this network, and those of its VM there.
+    /// Limits of a port on this network, and of its VM there.
     pub fn of_port(&self, vm: &Vm, port: &Port, network: &Network) -> (PortPolicer, VmPolicer) {
         let storm = PortPolicer {
             limits: port.storm.over(network.storm).limits(),
@@ -50,7 +50,7 @@ impl Policers {
         };
         let siblings = vm.ports.iter().filter(|sibling| sibling.network_id == port.network_id);
         let common = vm.storm.over(network.storm);
-        // Whoever lifts a limit of this port means that its frames pass: they count in no other limit either.
+        // Lifting a limit of the port means that its frames pass: they count in no other limit either.
         let lifted = |class| port.storm.disables(class);
         let limits = StormClass::ALL.into_iter().filter(|&class| lifted(class));
         let vm_policer = VmPolicer {
@@ -63,12 +63,12 @@ impl Policers {
         (storm, vm_policer)
     }
 
-    /// The state of the limits that the ports of a VM have in common on a network.
+    /// State of a VM's limits on a network.
     pub fn of_vm(&self, vm: &str, network: &str) -> Option<&PolicerState> {
         self.vms.get(&(vm.to_owned(), network.to_owned()))
     }
 
-    /// The limits of a line on a network that it carries, and those of the copies that are made of what comes by it.
+    /// Limits of an uplink group on a network, and of copies made of its frames.
     pub fn of_uplink(
         &self,
         config: &Config,
@@ -90,7 +90,7 @@ impl Policers {
     }
 }
 
-/// A meter for each of these keys, and for no other.
+/// Keeps one policer per key.
 fn follow<K: Eq + std::hash::Hash>(policers: &mut HashMap<K, PolicerState>, keys: impl Iterator<Item = K>) {
     let mut before = std::mem::take(policers);
     for key in keys {
@@ -101,7 +101,7 @@ fn follow<K: Eq + std::hash::Hash>(policers: &mut HashMap<K, PolicerState>, keys
     }
 }
 
-/// Whether frames of a port can come by several queues, each of which may be polled by another worker.
+/// Whether a port may have several queues, polled by several workers.
 fn has_queues(vm: &Vm, port: &Port) -> bool {
     let parent = || {
         let parent = &port.subport()?.parent;
@@ -113,7 +113,7 @@ fn has_queues(vm: &Vm, port: &Port) -> bool {
 fn many_queues(device: &Device) -> bool {
     match device {
         Device::Tap(tap) => tap.queues > 1,
-        // all that its netdev has
+        // all queues of its netdev
         Device::Xdp(xdp) => xdp.queues.is_none_or(|queues| queues > 1),
         Device::Packet(_) => false,
     }

@@ -1,41 +1,40 @@
-//! The device that a port or an uplink asks for, from its configuration and that of its networks.
+//! Device settings of a port or uplink, from its configuration and its networks.
 
 use crate::control::config::{Config, Device, Network, Port, Uplink};
 use crate::device::{Settings, packet, tap, xdp};
 use crate::sys::netns::Netns;
 use crate::wire::Mac;
 
-/// Slots that may wait in the fill ring of a queue, as many as there are for small frames. Fewer keep caches warmer:
-/// with 512, 64-byte frames pass a tenth faster. But they are also what is left when the worker stands still for a
-/// moment: with 1024 the rate at which none is lost falls by a seventh.
+/// Maximum slots in the fill ring of a queue, as many as its small frames. Fewer keep caches warmer: with 512, 64-byte
+/// frames pass 10 % faster. They are also the buffer while the worker stalls: with 1024, the loss-free rate falls by a
+/// seventh.
 const FILL: std::ops::RangeInclusive<u32> = 64..=2048;
 
-/// How many slots of the pool wait in the fill ring of each AF_XDP queue: a quarter of the pool is
-/// shared among those who have such queues.
+/// Slots in the fill ring of each AF_XDP queue: a quarter of the pool is shared among these queues.
 pub fn fill(config: &Config) -> u32 {
     let sharers = config.devices().filter(|device| matches!(device, Device::Xdp(_))).count().max(1);
     let share = config.switch.frames / 4 / u32::try_from(sharers).unwrap_or(u32::MAX);
-    // The largest power of two that is not more.
+    // Rounded down to a power of two.
     let share = share.checked_ilog2().map_or(0, |log| 1 << log);
     share.clamp(*FILL.start(), *FILL.end())
 }
 
-/// The device that a port of this network asks for, unless it is a subport. `fill` is what [`fill`] says. Whether it
-/// has subports is left open.
+/// Device settings of a port of this network, unless it is a subport. `fill`: result of [`fill`]. Independent of
+/// subports.
 pub fn device(port: &Port, network: &Network, fill: u32) -> Option<Settings> {
     Some(settings(port.device()?, &port.port_id, port.mac, network.mtu, fill, false))
 }
 
-/// The device that an uplink asks for: frames of all of its networks have to pass.
+/// Device settings of an uplink: frames of all its networks must fit.
 pub fn uplink_device(uplink: &Uplink, config: &Config, fill: u32) -> Settings {
     let tagged = |network: &&Network| uplink.networks.iter().any(|of| of.network_id == network.id);
     let mtu = config.networks.iter().filter(tagged).map(|network| network.mtu).max();
-    // Admission has seen to it that there is one.
+    // Validation ensures that there is one.
     settings(&uplink.device, &uplink.id, uplink_mac(&uplink.id), mtu.unwrap_or(1500), fill, true)
 }
 
-/// The address of a tap that is made for an uplink: one of our own administration, the same in every
-/// life. Nothing is sent from it; it only has to differ from others.
+/// MAC address of a tap created for an uplink: locally administered, and constant. No frame is sent from it; it only
+/// has to be unique.
 fn uplink_mac(id: &str) -> Mac {
     // FNV-1a
     let hash = id
@@ -44,7 +43,7 @@ fn uplink_mac(id: &str) -> Mac {
     Mac::from_bits((hash ^ hash >> 48) & 0xfcff_ffff_ffff | 0x0200_0000_0000)
 }
 
-/// The device `device` with these properties.
+/// `device` with these properties.
 pub(super) fn settings(device: &Device, owner: &str, mac: Mac, mtu: u16, fill: u32, vlan_demux: bool) -> Settings {
     let (name, netns) = (device.name().to_owned(), device.netns().map_or(Netns::Host, Netns::written));
     let owner = owner.to_owned();

@@ -1,22 +1,22 @@
-//! Lines to the outside: an uplink, or the two of a group, of which one carries the frames.
+//! Uplink groups: a single uplink, or two of which one is active.
 //!
-//! What is learned outside is learned behind the line, network by network, and not behind one of
-//! its uplinks: so it stays where it is when the other one takes over.
+//! External stations are learned at the group's port on each network, not at one of its uplinks: no station moves when
+//! the other one takes over.
 
 use crate::control::compile::failover::Groups;
 use crate::control::config::{Config, Uplink, UplinkNetwork};
 
-/// What a line is known by.
+/// Key of a group.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum UplinkGroupName {
-    /// The uplink of this id, alone.
+    /// A single uplink with this id.
     Uplink(String),
     /// The uplinks of this group.
     Group(String),
 }
 
 impl Uplink {
-    /// The line that it is, or is one of.
+    /// Key of an uplink's group.
     pub fn group_name(&self) -> UplinkGroupName {
         match &self.group {
             Some(group) => UplinkGroupName::Group(group.clone()),
@@ -25,22 +25,22 @@ impl Uplink {
     }
 }
 
-/// A line of a configuration.
+/// A group of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UplinkGroup {
-    /// What it is known by.
+    /// Key.
     pub name: UplinkGroupName,
-    /// Its uplinks, as indices into the configuration; the preferred one first. There is one at least.
+    /// Indices of its uplinks, at least one, the preferred one first.
     pub members: Vec<usize>,
 }
 
 impl UplinkGroup {
-    /// The networks that it carries: all of its uplinks carry the same.
+    /// Networks of the group: equal for all of its uplinks.
     pub fn networks<'c>(&self, config: &'c Config) -> &'c [UplinkNetwork] {
         self.members.first().map_or(&[], |&first| &config.uplinks[first].networks)
     }
 
-    /// The uplink that carries the frames, as an index into the configuration.
+    /// Index of the active uplink.
     pub fn active(&self, groups: &Groups) -> usize {
         let place = match &self.name {
             UplinkGroupName::Uplink(_) => 0,
@@ -50,7 +50,7 @@ impl UplinkGroup {
     }
 }
 
-/// All lines of a configuration, in its order.
+/// All groups of a configuration, in order.
 pub fn uplink_groups(config: &Config) -> Vec<UplinkGroup> {
     let mut lines: Vec<UplinkGroup> = Vec::new();
     for (index, uplink) in config.uplinks.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! The keys of devices, by kind. A name must be one that the kernel takes as it is: a name that it
-//! refuses, or makes another of, would show only when the first half of the devices is open already.
+//! Keys of devices, by kind. Names must be valid for the kernel: an error would otherwise appear only when half of the
+//! devices are open.
 
 use super::error::{kind, quoted};
 use super::lowering::Lowering;
@@ -9,10 +9,10 @@ use crate::device::xdp::Mode;
 
 /// `IFNAMSIZ` without its final zero.
 const LONGEST_NAME: usize = 15;
-/// The kernel's `MAX_TAP_QUEUES`; and more than a network card has.
+/// The kernel's `MAX_TAP_QUEUES`, more than NICs have.
 const MOST_QUEUES: u16 = 256;
 
-/// The keys that not all kinds have: which have them, and what it is about the others.
+/// Keys of some kinds: the key, its kinds, and why not others.
 const OF_SOME: &[(&str, &[&str], &str)] = &[
     ("queues", &["tap", "xdp"], "one socket serves all queues of its netdev"),
     ("offloads", &["tap", "packet"], "no offload header passes it, and what needs one is completed in software"),
@@ -23,7 +23,7 @@ const OF_SOME: &[(&str, &[&str], &str)] = &[
 ];
 
 impl Lowering<'_, '_> {
-    /// What the port or uplink of this id stands on.
+    /// Device of the port or uplink with this id.
     pub fn device(&mut self, raw: Option<&raw::Device>, id: &str) -> Device {
         let empty = raw::Device::default();
         if raw.is_none() && self.is_missing("device") {
@@ -73,7 +73,7 @@ fn read(raw: &raw::Device, id: &str, at: &mut Lowering<'_, '_>) -> Device {
             offloads: raw.offloads.unwrap_or(true),
             isolate: raw.isolate.unwrap_or(false),
         }),
-        // What cannot be told apart is judged as the kind that most are of.
+        // An unknown kind is validated as the most frequent one.
         _ => Device::Tap(Tap {
             name: name(raw, id, at),
             netns,
@@ -84,7 +84,7 @@ fn read(raw: &raw::Device, id: &str, at: &mut Lowering<'_, '_>) -> Device {
     }
 }
 
-/// No silent no-ops: a key that this kind cannot honour is a mistake.
+/// Reports keys that this kind does not support.
 fn refuse_keys_of_others(raw: &raw::Device, this: &str, at: &mut Lowering<'_, '_>) {
     let is_written = |key| match key {
         "queues" => raw.queues.is_some(),
@@ -112,13 +112,12 @@ fn netns(raw: &raw::Device, at: &mut Lowering<'_, '_>) -> Option<String> {
     })
 }
 
-/// The name of the tap that a port or uplink gets if none is written: nova's, `tap` and the first 11
-/// characters of the id.
+/// Default name of a tap: nova's, `tap` and the first 11 characters of the id.
 pub(super) fn default_name(id: &str) -> String {
     "tap".chars().chain(id.chars().take(11)).collect()
 }
 
-/// The name of a netdev that others make.
+/// Name of a netdev of others.
 fn given_name(raw: &raw::Device, at: &mut Lowering<'_, '_>) -> String {
     if raw.name.is_none() {
         if at.is_missing("name") {
@@ -131,7 +130,7 @@ fn given_name(raw: &raw::Device, at: &mut Lowering<'_, '_>) -> String {
 
 fn name(raw: &raw::Device, id: &str, at: &mut Lowering<'_, '_>) -> String {
     let is_written = raw.name.is_some();
-    // of a port without a right id, or with a name of a wrong type, enough has been said
+    // an invalid id or a name of a wrong type is already reported
     if !is_written && (id.is_empty() || !at.is_missing("name")) {
         return String::new();
     }
@@ -146,7 +145,7 @@ fn name(raw: &raw::Device, id: &str, at: &mut Lowering<'_, '_>) -> String {
     String::new()
 }
 
-/// What the kernel, or a terminal, would not take about this name of a netdev.
+/// Why the kernel, or a terminal, would not accept this name of a netdev.
 fn wrong_name(name: &str) -> Option<String> {
     if name.is_empty() {
         return Some(format!("empty; a name is 1 to {LONGEST_NAME} bytes"));
@@ -157,7 +156,7 @@ fn wrong_name(name: &str) -> Option<String> {
     if [".", "..", "all", "default", "lo"].contains(&name) {
         return Some("a name that the kernel keeps for itself; another one would be right".to_string());
     }
-    // the kernel looks at bytes, and 0xa0 is a space to it; with % it would make up a name
+    // the kernel checks bytes, where 0xa0 is a space; it expands %
     let is_wrong = |c: char| {
         let mut bytes = [0; 4];
         c.is_control() || c.is_whitespace() || "/:%".contains(c) || c.encode_utf8(&mut bytes).bytes().any(|b| b == 0xa0)

@@ -1,41 +1,40 @@
-//! Where things stand in a document, and the problems noted on the way through it.
+//! Paths in a document, and the errors collected while it is validated.
 //!
-//! A check says only *where* and *what*: the line, the value as written and the words for the owner
-//! are looked up in the document, so that every problem has them.
+//! A check gives path and message; line, value and owner are looked up in the document.
 
 use std::fmt;
 
 use super::error::{ConfigError, ConfigErrors, MAX_VALUE_LEN, kind, quoted, shortened};
 use super::parse::{Node, Value};
 
-/// As many problems as are told in full. Nobody reads more, and looking each up takes its time.
+/// Maximum errors reported in full: each takes a look-up.
 const MAX_ERRORS: usize = 1000;
 
-/// The way from the top of a document to a value. It may lead to where a value is missing.
+/// Path from the root to a value, existing or missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Path(Vec<Step>);
 
-/// One step of a way.
+/// One step of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
-    /// To a key of a table.
+    /// Key of a table.
     Key(String),
-    /// To an item of a list.
+    /// Item of a list.
     Item(usize),
 }
 
 impl Path {
-    /// One step further, to a key of this table.
+    /// Path of a key of this table.
     pub fn key(&self, key: &str) -> Path {
         self.then(Step::Key(key.to_string()))
     }
 
-    /// One step further, to an item of this list.
+    /// Path of an item of this list.
     pub fn item(&self, index: usize) -> Path {
         self.then(Step::Item(index))
     }
 
-    /// The steps, from the top on.
+    /// Steps from the root.
     pub fn steps(&self) -> &[Step] {
         &self.0
     }
@@ -63,7 +62,7 @@ impl fmt::Display for Path {
     }
 }
 
-/// The problems of one document, as they are found.
+/// Errors of one document.
 pub(super) struct Diagnostics<'d> {
     file: &'d str,
     root: &'d Node,
@@ -73,12 +72,12 @@ pub(super) struct Diagnostics<'d> {
 }
 
 impl<'d> Diagnostics<'d> {
-    /// Nothing noted yet.
+    /// No errors.
     pub fn new(file: &'d str, root: &'d Node) -> Diagnostics<'d> {
         Diagnostics { file, root, errors: Vec::new(), paths: Vec::new(), suppressed: 0 }
     }
 
-    /// Something is wrong at `path`.
+    /// Adds an error at `path`.
     pub fn push(&mut self, path: &Path, kind: &'static str, message: impl Into<String>) {
         if self.errors.len() >= MAX_ERRORS {
             self.suppressed += 1;
@@ -98,15 +97,14 @@ impl<'d> Diagnostics<'d> {
         });
     }
 
-    /// Whether the table that should have this key is there, and has it not. Where there is no
-    /// table at all, that has been noted already.
+    /// Whether the table exists and lacks this key. A missing table is an error of its own.
     pub fn is_missing(&self, path: &Path) -> bool {
         let Some((Step::Key(key), parents)) = path.0.split_last() else { return false };
         let parent = self.walk(&Path(parents.to_vec())).node;
         parent.is_some_and(|node| matches!(node.value, Value::Table(_)) && node.get(key).is_none())
     }
 
-    /// The place in words, for a problem that has two of them.
+    /// Location as text, for an error with two locations.
     pub fn location(&self, path: &Path) -> String {
         match self.walk(path).line {
             Some(group) => format!("{path} (line {group})"),
@@ -114,13 +112,13 @@ impl<'d> Diagnostics<'d> {
         }
     }
 
-    /// Where the problems are, of which kind, and what is told of them, in the order in which they were noted.
+    /// Removes and returns all errors: path, kind, message, in order.
     pub fn take_paths(&mut self) -> Vec<(Path, &'static str, String)> {
         let of = std::mem::take(&mut self.paths).into_iter().zip(&self.errors);
         of.map(|(path, problem)| (path, problem.kind, problem.without_location())).collect()
     }
 
-    /// All that was noted, or `None` if nothing was.
+    /// All errors; `None` without any.
     pub fn finish(self) -> Option<ConfigErrors> {
         let rest = format!("{} more problems are not shown", self.suppressed);
         let rest = (self.suppressed > 0).then(|| ConfigError::of_file(self.file, kind::BAD_VALUE, rest));
@@ -129,14 +127,14 @@ impl<'d> Diagnostics<'d> {
 
     fn walk(&self, path: &Path) -> FoundValue<'d> {
         let mut found = FoundValue { node: Some(self.root), line: self.root.line, owner: Vec::new() };
-        // a list that stands alone is one of ports
+        // a list at the root is one of ports
         let mut list = if matches!(self.root.value, Value::List(_)) { "ports" } else { "" };
         for (index, step) in path.0.iter().enumerate() {
             found.node = found.node.and_then(|node| match step {
                 Step::Key(key) => node.get(key),
                 Step::Item(item) => node.item(*item),
             });
-            // a missing value stands, as far as anyone can say, where its table begins
+            // a missing value is at the line of its table
             found.line = found.node.and_then(|node| node.line).or(found.line);
             match step {
                 Step::Key(key) => list = key,
@@ -148,7 +146,7 @@ impl<'d> Diagnostics<'d> {
                         "uplinks" => ("uplink", "id"),
                         _ => continue,
                     };
-                    // who is complained about for its own id needs no further introduction
+                    // an error of the id itself needs no owner
                     let is_the_value = path.0.get(index + 1) == Some(&Step::Key(id.to_string()));
                     let id = found.node.and_then(|node| node.get(id)).filter(|_| !is_the_value);
                     found.owner.extend(id.map(|id| format!("{word} {}", shortened(&shown(id)))));
@@ -159,14 +157,14 @@ impl<'d> Diagnostics<'d> {
     }
 }
 
-/// What stands at the end of a path.
+/// The value at the end of a path.
 struct FoundValue<'d> {
     node: Option<&'d Node>,
     line: Option<usize>,
     owner: Vec<String>,
 }
 
-/// A value as an operator would write it on one line.
+/// A value on one line.
 fn shown(node: &Node) -> String {
     let joined = |parts: Vec<String>| parts.join(", ");
     match &node.value {
@@ -176,7 +174,7 @@ fn shown(node: &Node) -> String {
         Value::Other(text) => text.clone(),
         Value::Text(text) => quoted(text),
         Value::Table(entries) if entries.is_empty() => "{}".to_string(),
-        // more than this is cut anyway
+        // further items would be cut anyway
         Value::List(items) => format!("[{}]", joined(items.iter().take(MAX_VALUE_LEN).map(shown).collect())),
         Value::Table(entries) => {
             let entry = |(key, node): &(String, Node)| format!("{} = {}", Path::default().key(key), shown(node));

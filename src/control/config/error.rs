@@ -1,93 +1,93 @@
-//! What is wrong with a configuration, in a form that an operator can act on.
+//! Errors of a configuration.
 
 use std::fmt;
 
-/// The longest value or key that is repeated in full; what is longer is cut.
+/// Maximum length of a value or key in a message; longer ones are cut.
 pub(super) const MAX_VALUE_LEN: usize = 60;
 
-/// The kinds of [`ConfigError`], as they appear in the errors of the API.
+/// Kinds of [`ConfigError`], also in API errors.
 pub mod kind {
     /// The file cannot be read.
     pub const UNREADABLE: &str = "unreadable";
     /// The text is neither TOML nor JSON.
     pub const SYNTAX: &str = "syntax";
-    /// A key that nobody knows.
+    /// Unknown key.
     pub const UNKNOWN_KEY: &str = "unknown_key";
-    /// A key or value that is known, but that this version cannot honour.
+    /// Key or value that this version does not support.
     pub const NOT_YET: &str = "not_in_this_version";
-    /// A text where a number is wanted, and the like.
+    /// Value of another type than expected.
     pub const WRONG_TYPE: &str = "wrong_type";
-    /// A key that must be given, and is not.
+    /// Required key is missing.
     pub const MISSING: &str = "missing";
-    /// A value that means nothing here, or lies outside what is allowed.
+    /// Unknown word, or value out of range.
     pub const BAD_VALUE: &str = "bad_value";
-    /// Two keys that cannot both be meant.
+    /// Two keys that contradict each other.
     pub const CONTRADICTION: &str = "contradiction";
-    /// A network of this id stands there already.
+    /// Another network has this id.
     pub const DUPLICATE_NETWORK: &str = "duplicate_network";
-    /// A VM of this id stands there already.
+    /// Another VM has this id.
     pub const DUPLICATE_VM: &str = "duplicate_vm";
-    /// A port of this id stands there already.
+    /// Another port has this id.
     pub const DUPLICATE_PORT: &str = "duplicate_port";
-    /// An uplink or a port of this id stands there already.
+    /// Another uplink or port has this id.
     pub const DUPLICATE_UPLINK: &str = "duplicate_uplink";
     /// Another port of the same network has this MAC address.
     pub const DUPLICATE_MAC: &str = "duplicate_mac";
-    /// An allowed address pair of the same port allows the same.
+    /// Another allowed address pair of the same port is equal.
     pub const DUPLICATE_PAIR: &str = "duplicate_pair";
     /// Another port or uplink uses this netdev.
     pub const DUPLICATE_DEVICE: &str = "duplicate_device";
-    /// A port or uplink names a network that is not there.
+    /// Unknown network.
     pub const UNKNOWN_NETWORK: &str = "unknown_network";
-    /// A subport names a parent that is not there.
+    /// Unknown parent.
     pub const UNKNOWN_PARENT: &str = "unknown_parent";
     /// Another subport of the same parent has this VLAN id.
     pub const DUPLICATE_VLAN: &str = "duplicate_vlan";
 }
 
-/// Why a text is not a document.
+/// A syntax error.
 #[derive(Debug)]
 pub(super) struct SyntaxError {
-    /// Where it stopped making sense, both counted from 1.
+    /// Line and column, counted from 1.
     pub line_and_column: Option<(usize, usize)>,
-    /// What was found there, and what could have been.
+    /// Found and expected tokens.
     pub message: String,
 }
 
-/// One thing that is wrong, where it stands, and what would be right.
+/// An error with location and remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The file, or whatever the caller calls the text.
+    /// File name, or the caller's name of the text.
     pub file: String,
-    /// Counted from 1. Absent in JSON, and where the whole file is meant.
+    /// Line, from 1. Absent in JSON and for the whole file.
     pub line: Option<usize>,
-    /// Counted from 1. Only for syntax errors.
+    /// Column, from 1; syntax errors only.
     pub column: Option<usize>,
-    /// Like `vms[1].ports[0].mac_address`; empty where the whole file is meant.
+    /// Path, such as `vms[1].ports[0].mac_address`; empty for the whole file.
     pub key: String,
-    /// The VM, port, network or uplink in which the key stands, in words.
+    /// VM, port, network or uplink of the key, as text.
     pub owner: Option<String>,
-    /// The value as it is written, shortened if it is long. Absent where nothing is written.
+    /// The value, shortened if long. Absent for a missing one.
     pub value: Option<String>,
-    /// What is wrong, and what would be right.
+    /// Message with remedy.
     pub message: String,
     /// One of [`kind`], for programs.
     pub kind: &'static str,
 }
 
 impl ConfigError {
-    /// A problem of the file as a whole.
+    /// Error of the whole file.
     pub(super) fn of_file(file: &str, kind: &'static str, message: String) -> ConfigError {
         let file = file.to_string();
         ConfigError { file, line: None, column: None, key: String::new(), owner: None, value: None, message, kind }
     }
 
-    /// The problem without the file and line where it stands: for tables that came from elsewhere.
+    /// The error without file and line, for tables from another source.
     pub fn without_location(&self) -> String {
         ConfigError { file: String::new(), line: None, column: None, ..self.clone() }.to_string()
     }
 
-    /// A text that does not parse.
+    /// Syntax error of a text.
     pub(super) fn of_syntax(file: &str, error: SyntaxError) -> ConfigError {
         let (group, column) = error.line_and_column.unzip();
         ConfigError { line: group, column, ..ConfigError::of_file(file, kind::SYNTAX, error.message) }
@@ -112,24 +112,24 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// All that is wrong with a text: at least one problem, in the order of its lines.
+/// All errors of a text, at least one, in order of lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<ConfigError>);
 
 impl ConfigErrors {
-    /// `None` if nothing is wrong. `last` stands at the end, whatever its line.
+    /// `None` without errors. `last` comes last, whatever its line.
     pub(super) fn of(mut problems: Vec<ConfigError>, last: Option<ConfigError>) -> Option<ConfigErrors> {
         problems.sort_by_key(|problem| problem.line);
         problems.extend(last);
         (!problems.is_empty()).then_some(ConfigErrors(problems))
     }
 
-    /// The problems, never none.
+    /// The errors; never empty.
     pub fn errors(&self) -> &[ConfigError] {
         &self.0
     }
 
-    /// What a program should be told if it is told one thing: the kind of the first problem.
+    /// Kind of the first error, for programs.
     pub fn kind(&self) -> &'static str {
         self.0.first().map_or(kind::BAD_VALUE, |problem| problem.kind)
     }
@@ -141,7 +141,7 @@ impl From<ConfigError> for ConfigErrors {
     }
 }
 
-/// One problem per line, without a line break at the end.
+/// One error per line, without final line break.
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, problem) in self.0.iter().enumerate() {
@@ -154,12 +154,12 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// A text in quotes, cut if it is long, with nothing in it that could upset a terminal.
+/// A quoted text, cut if long, with control characters escaped.
 pub(super) fn quoted(text: &str) -> String {
     format!("{:?}", shortened(text))
 }
 
-/// A text, cut if it is long.
+/// A text, cut if long.
 pub(super) fn shortened(text: &str) -> String {
     match text.char_indices().nth(MAX_VALUE_LEN) {
         Some((end, _)) => format!("{}…", &text[..end]),

@@ -1,4 +1,4 @@
-//! What is right about a configuration, and may still not be what was meant.
+//! Warnings about valid configurations that are probably not intended.
 
 use std::collections::HashMap;
 
@@ -9,19 +9,19 @@ use super::storm::StormPolicy;
 use crate::switch::StormClass;
 use crate::wire::Mac;
 
-/// Something that an operator may want to look at again.
+/// A warning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// The port, and its VM.
+    /// Port and VM.
     pub about: String,
-    /// What it comes to, and what would come to something else.
+    /// Effect and remedy.
     pub message: String,
 }
 
 impl Config {
-    /// What may not be what was meant, in the order of the configuration.
+    /// Warnings in configuration order.
     pub fn lint(&self) -> Vec<Warning> {
-        // Who may use an address besides its owner: then nobody has it for sure.
+        // Ports that may use an address of others: it may be at any of them.
         let mut users: HashMap<(&str, Mac), usize> = HashMap::new();
         for (_, port) in self.ports() {
             let mut macs: Vec<Mac> = port.allowed_address_pairs.iter().filter_map(|pair| pair.mac).collect();
@@ -80,7 +80,7 @@ fn idle_limit(port: &Port) -> Option<String> {
     })
 }
 
-/// A port that is allowed more than its VM.
+/// A port whose limit exceeds its VM's.
 fn idle_storm_limit(vm: &Vm, port: &Port, network: &Network) -> Option<String> {
     let common = vm.storm.over(network.storm);
     let class = StormClass::ALL.into_iter().find(|&class| {

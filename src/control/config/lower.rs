@@ -1,4 +1,4 @@
-//! From as written to as meant: what each table means, and what it says about itself.
+//! Lowers raw tables to the model.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ const LONGEST_SOCKET_PATH: usize = 107;
 /// `CPU_SETSIZE`: what the kernel's affinity masks hold by default.
 const CORES: i64 = 1024;
 
-/// What the whole file means.
+/// Lowers the file.
 pub(super) fn lower(raw: &raw::Config, diagnostics: &mut Diagnostics<'_>) -> Config {
     let top = Path::default();
     Config {
@@ -39,7 +39,7 @@ pub(super) fn lower(raw: &raw::Config, diagnostics: &mut Diagnostics<'_>) -> Con
     }
 }
 
-/// What a port means that stands at `path`.
+/// Lowers the port at `path`.
 pub(super) fn port(path: Path, raw: &raw::Port, diagnostics: &mut Diagnostics<'_>) -> Port {
     Lowering { path, diagnostics }.port(raw)
 }
@@ -91,7 +91,7 @@ impl Lowering<'_, '_> {
     fn network(&mut self, raw: &raw::Network) -> Network {
         let default = Network::new("");
         let fdb_limit = self.number("fdb_limit", raw.fdb_limit, 1..=u32::MAX, default.fdb_limit);
-        // a small network needs no second key to be a legal one
+        // a small fdb_limit must be valid without fdb_limit_per_port
         let per_port = default.fdb_limit_per_port.min(fdb_limit);
         let per_port = self.number("fdb_limit_per_port", raw.fdb_limit_per_port, 1..=u32::MAX, per_port);
         if per_port > fdb_limit {

@@ -1,8 +1,7 @@
-//! From as written to as meant: each value for itself.
+//! Lowers single values from raw to model.
 //!
-//! A value that is wrong is noted and a stand-in takes its place, so that everything behind it is
-//! judged too. Whoever has notes throws the result away. Stand-ins for what ports and networks are
-//! told apart by (an empty id, the zero MAC, an empty name) are such that no right value equals them.
+//! An invalid value is reported and replaced by a placeholder, so that further values are validated too. With errors,
+//! the result is discarded. Placeholders for ids, MAC addresses and names (empty, zero, empty) equal no valid value.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -13,14 +12,14 @@ use super::named::Named;
 use super::raw;
 use crate::wire::Mac;
 
-/// The longest id of anything, in bytes.
+/// Maximum length of an id in bytes.
 const LONGEST_ID: usize = 255;
 
-/// The longest id of a port or an uplink, in bytes: the alias of its netdev has it behind `vifswitch:`, and of an alias
-/// the kernel takes 255 bytes with the zero at its end (`IFALIASZ`; tried).
+/// Maximum length of a port's or uplink's id in bytes: its netdev's alias is `vifswitch:` and the id, and the kernel
+/// limits an alias to 255 bytes with the final zero (`IFALIASZ`; tested).
 const LONGEST_PORT_ID: usize = LONGEST_ID - 1 - "vifswitch:".len();
 
-/// Why nothing but a port or an uplink can be known by this text, if nothing can.
+/// Why a text is an invalid id; `None` if it is valid.
 pub fn wrong_id(text: &str) -> Option<String> {
     wrong_id_within(LONGEST_ID, text)
 }
@@ -35,13 +34,13 @@ fn wrong_id_within(max_len: usize, text: &str) -> Option<String> {
     Some(format!("{wrong}; an id here is 1 to {max_len} bytes, none of them control characters"))
 }
 
-/// The place of a table, and where to note what is wrong with it.
+/// Path of a table, and the collected errors.
 pub(super) struct Lowering<'a, 'd> {
     pub path: Path,
     pub diagnostics: &'a mut Diagnostics<'d>,
 }
 
-/// What each table of a list means.
+/// Lowers each table of a list.
 pub(super) fn lower_each<W, M>(
     path: &Path,
     tables: Option<&[W]>,
@@ -55,12 +54,12 @@ pub(super) fn lower_each<W, M>(
 }
 
 impl Lowering<'_, '_> {
-    /// A text that something is known by.
+    /// An id.
     pub fn id(&mut self, key: &str, raw: Option<&str>) -> String {
         self.id_within(LONGEST_ID, key, raw)
     }
 
-    /// A text that a port or an uplink is known by.
+    /// An id of a port or uplink.
     pub fn port_id(&mut self, key: &str, raw: Option<&str>) -> String {
         self.id_within(LONGEST_PORT_ID, key, raw)
     }
@@ -77,7 +76,7 @@ impl Lowering<'_, '_> {
         String::new()
     }
 
-    /// A MAC address that can be a frame's source.
+    /// A unicast MAC address.
     pub fn station(&mut self, key: &str, raw: Option<&str>) -> Mac {
         let message = match raw.map(str::parse::<Mac>) {
             Some(Ok(mac)) if mac.is_station() => return mac,
@@ -97,7 +96,7 @@ impl Lowering<'_, '_> {
         Mac::ZERO
     }
 
-    /// Whether a text can be a path.
+    /// Whether a text is a valid path.
     pub fn is_path(&mut self, key: &str, text: &str, max_len: usize) -> bool {
         let wrong = match text.len() {
             0 => "empty".to_string(),
@@ -113,7 +112,7 @@ impl Lowering<'_, '_> {
         false
     }
 
-    /// One of the words for a `T`.
+    /// A keyword of `T`.
     pub fn keyword<T: Named>(&mut self, key: &str, raw: Option<&str>, default: T) -> T {
         let Some(text) = raw else { return default };
         if let Some((_, value)) = T::NAMES.iter().find(|(name, _)| *name == text) {
@@ -124,7 +123,7 @@ impl Lowering<'_, '_> {
         default
     }
 
-    /// A number within bounds.
+    /// A number within limits.
     pub fn number<T>(&mut self, key: &str, raw: Option<i64>, limits: RangeInclusive<T>, default: T) -> T
     where
         T: TryFrom<i64> + PartialOrd + Display,
@@ -140,12 +139,12 @@ impl Lowering<'_, '_> {
         }
     }
 
-    /// Something is wrong with `key` of this table.
+    /// Reports an error of `key` of this table.
     pub fn report(&mut self, key: &str, kind: &'static str, message: impl Into<String>) {
         self.diagnostics.push(&self.path.key(key), kind, message);
     }
 
-    /// Whether `key` must be asked for: this table is there, and has it not.
+    /// Whether this table exists and lacks `key`.
     pub fn is_missing(&self, key: &str) -> bool {
         self.diagnostics.is_missing(&self.path.key(key))
     }

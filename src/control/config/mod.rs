@@ -1,17 +1,17 @@
-//! The configuration: from a text to what it means.
+//! The configuration: from a text to validated values.
 //!
 //! ```text
-//!   TOML ┐  document       written         meant
-//!        ├─► a tree, ────► the tables, ──► every value checked, ──► admission: the values
-//!   JSON ┘  with lines     by their keys   every default filled     do not contradict each other
+//!   TOML ┐  document       raw             model
+//!        ├─► a tree, ────► the tables, ──► values checked, ───────► conflicts between tables
+//!   JSON ┘  with lines     by their keys   defaults filled in
 //!           (parse)        (raw)           (lower, into model)      (validate; lint: warnings)
 //! ```
 //!
-//! Both languages have the same shape and go through the same checks. No step stops at the first
-//! mistake: all [`ConfigError`]s of a file are reported at once, each with its place, its value and
-//! what would be right. Only a text that does not parse is alone with its first syntax error.
+//! Both languages have the same structure and pass the same checks. No step stops at the first error: all
+//! [`ConfigError`]s of a file are reported together, each with location, value and remedy. Only a syntax error is
+//! reported alone.
 //!
-//! The way back is [`Config::to_raw`]; reading what it writes gives an equal [`Config`].
+//! [`Config::to_raw`] is the inverse: parsing its result gives an equal [`Config`].
 
 mod device;
 mod diagnostics;
@@ -61,29 +61,29 @@ use raw::Read;
 
 pub(super) use raw::nearest;
 
-/// Reads and judges the file at `path`, and keeps what is written in it: JSON if its name ends in `.json`, TOML
-/// otherwise.
+/// Parses and validates the file at `path`, and keeps its raw content: JSON if its name ends in `.json`, otherwise
+/// TOML.
 pub fn load_file(path: impl AsRef<Path>) -> Result<ConfigFile, ConfigErrors> {
     Source::read(path.as_ref())?.config_file()
 }
 
-/// Reads and judges a TOML text. `file_name` is what its problems call it.
+/// Parses and validates a TOML text. Errors refer to `file_name`.
 pub fn parse_toml(text: &str, file_name: &str) -> Result<Config, ConfigErrors> {
     check(parse::from_toml(text), file_name)
 }
 
-/// Reads and judges a JSON text of the same shape. `file_name` is what its problems call it.
+/// Parses and validates a JSON text of the same structure. Errors refer to `file_name`.
 pub fn parse_json(text: &str, file_name: &str) -> Result<Config, ConfigErrors> {
     check(parse::from_json(text), file_name)
 }
 
-/// Judges tables that did not come from a text, as if they had. Its problems name no file.
+/// Validates tables that come from no text. Errors name no file.
 pub fn check_raw(raw: &raw::Config) -> Result<Config, ConfigErrors> {
-    // It has no map with other keys than texts, which is all that could fail.
+    // Serialising fails only for maps with keys that are no strings.
     parse_json(&serde_json::to_string(raw).unwrap_or_default(), "")
 }
 
-/// The same, of tables that stand for a part of a configuration: the parents of its subports may be in another.
+/// The same for a part of a configuration, in which parents of subports may be missing.
 pub(super) fn check_part(raw: &raw::Config) -> Result<Config, ConfigErrors> {
     let text = serde_json::to_string(raw).unwrap_or_default();
     check_with(parse::from_json(&text), "", SwitchSettings::default(), |_, _| {})
@@ -93,8 +93,7 @@ fn check(document: Result<Node, SyntaxError>, file_name: &str) -> Result<Config,
     check_over(document, file_name, SwitchSettings::default())
 }
 
-/// What the document means beside these settings of the process, which stay as they are if it has no
-/// `[switch]`.
+/// Validates a document; without `[switch]`, it gets these settings.
 fn check_over(
     document: Result<Node, SyntaxError>,
     file_name: &str,
@@ -103,7 +102,7 @@ fn check_over(
     check_with(document, file_name, switch, trunk::check)
 }
 
-/// The same; `also` has a look at all of it.
+/// The same, with a further check `also`.
 fn check_with(
     document: Result<Node, SyntaxError>,
     file_name: &str,

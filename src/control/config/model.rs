@@ -1,6 +1,6 @@
-//! The configuration as meant: every value checked, every default filled in.
+//! Validated configuration with all defaults.
 //!
-//! The types say what is possible, [`super::lower`] how it is read and [`super::serialize`] how it is written again.
+//! [`super::lower`] parses raw tables to these types, [`super::serialize`] is its inverse.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -12,26 +12,26 @@ use crate::device::xdp;
 use crate::switch::{MacLimit, ReservedMask};
 use crate::wire::{Mac, Vid};
 
-/// Everything the operator wants.
+/// A configuration.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Config {
-    /// The process.
+    /// Settings of the process.
     pub switch: SwitchSettings,
-    /// The broadcast domains; no two have the same id.
+    /// Networks with unique ids.
     pub networks: Vec<Network>,
-    /// The virtual machines; no two have the same id.
+    /// VMs with unique ids.
     pub vms: Vec<Vm>,
-    /// The ways to the outside; no two have the same id, and none that of a port.
+    /// Uplinks with ids unique among uplinks and ports.
     pub uplinks: Vec<Uplink>,
 }
 
 impl Config {
-    /// All ports, each with its VM, in the order in which they are listed.
+    /// All ports with their VMs, in configuration order.
     pub fn ports(&self) -> impl Iterator<Item = (&Vm, &Port)> {
         self.vms.iter().flat_map(|vm| vm.ports.iter().map(move |port| (vm, port)))
     }
 
-    /// All devices: those of the ports, then those of the uplinks.
+    /// All devices: of ports, then of uplinks.
     pub fn devices(&self) -> impl Iterator<Item = &Device> {
         self.ports().filter_map(|(_, port)| port.device()).chain(self.uplinks.iter().map(|uplink| &uplink.device))
     }
@@ -42,38 +42,38 @@ impl Config {
         self.networks.iter().find(|network| network.id == network_id).map_or(Storm::DEFAULT, |network| network.storm)
     }
 
-    /// What holds for a port: what it says itself, else what its network says.
+    /// Storm limits of a port: its own, completed from its network's.
     pub fn storm_of_port(&self, port: &Port) -> Storm {
         port.storm.over(self.storm_on(&port.network_id))
     }
 
-    /// What holds for all ports of a VM on a network together: what the VM says itself, else what the network says.
+    /// Storm limits of a VM on a network: its own, completed from the network's.
     pub fn storm_of_vm(&self, vm: &Vm, network: &Network) -> Storm {
         vm.storm.over(network.storm)
     }
 
-    /// What holds for an uplink on each network that it carries.
+    /// Storm limits of an uplink on each of its networks.
     pub fn storm_of_uplink(&self, uplink: &Uplink) -> Storm {
         uplink.storm.over(Storm::OFF)
     }
 }
 
-/// What concerns the process as a whole. Fixed at start.
+/// Process settings, fixed at start.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SwitchSettings {
-    /// One worker for each. Empty: one worker, on the last core that the process may use.
+    /// Cores, one worker each. Empty: one worker, on the last core that the process may use.
     pub cores: Vec<usize>,
-    /// The API's socket.
+    /// Path of the API socket.
     pub api: PathBuf,
-    /// Where changes are kept; `None` keeps nothing.
+    /// Path of the state file; `None`: changes are not stored.
     pub state: Option<PathBuf>,
-    /// The TCP listener for metrics, if one is wanted.
+    /// Address of the metrics listener, if any.
     pub metrics: Option<SocketAddr>,
-    /// What a worker does when nothing is to be done.
+    /// Poll mode.
     pub poll: Poll,
-    /// Slots of the pool.
+    /// Slots of the frame pool.
     pub frames: u32,
-    /// How many learned stations the table of each worker holds.
+    /// FDB capacity of each worker, in stations.
     pub stations: u32,
 }
 
@@ -91,34 +91,33 @@ impl Default for SwitchSettings {
     }
 }
 
-/// One broadcast domain.
+/// A network: one broadcast domain.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Network {
-    /// Any text; a UUID in OpenStack.
+    /// Id; a UUID in OpenStack.
     pub id: String,
-    /// Longest payload of an Ethernet frame.
+    /// MTU in bytes.
     pub mtu: u16,
-    /// How long an idle station is remembered.
+    /// Ageing time in seconds.
     pub ageing_seconds: u32,
-    /// Learned stations at most.
+    /// Maximum learned stations.
     pub fdb_limit: u32,
-    /// Learned stations of one port at most.
+    /// Maximum learned stations per port.
     pub fdb_limit_per_port: u32,
-    /// Whether a source that is pinned on another VM's port is dropped.
+    /// Drop frames from a source that is pinned at another VM's port.
     pub anti_spoof: bool,
-    /// Which of the reserved group addresses pass between its VMs.
+    /// Reserved group addresses forwarded between its VMs.
     pub reserved_groups: ReservedMask,
-    /// What each port on it may send to everybody, and each VM by all its ports together. Of all classes and of
-    /// copies something is said.
+    /// Storm limits of each port, and of each VM by all its ports. All classes and copies are set.
     pub storm: Storm,
-    /// Seconds between two probes for loops that go out of a port: 1 to 10.
+    /// Interval of loop probes of a port in seconds: 1 to 10.
     pub probe_seconds: u32,
-    /// How long a station stays where it is that moved too often: 30 to 3600 seconds.
+    /// Dampening time of a flapping station in seconds: 30 to 3600.
     pub dampening_seconds: u32,
 }
 
 impl Network {
-    /// A network of this id, with everything else as if it were not written.
+    /// A network with this id and defaults.
     pub fn new(id: impl Into<String>) -> Network {
         Network {
             id: id.into(),
@@ -135,22 +134,22 @@ impl Network {
     }
 }
 
-/// One virtual machine or container.
+/// A virtual machine or container.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Vm {
-    /// Neutron's `device_id`.
+    /// Id, Neutron's `device_id`.
     pub id: String,
-    /// What it may send to everybody by all its ports on a network together, where that is not as the network has it.
+    /// Storm limits of all its ports on a network together; unset ones are inherited from the network.
     pub storm: Storm,
-    /// Whether its ports on one network may use one source in turns, as some bonds do.
+    /// Its ports on one network may alternately use one source, as some bonds do.
     pub share_mac: bool,
-    /// Whether what one of its ports floods does not reach its other ports on the same network.
+    /// Frames flooded by one of its ports do not reach its other ports on the same network.
     pub sibling_split_horizon: bool,
-    /// In the order in which the VM sees them; any number of them may be on one network.
+    /// Ports in the VM's order; several may be on one network.
     pub ports: Vec<Port>,
 }
 
-/// What holds for all ports of a VM together.
+/// Settings of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct VmSettings {
     /// [`Vm::storm`].
@@ -162,7 +161,7 @@ pub struct VmSettings {
 }
 
 impl VmSettings {
-    /// A VM of which this is said.
+    /// A VM with these settings.
     pub fn vm(self, id: String, ports: Vec<Port>) -> Vm {
         let VmSettings { storm, share_mac, sibling_split_horizon } = self;
         Vm { id, storm, share_mac, sibling_split_horizon, ports }
@@ -170,12 +169,12 @@ impl VmSettings {
 }
 
 impl Vm {
-    /// Whether something is said of it besides which ports it has.
+    /// Whether any setting differs from the default.
     pub fn has_settings(&self) -> bool {
         self.settings() != VmSettings::default()
     }
 
-    /// What is said of it besides which ports it has.
+    /// Its settings.
     pub fn settings(&self) -> VmSettings {
         let Vm { id: _, storm, share_mac, sibling_split_horizon, ports: _ } = self;
         let (storm, share_mac, sibling_split_horizon) = (*storm, *share_mac, *sibling_split_horizon);
@@ -183,67 +182,66 @@ impl Vm {
     }
 }
 
-/// One virtual interface.
+/// A port: one virtual interface.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Port {
-    /// Unique in the whole configuration.
+    /// Id, unique in the configuration.
     pub port_id: String,
-    /// The [`Network::id`] it is on.
+    /// Id of its network.
     pub network_id: String,
-    /// The address of the guest's interface: a station, unique on its network.
+    /// MAC address of the guest's interface: unicast, unique on its network.
     pub mac: Mac,
-    /// Allowed with its own address, where port security looks at them at all.
+    /// IP addresses allowed with its MAC address, for `mac+ip`.
     pub fixed_ips: Vec<IpAddr>,
-    /// For information.
+    /// IP allocation, for information only.
     pub ip_allocation: IpAllocation,
-    /// Which sources the guest may use.
+    /// Port security.
     pub port_security: PortSecurity,
-    /// Further sources that the guest may use. Empty if there is no security.
+    /// Further allowed sources. Empty without port security.
     pub allowed_address_pairs: Vec<AddressPair>,
-    /// Whether it gets frames for stations that nobody knows. `Suppress` only where no other port may
-    /// use its address.
+    /// Flooding of unknown unicast. `Suppress` only if no other port may use its address.
     pub unknown_unicast: UnknownUnicast,
-    /// Whether it gets a copy of every frame that is forwarded on its network.
+    /// Gets a copy of each frame forwarded on its network.
     pub promiscuous: bool,
-    /// Whether sources are learned behind it.
+    /// Sources are learned at the port.
     pub mac_learning: bool,
-    /// Learned stations at most; `None`: as its network has it, and the oldest makes room.
+    /// MAC limit; `None`: the network's, with eviction of the oldest.
     pub mac_limit: Option<MacLimit>,
-    /// What it may send to everybody, where that is not as its network has it.
+    /// Storm limits; unset ones are inherited from the network.
     pub storm: Storm,
-    /// Since when its addresses are pinned to it.
+    /// When its addresses are pinned.
     pub activation: Activation,
-    /// `false`: no frame passes in either direction.
+    /// Administrative state; `false`: no frame passes in either direction.
     pub admin_state_up: bool,
-    /// By what its frames come and go.
+    /// Device, or parent of a subport.
     pub attachment: PortAttachment,
 }
 
-/// By what the frames of a port come and go.
+/// Attachment of a port.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PortAttachment {
-    /// By a device of its own.
+    /// A device of its own.
     Device(Device),
-    /// By that of another port.
+    /// The device of a parent.
     Parent(Subport),
 }
 
-/// How a subport is told apart from others.
+/// Attachment of a subport.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Subport {
-    /// The port by whose device its frames come and go: of the same VM, and no subport itself.
+    /// Parent: a port of the same VM that is no subport.
     pub parent: String,
-    /// The tag that its frames have there; no two subports of one parent have the same.
+    /// VLAN id on the parent, unique there.
     pub vlan: Vid,
 }
 
 impl Port {
-    /// Its id.
+    /// Id.
     pub fn id(&self) -> &str {
         &self.port_id
     }
 
-    /// Its device, unless it is a subport.
+    /// Device, unless it is a subport.
     pub fn device(&self) -> Option<&Device> {
         match &self.attachment {
             PortAttachment::Device(device) => Some(device),
@@ -251,7 +249,7 @@ impl Port {
         }
     }
 
-    /// How it is told apart from its parent and others, if it is a subport.
+    /// Attachment, if it is a subport.
     pub fn subport(&self) -> Option<&Subport> {
         match &self.attachment {
             PortAttachment::Device(_) => None,
@@ -260,25 +258,25 @@ impl Port {
     }
 }
 
-/// A device to the outside that carries several networks.
+/// An uplink: a device to the outside for several networks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Uplink {
-    /// Unique among uplinks and ports.
+    /// Id, unique among uplinks and ports.
     pub id: String,
-    /// Of the two uplinks of one group, the first one carries the frames as long as it can.
+    /// Group. Of its two uplinks, the first one is preferred.
     pub group: Option<String>,
-    /// At least one, each once. Two uplinks of one group have the same.
+    /// Networks, at least one, each once. Equal for both uplinks of a group.
     pub networks: Vec<UplinkNetwork>,
-    /// What may come in by it to everybody, on each network. Of all classes and of copies something is said.
+    /// Storm limits of received traffic on each network. All classes and copies are set.
     pub storm: Storm,
-    /// `false`: no frame passes in either direction.
+    /// Administrative state; `false`: no frame passes in either direction.
     pub admin_state_up: bool,
-    /// What the uplink stands on.
+    /// Device.
     pub device: Device,
 }
 
 impl Uplink {
-    /// Whether `other` carries the same networks under the same tags.
+    /// Whether `other` has the same networks with the same VLAN ids.
     pub fn carries_same_as(&self, other: &Uplink) -> bool {
         self.networks.len() == other.networks.len() && self.networks.iter().all(|of| other.networks.contains(of))
     }
@@ -287,28 +285,28 @@ impl Uplink {
 /// A network on an uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UplinkNetwork {
-    /// The [`Network::id`].
+    /// Network id.
     pub network_id: String,
-    /// The tag of its frames; `None`: they are untagged.
+    /// VLAN id; `None`: untagged.
     pub vlan: Option<Vid>,
 }
 
-/// What a port or an uplink stands on.
+/// Device of a port or uplink.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Device {
     /// A tap whose file descriptor the switch holds.
     Tap(Tap),
-    /// AF_XDP on a netdev that others own.
+    /// AF_XDP on a netdev of others.
     Xdp(Xdp),
-    /// AF_PACKET on a netdev that others own.
+    /// AF_PACKET on a netdev of others.
     Packet(Packet),
 }
 
 impl Device {
-    /// Each kind in its word.
+    /// Keywords of the kinds.
     pub const KINDS: &'static [&'static str] = &["tap", "xdp", "packet"];
 
-    /// The word for its kind.
+    /// Keyword of its kind.
     pub fn kind(&self) -> &'static str {
         match self {
             Device::Tap(_) => "tap",
@@ -317,7 +315,7 @@ impl Device {
         }
     }
 
-    /// The name of its netdev.
+    /// Name of its netdev.
     pub fn name(&self) -> &str {
         match self {
             Device::Tap(tap) => &tap.name,
@@ -326,8 +324,7 @@ impl Device {
         }
     }
 
-    /// Where its netdev stands: a name under /run/netns, or an absolute path. `None`: where the
-    /// switch runs.
+    /// Network namespace: a name under /run/netns, or an absolute path. `None`: the switch's.
     pub fn netns(&self) -> Option<&str> {
         match self {
             Device::Tap(tap) => tap.netns.as_deref(),
@@ -336,7 +333,7 @@ impl Device {
         }
     }
 
-    /// What tells one netdev from another: its namespace by path, and its name.
+    /// Identity of its netdev: path of the namespace, and name.
     pub fn netdev(&self) -> (String, &str) {
         let netns = self.netns().unwrap_or_default();
         let path = match netns.strip_prefix("/var/run/netns/") {
@@ -348,56 +345,55 @@ impl Device {
     }
 }
 
-/// A tap, made if it is not there.
+/// A tap, created if missing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tap {
-    /// Of the netdev: one that the kernel takes.
+    /// Name of the netdev, valid for the kernel.
     pub name: String,
-    /// Where the netdev stands: a name under /run/netns, or an absolute path. `None`: where the
-    /// switch runs.
+    /// Network namespace: a name under /run/netns, or an absolute path. `None`: the switch's.
     pub netns: Option<String>,
-    /// Queue pairs.
+    /// Number of queue pairs.
     pub queues: u16,
-    /// Whether open checksums and super-frames pass.
+    /// Partial checksums and GSO packets pass.
     pub offloads: bool,
-    /// Whether the netdev outlives the daemon.
+    /// The netdev persists after the switch ends.
     pub persist: bool,
 }
 
-/// AF_XDP on a netdev that others make.
+/// AF_XDP on a netdev of others.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Xdp {
-    /// Of the netdev.
+    /// Name of the netdev.
     pub name: String,
-    /// As for a tap.
+    /// Network namespace, as for a tap.
     pub netns: Option<String>,
-    /// Receive queues to bind, from the first on. `None`: all that the netdev has.
+    /// Number of receive queues that the netdev must have. `None`: any.
     pub queues: Option<u16>,
-    /// Which way frames may take.
+    /// Allowed modes.
     pub mode: xdp::Mode,
-    /// Whether an XDP program that others have attached by netlink is taken off.
+    /// Detaches an XDP program that others attached by netlink.
     pub replace_xdp_program: bool,
 }
 
-/// AF_PACKET on a netdev that others make.
+/// AF_PACKET on a netdev of others.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Packet {
-    /// Of the netdev.
+    /// Name of the netdev.
     pub name: String,
-    /// As for a tap.
+    /// Network namespace, as for a tap.
     pub netns: Option<String>,
-    /// Whether open checksums and super-frames pass.
+    /// Partial checksums and GSO packets pass.
     pub offloads: bool,
-    /// Whether what the netdev receives is kept from the network stack of its namespace.
+    /// Received frames are kept from the network stack of the namespace.
     pub isolate: bool,
 }
 
-/// What a worker does when nothing is to be done.
+/// Poll mode: behaviour of an idle worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Poll {
-    /// It spins for a while, then sleeps until a device has something.
+    /// Polls for a while, then sleeps until a device is readable.
     Adaptive,
-    /// It spins.
+    /// Polls always.
     Busy,
 }
 
@@ -414,14 +410,14 @@ impl Named for xdp::Mode {
     ];
 }
 
-/// How Neutron came to the addresses of a port.
+/// Neutron's IP allocation of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IpAllocation {
-    /// When the port was made.
+    /// At creation of the port.
     Immediate,
     /// When its host was known.
     Deferred,
-    /// Not at all: none were wanted.
+    /// None requested.
     None,
 }
 

@@ -1,11 +1,11 @@
-//! Values that are written as one of a few words.
+//! Enumerations with keywords.
 
-/// A value that is written as one of a few words.
+/// An enumeration with keywords.
 pub trait Named: Copy + PartialEq + 'static {
-    /// Each value with its word.
+    /// Values with keywords.
     const NAMES: &'static [(&'static str, Self)];
 
-    /// The word for this value.
+    /// Keyword of this value.
     fn name(self) -> &'static str {
         Self::NAMES.iter().find(|(_, value)| *value == self).map_or("", |(name, _)| name)
     }

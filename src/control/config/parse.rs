@@ -1,7 +1,7 @@
-//! A text as a tree of values that know their lines: the same tree from TOML and from JSON.
+//! Parses TOML and JSON to the same tree of values with line numbers.
 //!
-//! Own, because neither crate's tree has both: all keys of a table in the order of the file, and
-//! the line of each. JSON gives no lines, and a key given twice is refused in both.
+//! Neither crate's tree has both the keys of a table in file order and their lines. JSON has no lines. A duplicate key
+//! is an error in both.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -12,43 +12,43 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{SyntaxError, quoted};
 
-/// One value of the text.
+/// A value.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
-    /// Counted from 1; the line of its key, if it has one.
+    /// Line, from 1; of its key, if it has one.
     pub line: Option<usize>,
-    /// What stands there.
+    /// The value.
     pub value: Value,
 }
 
-/// What can stand in a text.
+/// Types of values.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
-    /// JSON's `null`: as if the key were not there.
+    /// JSON's `null`: equals a missing key.
     Null,
     /// `true` or `false`.
     Bool(bool),
-    /// A whole number.
+    /// An integer.
     Integer(i64),
-    /// A text.
+    /// A string.
     Text(String),
-    /// What no key takes, as it stands there: a fraction, a date, a number beyond all bounds.
+    /// A value that no key accepts, as text: fraction, date, number out of range.
     Other(String),
-    /// Values in order.
+    /// A list.
     List(Vec<Node>),
-    /// Keys and values, in the order of the text.
+    /// Keys and values in file order.
     Table(Vec<(String, Node)>),
 }
 
 impl Node {
-    /// The value under `key`, if this is a table and has it.
+    /// Value of `key`, if this is a table that has it.
     pub fn get(&self, key: &str) -> Option<&Node> {
         let Value::Table(entries) = &self.value else { return None };
         let (_, node) = entries.iter().find(|(name, _)| name == key)?;
         (node.value != Value::Null).then_some(node)
     }
 
-    /// The value at `index`, if this is a list and long enough.
+    /// Value at `index`, if this is a long enough list.
     pub fn item(&self, index: usize) -> Option<&Node> {
         let Value::List(items) = &self.value else { return None };
         items.get(index)
@@ -61,7 +61,7 @@ impl From<Node> for serde_json::Value {
             Value::Null => serde_json::Value::Null,
             Value::Bool(yes) => yes.into(),
             Value::Integer(number) => number.into(),
-            // no key takes it, whatever it is called
+            // no key accepts it
             Value::Text(text) | Value::Other(text) => text.into(),
             Value::List(items) => items.into_iter().map(serde_json::Value::from).collect(),
             Value::Table(entries) => {
@@ -71,7 +71,7 @@ impl From<Node> for serde_json::Value {
     }
 }
 
-/// Reads TOML.
+/// Parses TOML.
 pub(super) fn from_toml(text: &str) -> Result<Node, SyntaxError> {
     let lines = Lines::of(text);
     let table = DeTable::parse(text).map_err(|error| SyntaxError {
@@ -81,19 +81,19 @@ pub(super) fn from_toml(text: &str) -> Result<Node, SyntaxError> {
     Ok(Node { line: None, value: lines.table(table.get_ref()) })
 }
 
-/// Reads JSON.
+/// Parses JSON.
 pub(super) fn from_json(text: &str) -> Result<Node, SyntaxError> {
     serde_json::from_str(text).map_err(|error| {
         let message = error.to_string();
         SyntaxError {
             line_and_column: (error.line() > 0).then(|| (error.line(), error.column())),
-            // the place is told in one way for both languages
+            // location in the same form for both languages
             message: message.rsplit_once(" at line ").map_or(message.as_str(), |(what, _)| what).to_string(),
         }
     })
 }
 
-/// Where the lines of a text begin.
+/// Start offsets of lines.
 struct Lines(Vec<usize>);
 
 impl Lines {

@@ -1,8 +1,7 @@
-//! Parts of a configuration that come alone: ports to attach, keys of a port to set, a
-//! configuration without its `[switch]`.
+//! Parses parts of a configuration: ports to attach, keys of a port to set, a configuration without `[switch]`.
 //!
-//! They are read and judged as the same tables of a file are. What only shows beside other tables,
-//! such as an address that is taken, is not known here.
+//! They are parsed and validated like the same tables of a file. Conflicts with other tables, such as a duplicate
+//! address, are not detected here.
 
 use super::diagnostics::{Diagnostics, Path};
 use super::error::{ConfigError, ConfigErrors, SyntaxError, kind, quoted};
@@ -11,22 +10,21 @@ use super::parse::{self, Node, Value};
 use super::raw::{self, Read};
 use super::{check_over, lower, lowering};
 
-/// The key of a port that stands alone which names its VM.
+/// Key of a single port that names its VM.
 const OWNER: &str = "device_id";
-/// The keys of a port that have tables.
+/// Keys of a port whose values are tables.
 const TABLES: [&str; 2] = ["device", "storm"];
-/// The table of keys of its VM, beside those of a port that are set.
+/// Table of its VM's keys, beside the port's keys.
 const VM: &str = "vm";
 
-/// Some keys of a port that are to be otherwise.
+/// Keys of a port to change.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PortKeys {
-    /// The values that they shall have. What is not written stays as it is.
+    /// New values. Absent keys stay.
     pub given: raw::Port,
-    /// What is set of its VM.
+    /// New values of its VM's keys.
     pub vm: raw::VmKeys,
-    /// The keys that shall be as if they were not written in a file, like `fixed_ips` and
-    /// `device.netns`, or `vm.storm`: those that are `null`.
+    /// Keys that are `null`, which get their default, such as `fixed_ips`, `device.netns` or `vm.storm`.
     pub cleared: Vec<String>,
 }
 
@@ -36,14 +34,13 @@ impl From<raw::Port> for PortKeys {
     }
 }
 
-/// Reads and judges a whole configuration in JSON. Without `switch` in it, that is as `switch` says.
+/// Parses and validates a configuration in JSON. Without `switch`, uses the given settings.
 pub fn parse_json_over(text: &str, name: &str, switch: SwitchSettings) -> Result<Config, ConfigErrors> {
     check_over(parse::from_json(text), name, switch)
 }
 
-/// Reads and judges ports of the VM `vm` in JSON: one table, or a list of them. They may name
-/// their VM with `device_id`, and must not name another one. A port that stands there twice is
-/// given twice.
+/// Parses and validates ports of VM `vm` in JSON: one table, or a list. They may name their VM with `device_id`, and
+/// must not name another. Duplicates are returned.
 pub fn parse_ports_json(text: &str, name: &str, vm: &str) -> Result<Vec<Port>, ConfigErrors> {
     let root = parsed(parse::from_json(text), name)?;
     let mut diagnostics = Diagnostics::new(name, &root);
@@ -67,12 +64,12 @@ pub fn parse_ports_json(text: &str, name: &str, vm: &str) -> Result<Vec<Port>, C
     diagnostics.finish().map_or(Ok(ports), Err)
 }
 
-/// Reads some keys of a port in JSON. Of their values only the types are judged.
+/// Parses keys of a port in JSON. Checks only the types of values.
 pub fn parse_port_keys_json(text: &str, name: &str) -> Result<PortKeys, ConfigErrors> {
     port_keys(parse::from_json(text), name)
 }
 
-/// One port, and the VM that its `device_id` names.
+/// One port, and the VM named by its `device_id`.
 pub(super) fn port(document: Result<Node, SyntaxError>, name: &str) -> Result<(String, Port), ConfigErrors> {
     let root = parsed(document, name)?;
     let mut diagnostics = Diagnostics::new(name, &root);
@@ -101,7 +98,7 @@ pub(super) fn port_keys(document: Result<Node, SyntaxError>, name: &str) -> Resu
     diagnostics.finish().map_or(Ok(PortKeys { given, vm: of_vm.unwrap_or_default(), cleared }), Err)
 }
 
-/// The keys of a table that are there and have no value.
+/// Keys of a table whose value is `null`.
 fn null_keys(table: &Node, prefix: &str) -> Vec<String> {
     let Value::Table(entries) = &table.value else { return Vec::new() };
     let empty = entries.iter().filter(|(_, node)| node.value == Value::Null);
@@ -112,7 +109,7 @@ fn parsed(document: Result<Node, SyntaxError>, name: &str) -> Result<Node, Confi
     document.map_err(|error| ConfigErrors::from(ConfigError::of_syntax(name, error)))
 }
 
-/// A port, and the VM it belongs to: the one it names, or `vm`. It must name one of the two.
+/// A port and its VM: the one it names, or `vm`. One of the two is required.
 fn one_port(node: &Node, path: &Path, vm: Option<&str>, diagnostics: &mut Diagnostics<'_>) -> (String, Port) {
     let mut owner = None;
     let mut keys = node.clone();

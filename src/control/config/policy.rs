@@ -1,5 +1,4 @@
-//! What a port may send and what it gets, as meant: port security, delivery, the limit on addresses;
-//! and what becomes of the reserved group addresses of a network.
+//! Port security, delivery, activation and MAC limit of ports, and reserved groups of networks.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,14 +7,14 @@ use super::named::Named;
 use crate::switch::{AtLimit, ReservedMask};
 use crate::wire::{Mac, Prefix};
 
-/// Which sources a guest may use.
+/// Sources that a guest may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PortSecurity {
-    /// Any.
+    /// Any source.
     Off,
     /// The port's own MAC address and those of its allowed pairs, with any ethertype.
     Mac,
-    /// The same, and where ARP, IP or ND name a sender: one that is allowed with that MAC address.
+    /// The same; a sender in ARP, IP or ND must have an IP address allowed with that MAC address.
     MacIp,
 }
 
@@ -24,21 +23,21 @@ impl Named for PortSecurity {
         &[("off", PortSecurity::Off), ("mac", PortSecurity::Mac), ("mac+ip", PortSecurity::MacIp)];
 }
 
-/// A further source that a guest may use. It names one of the two at least.
+/// A further allowed source, with at least one of the two fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AddressPair {
-    /// A station; `None`: the port's own address, whatever that is.
+    /// MAC address; `None`: the port's own.
     pub mac: Option<Mac>,
-    /// Its addresses, which only `mac+ip` looks at; `None`: any.
+    /// IP addresses, for `mac+ip`; `None`: any.
     pub ip: Option<Prefix>,
 }
 
-/// What becomes of frames for a station that nobody knows, at a port that they could be for.
+/// Flooding of unknown unicast to a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnknownUnicast {
-    /// It gets them.
+    /// Flooded.
     Deliver,
-    /// It does not: the one station behind it is known.
+    /// Not flooded: its only station is known.
     Suppress,
 }
 
@@ -47,13 +46,13 @@ impl Named for UnknownUnicast {
         &[("deliver", UnknownUnicast::Deliver), ("suppress", UnknownUnicast::Suppress)];
 }
 
-/// Since when the addresses of a port are pinned to it.
+/// When the addresses of a port are pinned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Activation {
-    /// From the start.
+    /// Always.
     #[default]
     Immediate,
-    /// From its first frame that port security lets pass. Until then they are learned at any port.
+    /// From its first frame allowed by port security. Until then they are learned at any port.
     FirstFrame,
 }
 
@@ -67,11 +66,11 @@ impl Named for AtLimit {
         &[("drop", AtLimit::Drop), ("forward-unlearned", AtLimit::ForwardUnlearned)];
 }
 
-/// The masks of reserved groups that have a name.
+/// Named masks of reserved groups.
 const MASKS: [(&str, ReservedMask); 3] =
     [("vm-default", ReservedMask::VM_DEFAULT), ("all", ReservedMask::ALL), ("none", ReservedMask::NONE)];
 
-/// Not a word for a policy on reserved groups, and no mask.
+/// An invalid policy of reserved groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "not a policy for the reserved groups; right would be \"vm-default\", \"all\", \"none\" or a mask of 16 bits as \
@@ -87,14 +86,14 @@ impl FromStr for ReservedMask {
             return Ok(*named);
         }
         let digits = text.strip_prefix("0x").ok_or(WrongReservedGroups)?;
-        // a number may have a sign, and a mask has none
+        // `from_str_radix` would accept a sign
         let is_mask = (1..=4).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
         let mask = is_mask.then(|| u16::from_str_radix(digits, 16).ok()).flatten();
         mask.map(ReservedMask).ok_or(WrongReservedGroups)
     }
 }
 
-/// Its name, or `0x` and four digits.
+/// Name, or `0x` and four digits.
 impl fmt::Display for ReservedMask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match MASKS.iter().find(|(_, named)| named == self) {

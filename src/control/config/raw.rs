@@ -1,9 +1,7 @@
-//! The configuration as written: the tables and their keys, nothing filled in, nothing judged but
-//! the type of each value.
+//! Raw tables and keys of the configuration: no defaults, only types are checked.
 //!
-//! One macro defines the struct of a table, the list of its keys and the reading of it, so that the
-//! three cannot drift apart. Reading does not go through serde, which would stop at the first
-//! value of a wrong type.
+//! One macro defines a table's struct, the list of its keys, and its parser, so that they agree. Does not use serde's
+//! parser, which stops at the first value of a wrong type.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -12,13 +10,13 @@ use super::diagnostics::{Diagnostics, Path};
 use super::error::{kind, quoted};
 use super::parse::{Node, Value};
 
-/// From a document, with a note for everything that is not as it should be.
+/// Parses a node and reports errors.
 pub(super) trait Read: Sized {
-    /// `None` if there is nothing here that could be judged any further.
+    /// `None` if nothing can be validated further.
     fn read(node: &Node, path: &Path, diagnostics: &mut Diagnostics<'_>) -> Option<Self>;
 }
 
-/// Notes that the value at `path` is of a wrong type.
+/// Reports a value of a wrong type.
 fn wrong(node: &Node, path: &Path, diagnostics: &mut Diagnostics<'_>, wanted: &str) {
     let found = match &node.value {
         Value::Null => "nothing",
@@ -68,14 +66,14 @@ impl<T: Read> Read for Vec<T> {
             wrong(node, path, diagnostics, "a list");
             return None;
         };
-        // all are read before any is missed, so that all are judged
+        // parses all items before failing
         let items: Vec<_> =
             items.iter().enumerate().map(|(index, item)| T::read(item, &path.item(index), diagnostics)).collect();
         items.into_iter().collect()
     }
 }
 
-/// Notes a key that does not belong where it stands.
+/// Reports an unknown key.
 fn reject_unknown_key(key: &str, path: &Path, diagnostics: &mut Diagnostics<'_>, keys: &[&str], later: &[&str]) {
     if later.contains(&key) {
         diagnostics.push(path, kind::NOT_YET, "known, but not in this version yet; leave it out");
@@ -88,12 +86,12 @@ fn reject_unknown_key(key: &str, path: &Path, diagnostics: &mut Diagnostics<'_>,
     diagnostics.push(path, kind::UNKNOWN_KEY, message);
 }
 
-/// The candidate that `word` was most likely meant to be, if one is near enough.
+/// The most similar candidate, if similar enough.
 pub(in crate::control) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    // a word as long as a book resembles nothing, and comparing it would take as long as reading it
+    // a very long word resembles none, and comparing it takes long
     let likeness = |candidate: &str| if word.len() > 255 { 0.0 } else { strsim::jaro_winkler(word, candidate) };
     let candidates: Vec<&str> = candidates.collect();
-    // a beginning is meant to be gone on with; of several, by what is listed first
+    // a prefix matches; of several, the first listed one
     if let Some(begun) = candidates.iter().find(|candidate| word.len() > 2 && candidate.starts_with(word)) {
         return Some(begun);
     }
@@ -116,17 +114,17 @@ macro_rules! table {
         }
 
         impl $name {
-            /// The keys of this table.
+            /// Keys of this table.
             pub const KEYS: &'static [&'static str] = &[$( stringify!($key) ),*];
-            /// Keys that will be legal here one day, and are refused until then.
+            /// Keys reserved for later versions.
             pub const LATER: &'static [&'static str] = &[$( stringify!($later) ),*];
 
-            /// These keys, and those of `other` that are not written here.
+            /// These keys, completed from `other`.
             pub fn or(self, other: $name) -> $name {
                 $name { $( $key: self.$key.or(other.$key), )* }
             }
 
-            /// Makes it as if `key` had not been written.
+            /// Clears `key`.
             pub fn clear(&mut self, key: &str) {
                 match key {
                     $( stringify!($key) => self.$key = None, )*
@@ -140,7 +138,7 @@ macro_rules! table {
                 let mut table = $name::default();
                 let Value::Table(entries) = &node.value else {
                     wrong(node, path, diagnostics, "a table of keys");
-                    // an empty one keeps the places of its neighbours in a list
+                    // a placeholder keeps the indices of a list
                     return Some(table);
                 };
                 for (key, node) in entries {
@@ -158,7 +156,7 @@ macro_rules! table {
 }
 
 table! {
-    /// What is set of the VM of a port, beside keys of the port.
+    /// Keys of a port's VM, set together with keys of the port.
     VmKeys {
         /// As in `vms`.
         storm: Storm,
@@ -170,7 +168,7 @@ table! {
     later {}
 }
 
-/// What is set of a port, and of its VM: the keys of [`Port`], and `vm`. It is only described.
+/// Keys of [`Port`] and `vm`; for the API description only.
 #[derive(Debug)]
 pub struct PortPatch;
 
@@ -196,7 +194,7 @@ mod storm;
 pub use storm::{CopiesLimit, Storm, StormClass, StormClasses, StormCopies, StormLimit};
 
 table! {
-    /// The whole file.
+    /// The file.
     Config {
         /// `[switch]`
         switch: Switch,
@@ -211,184 +209,186 @@ table! {
 }
 
 table! {
-    /// `[switch]`: the process.
+    /// `[switch]`: settings of the process.
     Switch {
-        /// One worker for each.
+        /// CPU cores, one worker each.
         cores: Vec<i64>,
-        /// Path of the API's socket.
+        /// Path of the API socket.
         api: String,
-        /// Path of the store.
+        /// Path of the state file.
         state: String,
         /// Address and port of the metrics listener.
         metrics: String,
-        /// `adaptive` or `busy`.
+        /// Poll mode: `adaptive` or `busy`.
         poll: String,
-        /// Slots of the pool.
+        /// Slots of the frame pool.
         frames: i64,
-        /// Learned stations per worker.
+        /// FDB capacity per worker, in stations.
         stations: i64,
     }
     later {}
 }
 
 table! {
-    /// `[[networks]]`: one broadcast domain.
+    /// `[[networks]]`: a network, one broadcast domain.
     Network {
-        /// Its name; a UUID in OpenStack.
+        /// Id; a UUID in OpenStack.
         id: String,
-        /// Longest payload of an Ethernet frame.
+        /// MTU in bytes.
         mtu: i64,
-        /// How long an idle station is remembered.
+        /// Ageing time in seconds.
         ageing_seconds: i64,
-        /// Learned stations at most.
+        /// Maximum learned stations.
         fdb_limit: i64,
-        /// Learned stations of one port at most.
+        /// Maximum learned stations per port.
         fdb_limit_per_port: i64,
-        /// Whether a source pinned on another VM's port is dropped.
+        /// Drop frames from a source that is pinned at another VM's port.
         anti_spoof: bool,
-        /// Which of 01:80:c2:00:00:0x pass between VMs: `vm-default`, `all`, `none`, or a mask as `0xfffd`.
+        /// Reserved groups 01:80:c2:00:00:0x forwarded between VMs: `vm-default`, `all`, `none`, or a mask such as
+        /// `0xfffd`.
         reserved_groups: String,
-        /// What each port on it may send to everybody, and each VM by all its ports on it; or `off`: anything.
+        /// Storm limits of each port, and of each VM by all its ports; or `off`: unlimited.
         storm: Storm,
-        /// Seconds between two probes for loops, 1 to 10.
+        /// Interval of loop probes in seconds, 1 to 10.
         probe_seconds: i64,
-        /// Seconds for which a station that moved too often stays where it is, 30 to 3600.
+        /// Dampening time of a flapping station in seconds, 30 to 3600.
         dampening_seconds: i64,
     }
     later { vlan }
 }
 
 table! {
-    /// `[[vms]]`: one virtual machine or container.
+    /// `[[vms]]`: a virtual machine or container.
     Vm {
-        /// Neutron's `device_id`.
+        /// Id, Neutron's `device_id`.
         id: String,
-        /// What it may send to everybody by all its ports on a network, if not as the network has it; or `off`.
+        /// Storm limits of all its ports on a network together, if not the network's; or `off`.
         storm: Storm,
-        /// `true`: its ports on one network may use one source in turns.
+        /// `true`: its ports on one network may alternately use one source.
         share_mac: bool,
-        /// `true`: what one of its ports floods is not delivered to its other ports on the same network, as for the legs
+        /// `true`: frames flooded by one of its ports do not reach its other ports on the same network, as for members
         /// of a bond.
         sibling_split_horizon: bool,
-        /// `[[vms.ports]]`, in the order in which the VM sees them.
+        /// `[[vms.ports]]`, in the VM's order.
         ports: Vec<Port>,
     }
     later {}
 }
 
 table! {
-    /// `[[vms.ports]]`: one virtual interface.
+    /// `[[vms.ports]]`: a port, one virtual interface.
     Port {
-        /// Its name; a UUID in OpenStack.
+        /// Id; a UUID in OpenStack.
         port_id: String,
-        /// The `id` of its network.
+        /// Id of its network.
         network_id: String,
-        /// The address of the guest's interface.
+        /// MAC address of the guest's interface.
         mac_address: String,
-        /// Addresses of the guest. Only `mac+ip` looks at them.
+        /// IP addresses of the guest, for `mac+ip`.
         fixed_ips: Vec<String>,
-        /// `immediate`, `deferred` or `none`, for information.
+        /// IP allocation, for information: `immediate`, `deferred` or `none`.
         ip_allocation: String,
-        /// `off`, `mac` or `mac+ip`.
+        /// Port security: `off`, `mac` or `mac+ip`.
         port_security: String,
-        /// Neutron's word for it: `false` means `off`.
+        /// Neutron's key: `false` means `off`.
         port_security_enabled: bool,
-        /// Further sources that the guest may use.
+        /// Further allowed sources.
         allowed_address_pairs: Vec<AddressPair>,
-        /// Whether it gets frames for stations that nobody knows: `deliver` or `suppress`.
+        /// Flooding of unknown unicast: `deliver` or `suppress`.
         unknown_unicast: String,
-        /// `true`: it gets a copy of every frame that is forwarded on its network.
+        /// `true`: gets a copy of each frame forwarded on its network.
         promiscuous: bool,
-        /// `false`: no source is learned behind it, and so none is moved to it or dampened. For ports of a ring (HSR), where
-        /// a source arrives by two ports.
+        /// `false`: no source is learned at the port, and so none moves to it or is dampened. For ports of a ring
+        /// (HSR), where a source arrives at two ports.
         mac_learning: bool,
-        /// Learned stations of the port at most, if not as its network has it.
+        /// MAC limit, if not the network's.
         mac_limit: i64,
-        /// What becomes of frames from further stations: `drop` or `forward-unlearned`.
+        /// Policy for frames from further stations: `drop` or `forward-unlearned`.
         mac_limit_policy: String,
-        /// What it may send to everybody, if not as its network has it; or `off`: anything.
+        /// Storm limits, if not the network's; or `off`: unlimited.
         storm: Storm,
-        /// `immediate`, or `first-frame`: its addresses are pinned from its first frame on, and learned at any port before.
+        /// Activation: `immediate`, or `first-frame`: addresses are pinned from its first frame on, and learned at any
+        /// port before.
         activation: String,
-        /// `false`: no frame passes in either direction.
+        /// Administrative state; `false`: no frame passes in either direction.
         admin_state_up: bool,
-        /// What the port stands on, unless it is a subport.
+        /// Device, unless it is a subport.
         device: Device,
-        /// Of a subport: the port of the same VM by whose device its frames come and go.
+        /// Parent of a subport: a port of the same VM.
         parent: String,
-        /// Of a subport: the tag of its frames there, 1 to 4094.
+        /// VLAN id of a subport on its parent, 1 to 4094.
         vlan: i64,
     }
     later {}
 }
 
 table! {
-    /// One of `allowed_address_pairs`. It has one of the two keys at least.
+    /// An item of `allowed_address_pairs`, with at least one of the two keys.
     AddressPair {
-        /// A source that the guest may use; without it, the address of the port.
+        /// MAC address; by default the port's own.
         mac_address: String,
-        /// An address or prefix that it may use with that. Only `mac+ip` looks at it.
+        /// IP address or prefix, for `mac+ip`.
         ip_address: String,
     }
     later {}
 }
 
 table! {
-    /// `[[uplinks]]`: a device to the outside that carries several networks.
+    /// `[[uplinks]]`: an uplink, a device to the outside for several networks.
     Uplink {
-        /// Its name; no port's.
+        /// Id; unique among uplinks and ports.
         id: String,
-        /// Two uplinks with the same: one carries the frames, the other one stands by.
+        /// Group of two uplinks, active-backup.
         group: String,
-        /// The networks, at least one.
+        /// Networks, at least one.
         networks: Vec<UplinkNetwork>,
-        /// What may come in by it to everybody, on each of its networks; by default `off`: anything.
+        /// Storm limits of received traffic on each network; by default `off`: unlimited.
         storm: Storm,
-        /// `false`: no frame passes in either direction.
+        /// Administrative state; `false`: no frame passes in either direction.
         admin_state_up: bool,
-        /// What the uplink stands on.
+        /// Device.
         device: Device,
     }
     later {}
 }
 
 table! {
-    /// One of an uplink's `networks`.
+    /// An item of an uplink's `networks`.
     UplinkNetwork {
-        /// The `id` of the network.
+        /// Network id.
         network_id: String,
-        /// The tag of its frames, 1 to 4094; without it they are untagged.
+        /// VLAN id, 1 to 4094; by default untagged.
         vlan: i64,
     }
     later {}
 }
 
 table! {
-    /// `device`: what a port or an uplink stands on. Not every kind has every key.
+    /// `device`: device of a port or uplink. Keys depend on the kind.
     Device {
-        /// `tap`, `xdp` or `packet`.
+        /// Kind: `tap`, `xdp` or `packet`.
         kind: String,
-        /// Of the netdev.
+        /// Name of the netdev.
         name: String,
-        /// Where the netdev stands: a name under /run/netns, or a path.
+        /// Network namespace: a name under /run/netns, or a path.
         netns: String,
-        /// Queue pairs. Of an `xdp` device: all that the netdev has, unless it is given.
+        /// Number of queue pairs. For `xdp` by default all that the netdev has.
         queues: i64,
-        /// Whether open checksums and super-frames pass. `tap` and `packet`.
+        /// Partial checksums and GSO packets pass. `tap` and `packet`.
         offloads: bool,
-        /// Whether what the netdev receives is kept from the host's own network stack. `packet`.
+        /// Received frames are kept from the host's network stack. `packet`.
         isolate: bool,
-        /// Whether the netdev outlives the daemon. `tap`.
+        /// The netdev persists after the switch ends. `tap`.
         persist: bool,
-        /// `auto`, `zero-copy`, `copy` or `generic`. `xdp`.
+        /// Mode: `auto`, `zero-copy`, `copy` or `generic`. `xdp`.
         mode: String,
-        /// Whether a program that others have attached by netlink is taken off. `xdp`.
+        /// Detaches an XDP program that others attached by netlink. `xdp`.
         replace_xdp_program: bool,
     }
     later { path }
 }
 
-/// A value for people to read: in quotes, and not too long.
+/// A quoted value of limited length, for messages.
 pub(super) fn list(values: impl Iterator<Item = impl AsRef<str>>) -> String {
     values.map(|value| quoted(value.as_ref())).collect::<Vec<_>>().join(", ")
 }

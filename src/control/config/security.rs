@@ -1,4 +1,4 @@
-//! The keys of ports that say what a guest may send and what it gets, and what they contradict.
+//! Keys of port security and delivery, and their conflicts.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use crate::switch::{AtLimit, MacLimit};
 use crate::wire::{Mac, Prefix};
 
 impl Lowering<'_, '_> {
-    /// Which of the two words for it holds.
+    /// Port security, by either of its two keys.
     pub fn security(&mut self, raw: &raw::Port) -> PortSecurity {
         let enabled = raw.port_security_enabled;
         let default = if enabled == Some(false) { PortSecurity::Off } else { PortSecurity::Mac };
@@ -29,7 +29,7 @@ impl Lowering<'_, '_> {
         security
     }
 
-    /// The addresses of the guest.
+    /// IP addresses of the guest.
     pub fn addresses(&mut self, raw: &[String]) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
         for (index, text) in raw.iter().enumerate() {
@@ -44,7 +44,7 @@ impl Lowering<'_, '_> {
         addresses
     }
 
-    /// What else a guest with this address of its own may use.
+    /// Allowed address pairs of a port with MAC address `own`.
     pub fn pairs(&mut self, raw: Option<&[raw::AddressPair]>, security: PortSecurity, own: Mac) -> Vec<AddressPair> {
         if security == PortSecurity::Off && raw.is_some_and(|pairs| !pairs.is_empty()) {
             let message =
@@ -72,7 +72,7 @@ impl Lowering<'_, '_> {
     fn pair(&mut self, raw: &raw::AddressPair) -> AddressPair {
         const STAND_IN: AddressPair = AddressPair { mac: Some(Mac::ZERO), ip: None };
         let [mac, ip] = ["mac_address", "ip_address"];
-        // one that is there and of a wrong type has been noted
+        // a value of a wrong type is already reported
         if self.is_missing(mac) && self.is_missing(ip) {
             let message = "it names nothing; give it mac_address, ip_address, or both";
             self.diagnostics.push(&self.path, kind::MISSING, message);
@@ -89,7 +89,7 @@ impl Lowering<'_, '_> {
         if is_right { AddressPair { mac: station, ip: prefix.flatten() } } else { STAND_IN }
     }
 
-    /// Whether a port gets frames for stations that nobody knows.
+    /// Flooding of unknown unicast.
     pub fn unknown_unicast(&mut self, raw: &raw::Port) -> UnknownUnicast {
         let wanted = self.keyword("unknown_unicast", raw.unknown_unicast.as_deref(), UnknownUnicast::Deliver);
         if wanted == UnknownUnicast::Suppress && raw.promiscuous == Some(true) {
@@ -100,7 +100,7 @@ impl Lowering<'_, '_> {
         wanted
     }
 
-    /// How many stations may be learned behind a port, if the port says so itself.
+    /// MAC limit of a port, if set.
     pub fn mac_limit(&mut self, raw: &raw::Port) -> Option<MacLimit> {
         let policy = self.keyword("mac_limit_policy", raw.mac_limit_policy.as_deref(), AtLimit::ForwardUnlearned);
         if raw.mac_limit.is_none() {
@@ -114,8 +114,8 @@ impl Lowering<'_, '_> {
     }
 }
 
-/// The addresses that other ports than their owners may use as well, each with the first pair that
-/// says so: its VM, its port there, and its place among the pairs.
+/// MAC addresses that ports other than their owners may use, each with the first pair that allows it: VM, port and pair
+/// index.
 struct SharedAddresses<'c>(HashMap<(&'c str, Mac), Vec<[usize; 3]>>);
 
 impl<'c> SharedAddresses<'c> {
@@ -133,14 +133,14 @@ impl<'c> SharedAddresses<'c> {
         SharedAddresses(lent)
     }
 
-    /// A pair of another port that allows the address of the port at this place.
+    /// A pair of another port that allows the address of this port.
     fn to_another(&self, port: &Port, here: [usize; 2]) -> Option<[usize; 3]> {
         let pairs = self.0.get(&(port.network_id.as_str(), port.mac))?;
         pairs.iter().find(|[vm, position, _]| [*vm, *position] != here).copied()
     }
 }
 
-/// Notes what contradicts the rest of the configuration.
+/// Reports conflicts with other tables.
 pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
     let networks: HashMap<&str, &Network> = config.networks.iter().map(|of| (of.id.as_str(), of)).collect();
     let lent = SharedAddresses::of(config);

@@ -1,6 +1,6 @@
-//! From as meant back to as written: what the API shows, and what the store keeps.
+//! Serialises the model to raw tables, for the API and the store.
 //!
-//! Every key is given, also where it has its default: what is shown then needs no manual beside it.
+//! All keys are present, defaults included, so that the output is complete.
 
 use serde::{Serialize, Serializer};
 
@@ -8,7 +8,7 @@ use super::model::{Config, Device, Network, Packet, Port, SwitchSettings, Tap, U
 use super::named::Named;
 use super::raw;
 
-/// The written shape of the configuration, in TOML as in JSON.
+/// Raw structure, for TOML and JSON.
 impl Serialize for Config {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.to_raw().serialize(serializer)
@@ -16,7 +16,7 @@ impl Serialize for Config {
 }
 
 impl Config {
-    /// The tables that mean this; reading them again gives an equal configuration.
+    /// Raw tables; parsing them gives an equal configuration.
     pub fn to_raw(&self) -> raw::Config {
         raw::Config {
             switch: Some(self.switch.to_raw()),
@@ -28,10 +28,10 @@ impl Config {
 }
 
 impl SwitchSettings {
-    /// `[switch]` that means this.
+    /// Raw `[switch]`.
     pub fn to_raw(&self) -> raw::Switch {
         raw::Switch {
-            // no configuration read from a text has a core beyond an i64
+            // no parsed core exceeds an i64
             cores: Some(self.cores.iter().filter_map(|core| i64::try_from(*core).ok()).collect()),
             api: Some(self.api.to_string_lossy().into_owned()),
             state: Some(self.state.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()),
@@ -44,7 +44,7 @@ impl SwitchSettings {
 }
 
 impl Network {
-    /// One of `[[networks]]` that means this.
+    /// Raw `[[networks]]` item.
     pub fn to_raw(&self) -> raw::Network {
         raw::Network {
             id: Some(self.id.clone()),
@@ -62,7 +62,7 @@ impl Network {
 }
 
 impl Vm {
-    /// One of `[[vms]]` that means this.
+    /// Raw `[[vms]]` item.
     pub fn to_raw(&self) -> raw::Vm {
         raw::Vm {
             id: Some(self.id.clone()),
@@ -75,7 +75,7 @@ impl Vm {
 }
 
 impl Port {
-    /// One of `[[vms.ports]]` that means this.
+    /// Raw `[[vms.ports]]` item.
     pub fn to_raw(&self) -> raw::Port {
         let pairs = self.allowed_address_pairs.iter();
         raw::Port {
@@ -85,7 +85,7 @@ impl Port {
             fixed_ips: Some(self.fixed_ips.iter().map(ToString::to_string).collect()),
             ip_allocation: Some(self.ip_allocation.name().to_string()),
             port_security: Some(self.port_security.name().to_string()),
-            // says the same in other words
+            // synonym of port_security
             port_security_enabled: None,
             allowed_address_pairs: Some(
                 pairs
@@ -111,7 +111,7 @@ impl Port {
 }
 
 impl Uplink {
-    /// One of `[[uplinks]]` that means this.
+    /// Raw `[[uplinks]]` item.
     pub fn to_raw(&self) -> raw::Uplink {
         raw::Uplink {
             id: Some(self.id.clone()),
@@ -125,14 +125,14 @@ impl Uplink {
 }
 
 impl UplinkNetwork {
-    /// One of an uplink's `networks` that means this.
+    /// Raw item of an uplink's `networks`.
     pub fn to_raw(&self) -> raw::UplinkNetwork {
         raw::UplinkNetwork { network_id: Some(self.network_id.clone()), vlan: self.vlan.map(|vlan| vlan.get().into()) }
     }
 }
 
 impl Device {
-    /// The `device` of a port or an uplink that means this.
+    /// Raw `device`.
     pub fn to_raw(&self) -> raw::Device {
         let common = raw::Device {
             kind: Some(self.kind().to_string()),

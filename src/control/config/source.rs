@@ -1,4 +1,4 @@
-//! A text that someone wrote, in either language, and what can be read from it.
+//! A text in either language, and what it can be parsed to.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::model::{Config, Port};
 use super::parse::{self, Node};
 use super::patch;
 
-/// A text, and what its problems call it.
+/// A text, and its name in errors.
 #[derive(Debug, Clone)]
 pub struct Source {
     name: String,
@@ -17,16 +17,16 @@ pub struct Source {
     is_json: bool,
 }
 
-/// A configuration file: what it means, and what is written in it.
+/// A configuration file: validated and raw.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConfigFile {
-    /// What it means.
+    /// Validated configuration.
     pub config: Config,
-    /// What is written in it, as JSON.
+    /// Raw content as JSON.
     pub raw: serde_json::Value,
 }
 
-/// One in which all is written that is not so by default.
+/// A file that has all values that are not defaults.
 impl From<Config> for ConfigFile {
     fn from(config: Config) -> ConfigFile {
         let raw = config.to_sparse();
@@ -35,7 +35,7 @@ impl From<Config> for ConfigFile {
 }
 
 impl Source {
-    /// The file at `path`: JSON if its name ends in `.json`, otherwise whatever it looks like.
+    /// Reads the file at `path`: JSON if its name ends in `.json`, otherwise by content.
     pub fn read(path: &Path) -> Result<Source, ConfigErrors> {
         let name = path.display().to_string();
         let bytes = fs::read(path).map_err(|error| unreadable(&name, format!("cannot be read: {error}")))?;
@@ -44,7 +44,7 @@ impl Source {
         Ok(source)
     }
 
-    /// What came from elsewhere. No TOML begins with a brace: what does is JSON.
+    /// A text from another source. No TOML begins with a brace: a text that does is JSON.
     pub fn of(name: impl Into<String>, bytes: Vec<u8>) -> Result<Source, ConfigErrors> {
         let name = name.into();
         let text = String::from_utf8(bytes).map_err(|error| {
@@ -55,23 +55,23 @@ impl Source {
         Ok(Source { name, text, is_json })
     }
 
-    /// A whole configuration.
+    /// Parses a configuration.
     pub fn config(&self) -> Result<Config, ConfigErrors> {
         check(self.document(), &self.name)
     }
 
-    /// A whole configuration, with what is written.
+    /// Parses a configuration, and keeps the raw content.
     pub fn config_file(&self) -> Result<ConfigFile, ConfigErrors> {
         let config = self.config()?;
         Ok(ConfigFile { config, raw: self.to_json()? })
     }
 
-    /// One port, and the VM that its `device_id` names.
+    /// Parses one port, and the VM named by its `device_id`.
     pub fn port(&self) -> Result<(String, Port), ConfigErrors> {
         patch::port(self.document(), &self.name)
     }
 
-    /// The same as JSON, as it is written: nothing is filled in.
+    /// The raw content as JSON, without defaults.
     pub fn to_json(&self) -> Result<serde_json::Value, ConfigErrors> {
         let node = self.document().map_err(|error| ConfigErrors::from(ConfigError::of_syntax(&self.name, error)))?;
         Ok(node.into())

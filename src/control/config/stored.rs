@@ -1,9 +1,8 @@
-//! A configuration that another version of the switch may have kept.
+//! Parses a stored configuration, possibly of another version.
 //!
-//! A file with a mistake is refused. A kept configuration must not be: the host would start without the ports that it
-//! had. So what this version cannot read is put aside, and is kept as it stands beside what the configuration becomes:
-//! a key that is unknown, a value of a network or a VM that is not understood, and a port or an uplink of which
-//! something is not understood. A version that understands it finds it there.
+//! A file with an error is refused. A stored configuration must not be, or the host would start without its ports.
+//! Parts that this version cannot parse are therefore kept unmodified beside the configuration, for a version that can:
+//! unknown keys, invalid values of networks and VMs, and ports and uplinks with anything invalid.
 
 use serde_json::{Map, Value};
 
@@ -14,37 +13,37 @@ use super::parse::{self, Node};
 use super::raw::{self, Read};
 use super::{lower, trunk, validate};
 
-/// A kept configuration, as far as this version understands it.
+/// A stored configuration, as far as this version can parse it.
 #[derive(Debug, Clone)]
 pub struct StoredConfig {
-    /// What is understood.
+    /// Parsed parts.
     pub config: Config,
-    /// What is not.
+    /// Unknown parts.
     pub unknown: UnknownParts,
 }
 
-/// What of a kept configuration this version does not understand.
+/// Parts of a stored configuration that this version cannot parse.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct UnknownParts {
     parts: Vec<(Vec<PathStep>, Value)>,
-    /// A sentence for each.
+    /// One message each.
     pub messages: Vec<String>,
 }
 
-/// One step to a part that is put aside.
+/// One step of the path to an unknown part.
 #[derive(Debug, Clone, PartialEq)]
 enum PathStep {
     Key(String),
-    /// An item of a list, by the key and the value that it is known by.
+    /// An item of a list, identified by a key and its value.
     Item {
         id: &'static str,
         is: Value,
     },
-    /// An item of a list whose items are known by nothing.
+    /// An item of a list without identifying key.
     Index(usize),
 }
 
-/// Reads a configuration that was kept. It is refused only if its very shape is not understood.
+/// Parses a stored configuration. Fails only if its basic structure is unknown.
 pub fn read_stored(restored: &Value) -> Result<StoredConfig, ConfigErrors> {
     const NAME: &str = "the stored state";
     let mut restored = restored.clone();
@@ -66,22 +65,22 @@ pub fn read_stored(restored: &Value) -> Result<StoredConfig, ConfigErrors> {
 }
 
 impl UnknownParts {
-    /// Whether all was understood.
+    /// Whether there are no unknown parts.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 
-    /// Puts back what was put aside, as far as what it belongs to is there, and nothing else is in its place.
+    /// Inserts unknown parts again whose parent exists and whose place is free.
     pub fn restore_into(&self, config: &mut Value) {
-        // What was put aside last may have what was put aside before.
+        // A part extracted later may contain one extracted earlier.
         for (place, value) in self.parts.iter().rev() {
             graft(config, place, value);
         }
     }
 
-    /// Takes out of `kept` what problems are about. Nothing, if nothing can be taken out.
+    /// Extracts the parts with errors from `stored`. `false` if none can be extracted.
     fn extract(&mut self, stored: &mut Value, paths: &[(Path, &'static str, String)], root: &Node) -> bool {
-        // Keys first: an entity is whole again without them, perhaps.
+        // Keys first: without them the entity may be valid.
         let is_key = |path: &Path, kind: &str| {
             let last = path.steps().last();
             let unknown = kind == kind::UNKNOWN_KEY || kind == kind::NOT_YET && *last_key(path) != *"kind";
@@ -90,7 +89,7 @@ impl UnknownParts {
         let keys: Vec<_> = paths.iter().filter(|(path, kind, _)| is_key(path, kind)).collect();
         let mut taken = false;
         if keys.is_empty() {
-            // One at a time: what is wrong with others may have been because of it.
+            // One at a time: it may have caused errors of others.
             let Some((path, _, messages)) = paths.first() else { return false };
             let Some(steps) = entity(path.steps()) else { return false };
             taken |= self.take(stored, &steps, messages, root);
@@ -117,7 +116,7 @@ fn last_key(path: &Path) -> &str {
     }
 }
 
-/// What is put aside where the value at `steps` is not understood: a port, an uplink, or a key of something else.
+/// The part to extract for an invalid value at `steps`: a port, an uplink, or a key of something else.
 fn entity(steps: &[Step]) -> Option<Vec<Step>> {
     let key = |at: usize| match steps.get(at) {
         Some(Step::Key(key)) => key.as_str(),
@@ -126,7 +125,7 @@ fn entity(steps: &[Step]) -> Option<Vec<Step>> {
     let is_item = |at: usize| matches!(steps.get(at), Some(Step::Item(_)));
     let length = match (key(0), key(2)) {
         ("vms", "ports") if is_item(1) && is_item(3) => 4,
-        // Without an id it is nobody's.
+        // An object without an id cannot be identified.
         ("networks" | "vms", "id") if is_item(1) => 2,
         ("networks" | "vms", other) if is_item(1) && !other.is_empty() => 3,
         ("networks" | "vms" | "uplinks", _) if is_item(1) => 2,
@@ -136,7 +135,7 @@ fn entity(steps: &[Step]) -> Option<Vec<Step>> {
     Some(steps[..length].to_vec())
 }
 
-/// A place that holds whatever stands before it in its lists.
+/// A path that stays valid when items before it in their lists change.
 fn place(steps: &[Step], root: &Node) -> Option<Vec<PathStep>> {
     let (mut node, mut list) = (Some(root), "");
     let mut place = Vec::new();
@@ -186,7 +185,7 @@ fn graft(table: &mut Value, place: &[PathStep], value: &Value) {
             if rest.is_empty() {
                 keys.entry(key.clone()).or_insert_with(|| value.clone());
             } else {
-                // A table that has nothing but defaults is not written; a list that has nothing in it may not be.
+                // A table of defaults only is not serialised; an empty list may not be either.
                 let empty = || match rest[0] {
                     PathStep::Key(_) => Map::new().into(),
                     _ => Vec::<Value>::new().into(),
@@ -204,7 +203,7 @@ fn graft(table: &mut Value, place: &[PathStep], value: &Value) {
             match found {
                 Some(item) if !rest.is_empty() => graft(item, rest, value),
                 None if rest.is_empty() => items.push(value.clone()),
-                // A VM of which all ports are put aside.
+                // All ports of the VM are unknown parts.
                 None if matches!(&rest[0], PathStep::Key(key) if key == "ports") && rest.len() == 2 => {
                     let vm =
                         Map::from_iter([((*id).to_owned(), is.clone()), ("ports".into(), vec![value.clone()].into())]);

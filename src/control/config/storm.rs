@@ -1,7 +1,7 @@
-//! Storm limits: what they mean, how they are read, and how they are written again.
+//! Storm limits: meaning, parsing, serialising.
 //!
-//! Networks say what is allowed to the ports on them, and to each VM on them by all its ports together; ports and VMs
-//! say for themselves what is to be otherwise. Uplinks are asked for nothing, unless they say so.
+//! Networks set limits for their ports, and for each VM by all its ports together; ports and VMs may override them.
+//! Uplinks have no limits unless set.
 
 use super::error::kind;
 use super::lowering::Lowering;
@@ -9,15 +9,15 @@ use super::named::Named;
 use super::raw;
 use crate::switch::{COPIES_DEFAULT, ClassLimit, Rate, StormClass, StormLimits};
 
-/// What is done beside dropping what is beyond a limit.
+/// Action beside dropping excess frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StormAction {
-    /// Nothing. It is counted, and shown.
+    /// None; drops are counted.
     Drop,
-    /// Events tell when it begins and when it has ended.
+    /// Events at start and end.
     #[default]
     DropEvent,
-    /// The port is closed, for [`StormLimit::recovery_seconds`].
+    /// The port is quarantined for [`StormLimit::recovery_seconds`].
     Disable,
 }
 
@@ -29,34 +29,34 @@ impl Named for StormAction {
 /// A limit in bits, with a burst in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BitRate {
-    /// Bits a second.
+    /// Bits per second.
     pub per_second: u64,
-    /// Bytes at once.
+    /// Burst in bytes.
     pub burst_bytes: u64,
 }
 
 impl BitRate {
-    /// The same in bytes.
+    /// As a rate in bytes.
     pub fn bytes(self) -> Rate {
         Rate::new(self.per_second / 8, self.burst_bytes)
     }
 }
 
-/// A limit on one class: on frames, on bits, or on both.
+/// Limit of one class: frames, bits, or both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StormLimit {
-    /// On frames.
+    /// In frames.
     pub frames: Option<Rate>,
-    /// On bits.
+    /// In bits.
     pub bits: Option<BitRate>,
-    /// What is done beside dropping.
+    /// Action beside dropping.
     pub action: StormAction,
-    /// Seconds after which a port is opened again that was disabled; 0: not before it is released by hand.
+    /// Quarantine of a disabled port in seconds; 0: until released by hand.
     pub recovery_seconds: u32,
 }
 
 impl StormLimit {
-    /// The time for which a port is disabled, unless something else is said.
+    /// Default quarantine in seconds.
     pub const RECOVERY: u32 = 300;
 
     const fn frames(rate: Rate) -> StormLimit {
@@ -64,35 +64,35 @@ impl StormLimit {
     }
 }
 
-/// What is said of one class.
+/// Policy of one class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StormPolicy {
-    /// Anything is allowed.
+    /// Unlimited.
     Off,
-    /// This much is.
+    /// Limited.
     Limit(StormLimit),
 }
 
-/// What is said of the copies that a VM may cause on a network.
+/// Policy of flooded copies of a VM on a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopiesPolicy {
-    /// Any number.
+    /// Unlimited.
     Off,
-    /// So many.
+    /// Limited.
     Limit(Rate),
 }
 
-/// What is said of storms in one place; `None`: nothing, it is as it is elsewhere.
+/// Storm policies of one object; `None`: inherited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Storm {
-    /// By the place of the class.
+    /// By index of the class.
     pub classes: [Option<StormPolicy>; 3],
-    /// Of copies. Ports say nothing of them.
+    /// Of copies; not set for ports.
     pub copies: Option<CopiesPolicy>,
 }
 
 impl Storm {
-    /// What networks say unless they say something else: the limits of VMs and their ports.
+    /// Defaults of networks: limits of VMs and their ports.
     pub const DEFAULT: Storm = {
         let limits = StormLimits::VM_DEFAULT;
         let mut classes = [Some(StormPolicy::Off); 3];
@@ -106,10 +106,10 @@ impl Storm {
         Storm { classes, copies: Some(CopiesPolicy::Limit(COPIES_DEFAULT)) }
     };
 
-    /// Anything is allowed.
+    /// Unlimited.
     pub const OFF: Storm = Storm { classes: [Some(StormPolicy::Off); 3], copies: Some(CopiesPolicy::Off) };
 
-    /// What is said here, and of what nothing is said here, what is said there.
+    /// These policies, completed from `there`.
     pub fn over(self, there: Storm) -> Storm {
         let mut classes = self.classes;
         for (class, there) in classes.iter_mut().zip(there.classes) {
@@ -118,12 +118,12 @@ impl Storm {
         Storm { classes, copies: self.copies.or(there.copies) }
     }
 
-    /// Whether it is said here that anything is allowed of a class.
+    /// Whether a class is set to unlimited here.
     pub fn disables(&self, class: StormClass) -> bool {
         self.classes[class as usize] == Some(StormPolicy::Off)
     }
 
-    /// The limit of a class, if there is one.
+    /// Limit of a class, if any.
     pub fn limit(&self, class: StormClass) -> Option<&StormLimit> {
         match &self.classes[class as usize] {
             Some(StormPolicy::Limit(limit)) => Some(limit),
@@ -131,7 +131,7 @@ impl Storm {
         }
     }
 
-    /// The limits of all classes, as the switch has them.
+    /// Limits of all classes for the switch.
     pub fn limits(&self) -> StormLimits {
         StormClass::ALL.into_iter().fold(StormLimits::OFF, |limits, class| {
             let of = |limit: &StormLimit| ClassLimit { frames: limit.frames, bytes: limit.bits.map(BitRate::bytes) };
@@ -139,7 +139,7 @@ impl Storm {
         })
     }
 
-    /// The copies that may be made, if they are limited.
+    /// Limit of copies, if any.
     pub fn copies(&self) -> Option<Rate> {
         match self.copies {
             Some(CopiesPolicy::Limit(rate)) => Some(rate),
@@ -148,7 +148,7 @@ impl Storm {
     }
 }
 
-/// Whose storm limits are read.
+/// Owner of the limits to parse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Of {
     Network,
@@ -157,19 +157,19 @@ pub(super) enum Of {
     Uplink,
 }
 
-/// The longest frame there is, with two tags: no burst of bytes is smaller by itself.
+/// Longest frame in bytes, with two tags; minimum burst.
 const LONGEST_FRAME: u64 = 9216 + 14 + 8;
-/// Frames or copies a second at most.
+/// Maximum frames or copies per second.
 const MOST_FRAMES: u64 = 1_000_000_000;
-/// Bits a second at most.
+/// Maximum bits per second.
 const MOST_BITS: u64 = 200_000_000_000;
-/// Bits a second at least: with less, a frame takes minutes.
+/// Minimum bits per second: with less, one frame takes minutes.
 const LEAST_BITS: u64 = 1000;
-/// A day.
+/// Maximum quarantine in seconds: a day.
 const LONGEST_RECOVERY: u32 = 86_400;
 
 impl Lowering<'_, '_> {
-    /// What is said of storms.
+    /// Lowers a storm table.
     pub fn storm(&mut self, raw: Option<&raw::Storm>, of: Of) -> Storm {
         let mut at = Lowering { path: self.path.key("storm"), diagnostics: self.diagnostics };
         let table = match raw {
@@ -192,7 +192,7 @@ impl Lowering<'_, '_> {
         Storm { classes, copies: copies.as_ref().map(|raw| at.copies(raw)) }
     }
 
-    /// Notes it where a word is not the one that lifts a limit.
+    /// Reports a word other than `off`.
     fn off(&mut self, word: &str, changed: &str) {
         if word != "off" {
             let message = format!("not a word for this; right would be \"off\" for no limit, or {changed}");
@@ -212,7 +212,7 @@ impl Lowering<'_, '_> {
     }
 
     fn limit(&mut self, raw: &raw::StormLimit) -> StormPolicy {
-        // of a burst without a rate that is said below
+        // a burst without a rate is reported below
         if ["pps", "bps", "burst", "burst_bytes"].iter().all(|key| self.is_missing(key)) {
             let message = "it limits nothing; give it pps, bps or both, or write \"off\" instead of the table";
             self.diagnostics.push(&self.path, kind::MISSING, message);
@@ -253,7 +253,7 @@ impl Lowering<'_, '_> {
         }
     }
 
-    /// So many a second, and how many of them may come at once: as many as in a second, unless it is said.
+    /// A rate and its burst; the default burst is one second's worth.
     fn rate(&mut self, [rate, burst]: [Option<i64>; 2]) -> Option<Rate> {
         self.has_rate("burst", burst, "pps", rate);
         let per_second = self.quantity("pps", rate, 1, MOST_FRAMES)?;
@@ -261,7 +261,7 @@ impl Lowering<'_, '_> {
         Some(Rate::new(per_second, burst.unwrap_or(per_second)))
     }
 
-    /// Notes a burst of a rate that is not there.
+    /// Reports a burst without its rate.
     fn has_rate(&mut self, burst_key: &str, burst: Option<i64>, key: &str, rate: Option<i64>) {
         if burst.is_some() && rate.is_none() && self.is_missing(key) {
             let message = format!(
@@ -272,7 +272,7 @@ impl Lowering<'_, '_> {
         }
     }
 
-    /// A number of something, of which none is not a limit.
+    /// A quantity; 0 is not a limit.
     fn quantity(&mut self, key: &str, raw: Option<i64>, least: u64, most: u64) -> Option<u64> {
         if raw == Some(0) {
             let message = format!(
@@ -287,7 +287,7 @@ impl Lowering<'_, '_> {
 }
 
 impl Storm {
-    /// `storm` that means this; `None` if nothing is said.
+    /// Serialises to a `storm` table; `None` if all is inherited.
     pub fn to_raw(self) -> Option<raw::Storm> {
         if self == Storm::default() {
             return None;
@@ -298,7 +298,7 @@ impl Storm {
     }
 }
 
-/// A number as it is written. What was read from a text is no larger.
+/// A number in the file's type; parsed values fit.
 fn number(amount: u64) -> i64 {
     i64::try_from(amount).unwrap_or(i64::MAX)
 }
@@ -314,7 +314,7 @@ impl StormPolicy {
             bps: bits.map(|rate| number(rate.per_second)),
             burst_bytes: bits.map(|rate| number(rate.burst_bytes)),
             action: Some(action.name().to_string()),
-            // it has none where nothing is to recover from
+            // set only for `disable`
             recovery_seconds: (action == StormAction::Disable).then_some(recovery_seconds.into()),
         })
     }

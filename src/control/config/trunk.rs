@@ -1,5 +1,5 @@
-//! Subports: ports that have no device of their own. Their frames come and go by that of another port of the
-//! same VM, the parent, with a VLAN tag; the words are Neutron's.
+//! Subports: ports without a device of their own. Their frames use the device of their parent, another port of the same
+//! VM, with a VLAN tag. Terms are Neutron's.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use super::raw;
 use crate::wire::Vid;
 
 impl Lowering<'_, '_> {
-    /// By what the frames of a port come and go.
+    /// Attachment of a port.
     pub fn attachment(&mut self, raw: &raw::Port, id: &str) -> PortAttachment {
         let Some(parent) = raw.parent.as_deref() else {
             if raw.vlan.is_some() {
@@ -31,30 +31,30 @@ impl Lowering<'_, '_> {
         }
         let vlan = Vid::new(self.number("vlan", raw.vlan, 1..=Vid::MAX, 0));
         let parent = self.port_id("parent", Some(parent));
-        // one of which something is wrong is nobody's subport, and is not judged any further
+        // an invalid one is no one's subport, and not validated further
         let (parent, vlan) = vlan.map_or((String::new(), Vid::ONE), |vlan| (parent, vlan));
         PortAttachment::Parent(Subport { parent, vlan })
     }
 }
 
-/// What is wrong with a subport, beside others.
+/// An error of a subport in relation to other ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::control) struct SubportError {
-    /// Its VM, as an index into the configuration.
+    /// Index of its VM.
     vm: usize,
-    /// Its place there.
+    /// Its position there.
     position: usize,
-    /// The key that is wrong.
+    /// Invalid key.
     pub key: &'static str,
-    /// For programs.
+    /// Kind, for programs.
     pub kind: &'static str,
-    /// For people.
+    /// Message, for people.
     pub message: String,
     /// Its id.
     pub port: String,
 }
 
-/// What is wrong with the subports of a configuration: their parents, and what they have in common.
+/// Errors of subports: their parents, and duplicate VLAN ids.
 pub(in crate::control) fn subport_errors(config: &Config) -> Vec<SubportError> {
     let mut faults = Vec::new();
     if config.ports().all(|(_, port)| port.subport().is_none()) {
@@ -123,7 +123,7 @@ pub(in crate::control) fn subport_errors(config: &Config) -> Vec<SubportError> {
     faults
 }
 
-/// Notes what is wrong with subports.
+/// Reports errors of subports.
 pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
     for SubportError { vm, position, key, kind, message, .. } in subport_errors(config) {
         let path = Path::default().key("vms").item(vm).key("ports").item(position).key(key);
@@ -132,7 +132,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
 }
 
 impl Config {
-    /// The subports of a port, by id.
+    /// Ids of the subports of a port.
     pub fn subports_of<'c>(&'c self, port: &'c str) -> impl Iterator<Item = &'c str> {
         self.ports()
             .filter(move |(_, other)| other.subport().is_some_and(|subport| subport.parent == port))

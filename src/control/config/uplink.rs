@@ -1,4 +1,4 @@
-//! The keys of uplinks, and what two of one group have to have in common.
+//! Keys of uplinks, and constraints of groups.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use super::storm::{Of, Storm};
 use crate::wire::Vid;
 
 impl Lowering<'_, '_> {
-    /// What one of `[[uplinks]]` means.
+    /// Lowers an `[[uplinks]]` item.
     pub fn uplink(&mut self, raw: &raw::Uplink) -> Uplink {
         let id = self.port_id("id", raw.id.as_deref());
         Uplink {
@@ -36,7 +36,7 @@ impl Lowering<'_, '_> {
         let path = self.path.key("networks");
         let tagged = lower_each(&path, raw, self.diagnostics, |mut at, table| {
             let number = at.number("vlan", table.vlan, 1..=4094, 0);
-            // a number that is wrong is no tag, and not the lack of one either
+            // an invalid number is neither a tag nor its absence
             let is_judged = table.vlan.is_none() == (number == 0);
             (
                 UplinkNetwork { network_id: at.id("network_id", table.network_id.as_deref()), vlan: Vid::new(number) },
@@ -47,7 +47,7 @@ impl Lowering<'_, '_> {
         let mut all = Vec::new();
         for (index, (UplinkNetwork { network_id, vlan }, is_number)) in tagged.into_iter().enumerate() {
             let at = path.item(index);
-            // a vlan that was of a wrong type has been noted, and looks as if it were not there
+            // a vlan of a wrong type is already reported, and looks absent
             let mut is_right = is_number && (vlan.is_some() || self.diagnostics.is_missing(&at.key("vlan")));
             if is_right && let Some(first) = tags.insert(vlan, index) {
                 let first = self.diagnostics.location(&path.item(first));
@@ -74,7 +74,7 @@ impl Lowering<'_, '_> {
     }
 }
 
-/// Notes what is wrong with groups: they are two uplinks that carry the same.
+/// Reports invalid groups: a group has two uplinks with the same networks.
 pub(super) fn check_groups(config: &Config, diagnostics: &mut Diagnostics<'_>) {
     let path = |index: usize| Path::default().key("uplinks").item(index);
     let mut groups: HashMap<&str, Vec<usize>> = HashMap::new();

@@ -1,7 +1,6 @@
-//! What no table can know for itself: ids and addresses that are taken, networks that are not there.
+//! Validates across tables: duplicate ids, addresses and netdevs, unknown networks.
 //!
-//! It runs on the configuration as meant, with all defaults filled in, whose lists have the places
-//! of the document's lists. Stand-ins for what was wrong already are passed over.
+//! Runs on the lowered configuration, whose lists correspond to the document's. Skips placeholders of invalid values.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,7 +14,7 @@ use super::model::{Config, Device};
 use super::raw::{list, nearest};
 use super::{security, uplink};
 
-/// Notes every contradiction between tables.
+/// Reports all conflicts between tables.
 pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
     let top = Path::default();
     let mut networks = Taken::default();
@@ -29,7 +28,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
             diagnostics.push(&path, kind::DUPLICATE_NETWORK, message);
         }
     }
-    // where a network has no right id, it may be the one that a port asks for
+    // a network with an invalid id may be the one that a port names
     let all_named = config.networks.iter().all(|network| !network.id.is_empty());
     let (mut vms, mut ports) = (Taken::default(), Taken::default());
     let (mut macs, mut netdevs) = (Taken::default(), Taken::default());
@@ -52,7 +51,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
                 let message =
                     format!("this port stands at {} already; a port attaches once", diagnostics.location(other));
                 diagnostics.push(&path, kind::DUPLICATE_PORT, message);
-                // the same port again has the same MAC and the same netdev: once is enough said
+                // a duplicate port also has the same MAC and netdev: reported once
                 continue;
             }
             if all_named && !port.network_id.is_empty() && !networks.has(port.network_id.as_str()) {
@@ -89,7 +88,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
             };
             if let Some(message) = message {
                 diagnostics.push(&path, kind::DUPLICATE_UPLINK, message);
-                // the same uplink again has the same netdev: once is enough said
+                // a duplicate uplink also has the same netdev: reported once
                 continue;
             }
         }
@@ -105,7 +104,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
     uplink::check_groups(config, diagnostics);
 }
 
-/// Notes that a netdev is taken already. `path` is the port or the uplink.
+/// Reports a netdev in use by another port or uplink. `path`: the port or uplink.
 fn netdev<'c>(
     device: &'c Device,
     path: &Path,
@@ -125,7 +124,7 @@ fn netdev<'c>(
     }
 }
 
-/// What is taken, and where it was first.
+/// Keys in use, with their first location.
 struct Taken<K>(HashMap<K, Path>);
 
 impl<K> Default for Taken<K> {
@@ -135,7 +134,7 @@ impl<K> Default for Taken<K> {
 }
 
 impl<K: Hash + Eq> Taken<K> {
-    /// Takes `key` for the one at `path`. If it was taken before: where.
+    /// Registers `key` for `path`. Returns the first location if it is a duplicate.
     fn take(&mut self, key: K, path: &Path) -> Option<&Path> {
         match self.0.entry(key) {
             Entry::Occupied(taken) => Some(taken.into_mut()),

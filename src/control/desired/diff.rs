@@ -1,5 +1,4 @@
-//! Differences between two configurations, for people to read: a sentence for each, in
-//! the words of the configuration.
+//! Describes differences between two configurations, one text each.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::control::config::{Config, Network, Port, Uplink, Vm};
 
-/// A sentence for each thing that differs in `new`; none if they are equal.
+/// One text per difference; none if equal.
 pub fn describe_changes(old: &Config, new: &Config) -> Vec<String> {
     let mut out = Vec::new();
     if old.switch != new.switch {
@@ -29,7 +28,7 @@ fn networks(old: &Config, new: &Config, out: &mut Vec<String>) {
             out.push(format!("network {:?} is new, with MTU {}", network.id, network.mtu));
             continue;
         };
-        // Most are as they were, and writing them out takes its time.
+        // Most are equal, and serialising them takes long.
         if *was == network {
             continue;
         }
@@ -131,7 +130,7 @@ fn gone<'a, T>(old: &'a [T], new: &HashMap<&str, &T>, id: impl Fn(&'a T) -> &'a 
     old.iter().filter(move |item| !new.contains_key(id(item).as_str()))
 }
 
-/// The new order, unless it is what keeping those that stay and appending the others gives.
+/// The new order, unless it results from keeping the remaining ones and appending the others.
 fn reordered(old: &[&str], new: &[&str]) -> Option<String> {
     let (before, after): (HashSet<_>, HashSet<_>) = (old.iter().collect(), new.iter().collect());
     let stay = old.iter().filter(|id| after.contains(id));
@@ -146,7 +145,7 @@ fn shown_list(ids: impl Iterator<Item = impl std::fmt::Debug>) -> String {
     ids.map(|id| format!("{id:?}")).collect::<Vec<_>>().join(", ")
 }
 
-/// The keys of a table with their values; those of a table within it have its name in front.
+/// Keys of a table with values; keys of nested tables are prefixed.
 pub(super) fn keys(table: &impl Serialize) -> Map<String, Value> {
     let mut flat = Map::new();
     if let Ok(Value::Object(keys)) = serde_json::to_value(table) {
@@ -162,7 +161,7 @@ pub(super) fn keys(table: &impl Serialize) -> Map<String, Value> {
     flat
 }
 
-/// The keys that differ, with both values.
+/// Differing keys, with both values.
 pub(super) fn changed_keys(
     old: &Map<String, Value>,
     new: &Map<String, Value>,

@@ -1,15 +1,13 @@
-//! The configuration file and the stored state become one configuration.
+//! Merges the configuration file with the stored state.
 //!
-//! Three are compared: the file as it was when it was last applied, the file as it is now, and the stored state. What
-//! the file has changed since it was last applied is applied. What was changed by API since then stays. Where both have
-//! changed the same, the file has precedence, and that is told. So a file that is edited in one place changes that
-//! place, and detaches no port that was attached by API.
+//! A three-way merge of the file as last applied, the file now, and the stored state. Applies edits of the file since
+//! it was last applied, and keeps API changes since then. Where both changed the same, the file has precedence, which
+//! is reported. So an edit of the file changes that place only, and detaches no port attached by API.
 //!
-//! The configurations are compared as tables, key by key; all three are read by this version of the switch, so that a
-//! default which has another value since then is no edit.
+//! Compares the configurations as tables, key by key. This version parses all three, so that a changed default is no
+//! edit.
 //!
-//! A change by API that does not go with the new file (its network is gone, its MAC address is another port's there) is
-//! dropped alone.
+//! An API change that conflicts with the new file (its network is gone, its MAC address is in use) is dropped alone.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
@@ -19,12 +17,12 @@ use serde_json::{Map, Value};
 
 use crate::control::config::{Config, ConfigError, ConfigErrors, Port, Uplink, Vm, parse_json_over};
 
-/// What a file and a state have become.
+/// Result of a merge.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Merged {
-    /// What is wanted now. `[switch]` is as the file has it.
+    /// Merged configuration, with the file's `[switch]`.
     pub config: Config,
-    /// What was changed by API and does not hold any more, and why: a sentence for each.
+    /// Dropped API changes, with reasons.
     pub conflicts: Vec<String>,
 }
 
@@ -34,7 +32,7 @@ enum ConfigEntity {
     Network(String),
     Vm(String),
     Uplink(String),
-    // Behind what it needs. A subport is behind its parent, see `order_of`.
+    // Ordered after what it needs; for subports see `order_of`.
     Port(String),
 }
 
@@ -49,13 +47,13 @@ impl std::fmt::Display for ConfigEntity {
     }
 }
 
-/// The key of a port's table that names its VM, as in `attach`.
+/// Key of a port's table that names its VM, as in `attach`.
 const VM: &str = "device_id";
 
-/// The entities of a configuration, each as a table of all its keys.
+/// Entities of a configuration, each as a table of all keys.
 type Tables = BTreeMap<ConfigEntity, Value>;
 
-/// A change by API to an entity: what it becomes with it, or that it is gone.
+/// An API change of an entity: its new table, or removal.
 #[derive(Debug, Clone)]
 struct EntityChange {
     entity: ConfigEntity,
@@ -82,11 +80,11 @@ pub fn merge(last_applied: &Config, file: &Config, state: &Config) -> Merged {
             continue;
         }
         match (was, raw, stored) {
-            // Attached by API, or there by API.
+            // Attached by API, or present by API.
             (None, None, Some(stored)) => {
                 units.push(entity_change(entity, Some(stored.clone()), "was added by API"));
             }
-            // In the file as before, and gone by API.
+            // Unchanged in the file, and removed by API.
             (was, Some(raw), None) if was == Some(raw) => {
                 units.push(entity_change(entity, None, "was removed by API"));
             }
@@ -94,7 +92,7 @@ pub fn merge(last_applied: &Config, file: &Config, state: &Config) -> Merged {
                 conflicts.push(format!("{entity} was removed by API, and is there again: the file has changed it"));
             }
             (Some(_), None, Some(_)) => {
-                // A VM is there as long as it has a port.
+                // A VM exists while it has ports.
                 if !matches!(entity, ConfigEntity::Vm(_)) {
                     conflicts.push(format!("{entity} was changed by API, and is gone: the file has removed it"));
                 }
@@ -108,7 +106,7 @@ pub fn merge(last_applied: &Config, file: &Config, state: &Config) -> Merged {
                     units.push(entity_change(entity, Some(becomes), "was changed by API"));
                 }
             }
-            // Gone from both, or new in the file alone, which is not otherwise than it was.
+            // Removed in both, or new in the file only.
             (_, None, None) | (None, Some(_), None) => {}
         }
     }
@@ -118,12 +116,12 @@ pub fn merge(last_applied: &Config, file: &Config, state: &Config) -> Merged {
     accept(&units, &whole, &mut accepted, &mut conflicts);
     match whole(&accepted) {
         Ok(config) => Merged { config, conflicts },
-        // It was right a moment ago.
+        // It was valid before.
         Err(_) => Merged { config: file.clone(), conflicts },
     }
 }
 
-/// Whether two configurations are the same but for `[switch]`.
+/// Whether two configurations are equal except for `[switch]`.
 fn same(a: &Config, b: &Config) -> bool {
     (&a.networks, &a.vms, &a.uplinks) == (&b.networks, &b.vms, &b.uplinks)
 }
@@ -132,18 +130,18 @@ fn entity_change(entity: &ConfigEntity, result: Option<Value>, messages: &str) -
     EntityChange { entity: entity.clone(), result, message: format!("{entity} {messages}") }
 }
 
-/// What is needed by others comes before them, and goes behind them.
+/// Orders changes: an entity is added before those that need it, and removed after them.
 fn order_of(units: &mut Vec<EntityChange>) {
     let subport = |unit: &EntityChange| unit.result.as_ref().is_some_and(|table| table.get("parent").is_some());
     let (gone, mut rest): (Vec<EntityChange>, Vec<EntityChange>) =
         std::mem::take(units).into_iter().partition(|unit| unit.result.is_none());
     rest.sort_by_key(subport);
-    // What goes makes room for what comes; of that, ports are last in order, and go first.
+    // Removals come first; among them, ports, which are last in order.
     units.extend(gone.into_iter().rev());
     units.extend(rest);
 }
 
-/// Accepts of some changes all that go together with those that are accepted already.
+/// Accepts the changes that are valid together with those already accepted.
 fn accept<'u>(
     units: &'u [EntityChange],
     whole: &impl Fn(&[&EntityChange]) -> Result<Config, ConfigErrors>,
@@ -167,7 +165,7 @@ fn accept<'u>(
     accept(second, whole, accepted, conflicts);
 }
 
-/// What a value becomes that was `was` in the file, and is `written` there now and `kept` in the state.
+/// Merges a value: `was` in the file as last applied, `raw` in the file now, `stored` in the state.
 fn merge_value(key: &str, was: &Value, raw: &Value, stored: &Value, messages: &mut Vec<String>) -> Value {
     if stored == raw || stored == was {
         return raw.clone();
@@ -192,7 +190,7 @@ fn merge_value(key: &str, was: &Value, raw: &Value, stored: &Value, messages: &m
 }
 
 fn table(of: &impl Serialize) -> Value {
-    // No table has other keys than texts, which is all that could fail.
+    // Serialising fails only for maps with keys that are no strings.
     serde_json::to_value(of).unwrap_or_default()
 }
 
@@ -218,7 +216,7 @@ fn tables(config: &Config) -> Tables {
     tables
 }
 
-/// The file with some changes. The three configurations give the order.
+/// Applies changes to the file. The three configurations determine the order.
 fn build(order: [&Config; 3], file: &Tables, changes: &[&EntityChange]) -> Result<Config, ConfigErrors> {
     let mut tables: HashMap<&ConfigEntity, &Value> = file.iter().collect();
     for EntityChange { entity, result, .. } in changes {
@@ -247,7 +245,7 @@ fn build(order: [&Config; 3], file: &Tables, changes: &[&EntityChange]) -> Resul
     let vm = |id: &str| {
         let entity = ConfigEntity::Vm(id.to_owned());
         let mut vm = file.get(&entity).cloned().unwrap_or_else(|| serde_json::json!({ "id": id }));
-        // One that is gone by API is there as the file has it, if the file has a port for it.
+        // An entity removed by API keeps the file's table if the file has a port for it.
         if let Some(table) = of(entity) {
             vm = table;
         }
@@ -276,8 +274,8 @@ fn ids<T>(items: &[T], id: impl Fn(&T) -> &String) -> Vec<&str> {
     items.iter().map(|item| id(item).as_str()).collect()
 }
 
-/// The order of those that `is_there`. The one of the state holds if the file has not changed its own, else that of the
-/// file; what has no place in it comes behind what it is behind in the other, or at the end if it is at the end there.
+/// Order of the entities that exist: the state's if the file's is unchanged, else the file's. Entities without position
+/// there follow their predecessor in the other order, or come last if they are last there.
 fn sequence<'a, T: Eq + Hash + Copy + 'a>(
     [last_applied, file, state]: [Vec<T>; 3],
     is_there: impl Fn(T) -> bool,

@@ -1,13 +1,12 @@
-//! Desired state: how it changes, and what follows from the difference between two configurations.
+//! Desired state: changes, merging, and differences. Pure functions.
 //!
 //! ```text
-//!   change   a request and the present configuration ─► the new one, or a typed error
+//!   change   a request and the current configuration ─► the new one, or a typed error
 //!   merge    configuration file and stored state ─► one configuration
-//!   diff     two configurations ─► sentences for people
+//!   diff     two configurations ─► texts
 //!   orphans  netdevs of ports and uplinks that are no longer in the configuration
 //! ```
 //!
-//! All of it is pure.
 
 pub mod change;
 pub mod diff;

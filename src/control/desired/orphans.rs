@@ -1,9 +1,8 @@
-//! Netdevs that we made for ports and uplinks that are not wanted any more.
+//! Orphans: netdevs that the switch created for ports and uplinks that are no longer configured.
 //!
-//! A change is kept first, and what it leaves behind is removed afterwards. The process may be killed
-//! in between, also while a change waits to be confirmed that is not to stay. So what is to be removed
-//! is kept with the state, and the next life of the switch removes it. It knows a netdev of ours by its
-//! alias: whatever else stands under the same name is left alone.
+//! A change is stored before orphans are removed, and the process may be killed in between, also while a change is
+//! unconfirmed. Orphans are therefore stored with the state, and removed by the next run. A netdev of ours is
+//! recognised by its alias; others of the same name are not touched.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -15,22 +14,22 @@ use crate::control::config::{Config, Device};
 use crate::device::{DeviceLocation, Settings};
 use crate::sys::netns::Netns;
 
-/// A netdev that may be there and is of no use any more.
+/// A netdev that may exist and is not needed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct OrphanNetdev {
-    /// The port or uplink that it was made for.
+    /// Port or uplink for which it was created.
     pub port_id: String,
-    /// The path of its namespace; empty for the one in which the switch runs.
+    /// Path of its namespace; empty for the switch's.
     netns: String,
-    /// Its name.
+    /// Name.
     name: String,
 }
 
-/// Several, each once and in order.
+/// A sorted set.
 pub type Orphans = BTreeSet<OrphanNetdev>;
 
 impl OrphanNetdev {
-    /// The netdev of a device; `None` if it is one that others make.
+    /// Netdev of a device; `None` if others create it.
     pub fn of(device: &Settings) -> Option<OrphanNetdev> {
         let Settings::Tap(tap) = device else { return None };
         let path = tap.netns.path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
@@ -41,24 +40,24 @@ impl OrphanNetdev {
         Some(OrphanNetdev { port_id: tap.owner.clone(), netns, name: tap.name.clone() })
     }
 
-    /// Where it would be.
+    /// Location.
     pub fn at(&self) -> DeviceLocation {
         let netns = if self.netns.is_empty() { Netns::Host } else { Netns::At(PathBuf::from(&self.netns)) };
         DeviceLocation { device: self.name.clone(), netns }
     }
 
-    /// Whether `other` has its name and its port, and a namespace of another name, which may be the same.
+    /// Whether `other` has the same name and port, but another path of the namespace, which may be the same one.
     pub fn is_in_other_namespace(&self, other: &OrphanNetdev) -> bool {
         (&self.port_id, &self.name) == (&other.port_id, &other.name) && self.netns != other.netns
     }
 
-    /// Whether `other` stands under the same name.
+    /// Whether `other` has the same location.
     pub fn conflicts_with(&self, other: &OrphanNetdev) -> bool {
         (&self.netns, &self.name) == (&other.netns, &other.name)
     }
 }
 
-/// The netdevs of a configuration that are ours to make.
+/// Netdevs of a configuration that the switch creates.
 pub fn netdevs(config: &Config) -> Orphans {
     let netdev = |(id, device): (&String, &Device)| {
         let Device::Tap(_) = device else { return None };
@@ -69,13 +68,13 @@ pub fn netdevs(config: &Config) -> Orphans {
     ports.chain(config.uplinks.iter().map(|uplink| (&uplink.id, &uplink.device))).filter_map(netdev).collect()
 }
 
-/// As they are kept.
+/// Serialises orphans.
 pub fn to_value(orphans: &Orphans) -> Value {
-    // A list of texts has nothing that JSON cannot say.
+    // Serialising a list of strings cannot fail.
     serde_json::to_value(orphans).unwrap_or_default()
 }
 
-/// As they were kept; none if nothing was.
+/// Parses stored orphans; none if absent.
 pub fn from_value(stored: &Value) -> Orphans {
     serde_json::from_value(stored.clone()).unwrap_or_default()
 }

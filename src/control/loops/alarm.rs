@@ -15,28 +15,28 @@ pub const HOLD: Duration = Duration::from_secs(30);
 pub struct Alarm {
     /// The counter at the last look.
     count: u64,
-    /// Whether the alarm was on at the last look.
+    /// Whether the alarm was raised at the last reading.
     is_on: bool,
-    /// When the counter was last seen to grow, while the alarm is raised.
+    /// Time of the last growth, while raised.
     last: Option<MonoTime>,
 }
 
-/// What a look has come to, if there are news.
+/// Transition found by a reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
-    /// The counter has begun to grow.
+    /// The counter has started to grow.
     Raised,
     /// It has not grown for [`HOLD`], or the alarm was turned off.
     Cleared,
 }
 
 impl Alarm {
-    /// An alarm for which what has been counted so far is of the past.
+    /// An alarm that ignores what has been counted so far.
     pub fn starting_at(count: u64) -> Alarm {
         Alarm { count, ..Alarm::default() }
     }
 
-    /// Looks at the counter.
+    /// Records a reading.
     pub fn observe(&mut self, count: u64, now: MonoTime) -> Option<Transition> {
         self.is_on = true;
         if std::mem::replace(&mut self.count, count) != count {
@@ -45,13 +45,13 @@ impl Alarm {
         self.last.take_if(|last| now.since(*last) >= HOLD).map(|_| Transition::Cleared)
     }
 
-    /// Turns the alarm off until the next look. What has been counted so far is of the past then.
+    /// Clears the alarm until the next reading, and ignores what has been counted so far.
     pub fn turn_off(&mut self, count: u64) -> Option<Transition> {
         (self.count, self.is_on) = (count, false);
         self.last.take().map(|_| Transition::Cleared)
     }
 
-    /// Whether the alarm was on at the last look.
+    /// Whether the alarm was raised at the last reading.
     pub fn is_on(&self) -> bool {
         self.is_on
     }

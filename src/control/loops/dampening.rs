@@ -1,8 +1,7 @@
-//! Stations that move to and fro are frozen: kept where they belong for a while, whatever traffic says.
+//! Dampening: a flapping station is pinned to one port for a while.
 //!
-//! A worker refuses the move that is one too many and tells it; here it is decided at which of the two
-//! ports the station stays: at the one that is not of a suspected VM, one that storms or loops; if both are, where it
-//! was before it began to move; else where it was.
+//! A worker refuses the move that exceeds the limit and reports it. Control then chooses the port: the one whose VM is
+//! not suspect, that is, neither storms nor loops; if both are, the origin; otherwise the last port.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,31 +9,31 @@ use std::time::Duration;
 use crate::switch::{PortId, Station};
 use crate::time::MonoTime;
 
-/// Stations that are frozen at a time, at most. More are refused their moves by the workers all the same.
+/// Maximum dampened stations. Workers refuse the moves of further ones anyway.
 pub const MAX_DAMPENED: usize = 1024;
 
-/// A station that is frozen.
+/// A dampened station.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DampenedMac {
-    /// Where it stays.
+    /// Port to which it is pinned.
     pub at: PortId,
-    /// The port that it may not move to.
+    /// Port to which it must not move.
     pub from: PortId,
-    /// Since when.
+    /// Start.
     pub since: MonoTime,
-    /// And until when.
+    /// End.
     pub until: MonoTime,
 }
 
-/// All that are.
+/// All dampened stations.
 #[derive(Debug, Clone, Default)]
 pub struct Dampening {
     all: HashMap<Station, DampenedMac>,
 }
 
 impl Dampening {
-    /// A station that is at home at `home` was at `was`, and would move to `to` once too often. Whether it is frozen now,
-    /// and was not before.
+    /// Handles a flap of a station with origin `home`, from `was` to `to`. Returns whether it is dampened and was not
+    /// before.
     pub fn dampen(
         &mut self,
         station: Station,
@@ -48,7 +47,7 @@ impl Dampening {
         }
         let (at, from) = match (suspected(was), suspected(to)) {
             (true, false) => (to, was),
-            // Where a VM loops what others sent, it goes to and fro between ports of that VM.
+            // A VM that loops frames of others makes them flap between its own ports.
             (true, true) if !suspected(home) => (home, was),
             _ => (was, to),
         };
@@ -57,12 +56,12 @@ impl Dampening {
         Some(dampened)
     }
 
-    /// Lets go whose time is over, and those at ports that are not there any more.
+    /// Releases expired ones, and those at removed ports.
     pub fn expire(&mut self, is_there: impl Fn(PortId) -> bool, now: MonoTime) {
         self.release_matching(|_, dampened| now >= dampened.until || !is_there(dampened.at));
     }
 
-    /// Lets go all at these ports, and all that may not move to them. How many.
+    /// Releases those at these ports, and those that must not move to them. Returns their number.
     pub fn release(&mut self, is_meant: impl Fn(PortId) -> bool) -> usize {
         self.release_matching(|_, dampened| is_meant(dampened.at) || is_meant(dampened.from))
     }
@@ -73,17 +72,17 @@ impl Dampening {
         before - self.all.len()
     }
 
-    /// All of them.
+    /// All entries.
     pub fn iter(&self) -> impl Iterator<Item = (Station, DampenedMac)> {
         self.all.iter().map(|(&station, &dampened)| (station, dampened))
     }
 
-    /// How many there are.
+    /// Number of entries.
     pub fn len(&self) -> usize {
         self.all.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Loops in sentences, for events and for whoever asks.
+//! Describes loops as text, for events and status.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,7 +24,7 @@ fn vm(vm: Option<&String>) -> String {
     vm.map_or_else(|| "the outside".into(), |vm| format!("VM {vm:?}"))
 }
 
-/// The ends in the order of the configuration.
+/// Ends in configuration order.
 fn sorted<'e>(ends: impl IntoIterator<Item = &'e Endpoint>, topology: &Topology) -> Vec<&'e Endpoint> {
     let mut ends: Vec<&Endpoint> = ends.into_iter().collect();
     ends.sort_by_key(|end| (end.vm.is_none(), topology.order(end)));
@@ -41,7 +41,7 @@ fn each(ends: &[&Endpoint], topology: &Topology) -> String {
     }
 }
 
-/// Whose doing it is: of several VMs the one that came last; and then the others.
+/// The VM that causes a loop: of several the one attached last; then the others.
 fn culprits(of: &Loop, topology: &Topology) -> Vec<String> {
     let mut vms: Vec<&String> = Vec::new();
     for end in sorted(of.ends(), topology).into_iter().rev() {
@@ -61,7 +61,7 @@ fn culprits(of: &Loop, topology: &Topology) -> Vec<String> {
     vms.into_iter().cloned().collect()
 }
 
-/// Who joins what.
+/// What is joined, by which VM.
 pub fn what(of: &Loop, topology: &Topology) -> String {
     let ends = sorted(of.ends(), topology);
     match &of.key {
@@ -85,7 +85,7 @@ pub fn what(of: &Loop, topology: &Topology) -> String {
     }
 }
 
-/// Who joins which networks.
+/// Which networks are bridged, by which VM.
 pub fn bridging(pair: &Edge, topology: &Topology) -> String {
     let (a, b) = pair;
     let vms: BTreeSet<String> = [a, b].into_iter().map(|end| vm(end.vm.as_ref())).collect();
@@ -95,7 +95,7 @@ pub fn bridging(pair: &Edge, topology: &Topology) -> String {
     format!("{} {verb} networks {:?} and {:?} by {}", list(&vms), a.network, b.network, each(&ends, topology))
 }
 
-/// What is done about it.
+/// Measures.
 pub fn measures(of: &Loop, topology: &Topology) -> String {
     let held = sorted(of.quarantined(topology), topology);
     match of.escalation.level {
@@ -107,7 +107,7 @@ pub fn measures(of: &Loop, topology: &Topology) -> String {
     }
 }
 
-/// All there is to say: who, where, since when, how much, what was done, and when it ended.
+/// Full description: VM, ports, start, counts, measures, end.
 pub fn summary(of: &Loop, over: Option<&EndedLoop>, topology: &Topology, clocks: Clocks) -> String {
     let since = rfc3339(clocks.wall(of.escalation.since));
     let (what, copies) = (what(of, topology), of.suppressed);
@@ -133,7 +133,7 @@ pub fn summary(of: &Loop, over: Option<&EndedLoop>, topology: &Topology, clocks:
     }
 }
 
-/// A time as people say it: `10 minutes`.
+/// A duration as text: `10 minutes`.
 pub fn span(time: Duration) -> String {
     match time.as_secs() {
         seconds if seconds % 3600 == 0 && seconds > 3600 => format!("{} hours", seconds / 3600),
@@ -143,7 +143,7 @@ pub fn span(time: Duration) -> String {
     }
 }
 
-/// A loop as it is shown.
+/// Status of a loop.
 pub fn view(of: &Loop, over: Option<&EndedLoop>, topology: &Topology, clocks: Clocks) -> LoopStatus {
     let time = |at| rfc3339(clocks.wall(at));
     let ports = |ends: Vec<&Endpoint>| ends.into_iter().map(|end| end.port.clone()).collect();
@@ -174,7 +174,7 @@ pub fn view(of: &Loop, over: Option<&EndedLoop>, topology: &Topology, clocks: Cl
     }
 }
 
-/// Joined networks as they are shown.
+/// Status of bridged networks.
 pub fn notice_status(notice: &BridgingNotice, topology: &Topology, clocks: Clocks) -> LoopStatus {
     let (a, b) = &notice.edge;
     let ends = sorted([a, b], topology);

@@ -1,15 +1,13 @@
-//! What probes that came back mean.
+//! Detects loops from returned probes.
 //!
-//! A probe that left by one end and came back at another says that somebody joins the two outside of
-//! the switch. That is a *link*. On one network it is a loop: of siblings, if both are of one VM, else
-//! a way around the switch. Between two networks it is none by itself, a firewall does so. But if two
-//! networks are joined twice, by whomever, frames can go round.
+//! A probe sent at one port and returned at another shows a connection outside of the switch, a *link*. On one network
+//! it is a loop: of siblings, if both ports are of one VM, otherwise an external one. Between two networks it is none
+//! by itself: a firewall does so. But if two networks are linked twice, frames can circulate.
 //!
-//! To find that out, ends that are linked are taken together: such a *junction* is a bridge in a guest, or
-//! a wire between two. Networks and junctions are the nodes of a graph without direction, and a loop is
-//! a cycle in it. The links are gone through, the oldest first; one that joins networks which are joined
-//! already by another junction closes a cycle, and is the culprit. Links that are being held go last: who has
-//! been held for a loop is held for it as long as it is there.
+//! To detect that, linked ends are combined: a *junction* is a bridge in a guest, or a wire between two. Networks and
+//! junctions are the nodes of an undirected graph, and a loop is a cycle in it. Links are added oldest first; one that
+//! joins networks which another junction has already joined closes a cycle, and is to blame. Links that are quarantined
+//! are added last, so that they stay quarantined while the loop exists.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -20,28 +18,28 @@ use super::escalation::PERSIST_INTERVALS;
 use super::topology::{Endpoint, Topology};
 use crate::time::MonoTime;
 
-/// Two ends, in their order.
+/// Two ends, ordered.
 pub type Edge = (Endpoint, Endpoint);
 
-/// Links remembered at most. There are as many as pairs of ends at worst, and those are not.
+/// Maximum links. Pairs of ends may be more, in theory.
 const MAX_EDGES: usize = 65_536;
 
 fn edge(a: Endpoint, b: Endpoint) -> Edge {
     if a <= b { (a, b) } else { (b, a) }
 }
 
-/// What is known of a link.
+/// State of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EdgeState {
-    /// Where the first probe came back.
+    /// End at which the first probe returned.
     pub receiver: Endpoint,
-    /// When that was.
+    /// Time of that.
     pub first: MonoTime,
-    /// When the last one did.
+    /// Time of the last one.
     pub last: MonoTime,
 }
 
-/// What a loop is known by.
+/// Key of a loop.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoopKey {
@@ -52,16 +50,16 @@ pub enum LoopKey {
         /// The network.
         network: String,
     },
-    /// Ports of two VMs on one network, or of one and an uplink, which has none.
+    /// Ports of two VMs on one network, or of one VM and an uplink.
     External {
         /// The network.
         network: String,
-        /// The VMs, in the order of their names.
+        /// VMs, sorted.
         vms: (Option<String>, Option<String>),
     },
-    /// A link between two networks that are joined otherwise too.
+    /// A link between two networks that are also joined elsewhere.
     InterNetwork {
-        /// Its ends.
+        /// Ends.
         ends: Edge,
     },
 }
@@ -79,38 +77,38 @@ impl LoopKey {
         }
     }
 
-    /// Whether it can be between these.
+    /// Whether it can be between these ends.
     pub fn matches(&self, pair: &Edge) -> bool {
         *self == LoopKey::of(pair)
     }
 }
 
-/// A loop that is there now.
+/// An active loop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DetectedLoop {
-    /// What it is known by.
+    /// Key.
     pub key: LoopKey,
-    /// Its links and when each was last seen.
+    /// Links, with the time of their last probe.
     pub edges: BTreeMap<Edge, MonoTime>,
-    /// Of a link between networks: the end at which the first probe came back.
+    /// For a link between networks: the end at which the first probe returned.
     pub receiver: Option<Endpoint>,
-    /// Of a link between networks: the other links by which they are joined.
+    /// For a link between networks: the other links that join them.
     pub other_edges: Vec<Edge>,
 }
 
-/// All links that have been seen lately.
+/// All recent links.
 #[derive(Debug, Clone, Default)]
 pub struct Edges {
     edges: BTreeMap<Edge, EdgeState>,
 }
 
-/// How long a link counts after it has been seen last.
+/// Time for which a link counts after its last probe.
 fn life(topology: &Topology, (a, b): &Edge) -> Duration {
     topology.interval(&a.network).max(topology.interval(&b.network)) * PERSIST_INTERVALS
 }
 
 impl Edges {
-    /// A probe that left by `from` has come back at `at`. Whether that is a new link.
+    /// Records a probe sent at `from` and returned at `at`. Returns whether the link is new.
     pub fn record(&mut self, from: Endpoint, at: Endpoint, now: MonoTime) -> bool {
         if from == at {
             return false;
@@ -128,26 +126,26 @@ impl Edges {
         true
     }
 
-    /// Forgets links that have not been seen for long enough, and those of whom is not there any more.
+    /// Removes expired links, and those of removed ports.
     pub fn expire(&mut self, topology: &Topology, now: MonoTime) {
         self.edges.retain(|pair, link| {
             topology.has(&pair.0) && topology.has(&pair.1) && now.since(link.last) <= life(topology, pair)
         });
     }
 
-    /// Forgets these.
+    /// Removes these links.
     pub fn drop_all<'p>(&mut self, pairs: impl Iterator<Item = &'p Edge>) {
         for pair in pairs {
             self.edges.remove(pair);
         }
     }
 
-    /// The links between networks.
+    /// Links between networks.
     pub fn bridgings(&self) -> impl Iterator<Item = (&Edge, &EdgeState)> {
         self.edges.iter().filter(|((a, b), _)| a.network != b.network)
     }
 
-    /// All loops that there are. `held`: links between networks that are held for a loop.
+    /// All active loops. `held`: links between networks that are quarantined.
     pub fn loops(&self, quarantined: &BTreeSet<Edge>) -> Vec<DetectedLoop> {
         let mut all: BTreeMap<LoopKey, DetectedLoop> = BTreeMap::new();
         for (pair, link) in self.edges.iter().filter(|((a, b), _)| a.network == b.network) {
@@ -163,7 +161,7 @@ impl Edges {
         all.into_values().chain(self.cycles(quarantined)).collect()
     }
 
-    /// The links that close a cycle over several junctions.
+    /// Links that close a cycle over several junctions.
     fn cycles(&self, quarantined: &BTreeSet<Edge>) -> Vec<DetectedLoop> {
         let mut bridgings: Vec<(&Edge, &EdgeState)> = self.bridgings().collect();
         if bridgings.len() < 2 {
@@ -174,7 +172,7 @@ impl Edges {
         for (a, b) in self.edges.keys() {
             junctions.join(a, b);
         }
-        // Within one junction two networks are joined once, however many links say so.
+        // One junction joins two networks once, by however many links.
         let mut within: DisjointSets<(usize, &str)> = DisjointSets::default();
         let mut joined: DisjointSets<&str> = DisjointSets::default();
         let mut forest: Vec<&Edge> = Vec::new();
@@ -200,7 +198,7 @@ impl Edges {
     }
 }
 
-/// The links of a forest by which one gets from one network to another.
+/// Links of the spanning forest on the path between two networks.
 fn path(forest: &[&Edge], from: &str, to: &str) -> Vec<Edge> {
     let mut by: HashMap<&str, Option<&Edge>> = HashMap::from([(from, None)]);
     let mut next = vec![from];
@@ -227,7 +225,7 @@ fn path(forest: &[&Edge], from: &str, to: &str) -> Vec<Edge> {
     way
 }
 
-/// What is joined with what.
+/// Disjoint sets.
 #[derive(Debug)]
 struct DisjointSets<T> {
     places: HashMap<T, usize>,
@@ -248,7 +246,7 @@ impl<T: std::hash::Hash + Eq + Copy> DisjointSets<T> {
         })
     }
 
-    /// The set that something is in.
+    /// Set of an element.
     fn find(&mut self, of: T) -> usize {
         let mut place = self.place(of);
         while self.parents[place] != place {
@@ -258,7 +256,7 @@ impl<T: std::hash::Hash + Eq + Copy> DisjointSets<T> {
         place
     }
 
-    /// Joins two sets. Whether they were two.
+    /// Joins two sets. Returns whether they were distinct.
     fn join(&mut self, a: T, b: T) -> bool {
         let (a, b) = (self.find(a), self.find(b));
         self.parents[a] = b;

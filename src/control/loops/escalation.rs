@@ -1,13 +1,12 @@
-//! What is done about one loop, step by step: the ladder.
+//! Escalation of the measures against one loop.
 //!
-//! A loop of siblings begins with the least that helps: their floods do not reach each other any more
-//! ([`Level::SplitHorizon`]). If after three intervals of probing probes still return, or a storm limit is
-//! still hit, all but one of its ports are held ([`Level::AllButOne`]), and if then probes still come and
-//! go by ports that are not held, all are ([`Level::All`]).
+//! A loop of siblings starts with the mildest measure: floods of one do not reach the others ([`Level::SplitHorizon`]).
+//! If after three probe intervals probes still return, or a storm limit still drops, all but one of its ports are
+//! quarantined ([`Level::AllButOne`]); if then probes still return at ports that are not quarantined, all are
+//! ([`Level::All`]).
 //!
-//! The measures stay for 300 s after the last step. A port that is held is still probed: so at the end
-//! a loop that is still there is not let loose, and its time doubles, up to an hour. One that comes
-//! back begins with twice the time that it had before.
+//! Measures last for 300 s after the last step. Quarantined ports are still probed: a loop that still exists at the end
+//! stays blocked, and its time doubles, up to an hour. One that returns starts with twice its last time.
 
 use std::time::Duration;
 
@@ -15,37 +14,37 @@ use serde::{Deserialize, Serialize};
 
 use crate::time::MonoTime;
 
-/// For how many intervals of probing a loop has to go on before more is done about it, and for how many
-/// it must not have been seen to be taken for gone.
+/// Probe intervals for which a loop must persist before escalation, and for which it must not be seen to be considered
+/// gone.
 pub const PERSIST_INTERVALS: u32 = 3;
 
-/// How long measures stay at first.
+/// Initial duration of measures.
 pub const MIN_MEASURE_TIME: Duration = Duration::from_secs(300);
 
-/// How long they stay at most.
+/// Maximum duration.
 pub const MAX_MEASURE_TIME: Duration = Duration::from_secs(3600);
 
-/// For how long a loop that is over is remembered: if it comes back, it stays longer.
+/// Time for which an ended loop is remembered: if it returns, its measures last longer.
 pub const MEMORY: Duration = Duration::from_secs(2 * 3600);
 
-/// After so long without a probe that returns, of four in a second, what was learned by the loop is
-/// forgotten: nobody has to wait for the end of the measures. If one was only lost, little is.
+/// Time without returned probes, of four per second, after which FDB entries learned through the loop are flushed,
+/// before the end of the measures. If only some probes were lost, little is lost.
 pub const CLEAR_AFTER: Duration = Duration::from_millis(600);
 
-/// How much is done about a loop.
+/// Level of measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// What one of its ports floods does not reach the others.
+    /// Floods of one of its ports do not reach the others.
     SplitHorizon,
-    /// All of its ports but one are held, or those of one of two VMs.
+    /// All ports but one are quarantined, or those of one of two VMs.
     AllButOne,
-    /// All of its ports are held.
+    /// All ports are quarantined.
     All,
 }
 
 impl Level {
-    /// As it is told: 1, 2, 3.
+    /// Number: 1, 2, 3.
     pub const fn number(self) -> u8 {
         match self {
             Level::SplitHorizon => 1,
@@ -55,12 +54,12 @@ impl Level {
     }
 }
 
-/// How long measures stay of a loop that has come back, or stayed, so many times.
+/// Duration of measures of a loop that has returned or persisted this many times.
 pub fn time(repeats: u32) -> Duration {
     MIN_MEASURE_TIME.saturating_mul(1 << repeats.min(16)).min(MAX_MEASURE_TIME)
 }
 
-/// Something that goes on, with no gap that counts.
+/// A condition that persists, ignoring short gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Span {
     first: MonoTime,
@@ -74,46 +73,46 @@ fn extend(span: &mut Option<Span>, gap: Duration, at: MonoTime) {
     }
 }
 
-/// What has come of a look.
+/// Transition found by an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
-    /// This is done from now on.
+    /// New level.
     Escalated(Level),
-    /// It is still there at the end of its time, and has so much more.
+    /// The loop still exists at the end of the measures, which are extended.
     Extended(Duration),
-    /// Its probes do not return any more. The measures stay.
+    /// Its probes no longer return. The measures stay.
     Cleared,
-    /// It is over, and the measures are lifted.
+    /// The loop has ended, and the measures too.
     Ended,
 }
 
-/// One loop on its ladder.
+/// Escalation of one loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Escalation {
-    /// What is done.
+    /// Level.
     pub level: Level,
-    /// Since when the loop is there.
+    /// Start of the loop.
     pub since: MonoTime,
-    /// When the last step was taken.
+    /// Time of the last step.
     pub escalated: MonoTime,
-    /// Until when the measures stay, if the loop is gone then.
+    /// End of the measures, if the loop is gone then.
     pub until: MonoTime,
-    /// When it was last seen.
+    /// Time of the last probe.
     pub last_seen: MonoTime,
-    /// How many times it has come back, or stayed beyond its time.
+    /// Number of times it has returned or persisted.
     pub repeats: u32,
     /// Probes return.
     returning: Option<Span>,
-    /// They do by ports that are not held.
+    /// Probes return at ports that are not quarantined.
     open: Option<Span>,
-    /// A storm limit is being hit.
+    /// A storm limit drops.
     limited: Option<Span>,
-    /// It has been told that probes return no more.
+    /// Reported that probes no longer return.
     cleared: bool,
 }
 
 impl Escalation {
-    /// The ladder of a loop that is seen now.
+    /// Escalation of a newly detected loop.
     pub fn begin(level: Level, repeats: u32, now: MonoTime) -> Escalation {
         Escalation {
             level,
@@ -129,7 +128,7 @@ impl Escalation {
         }
     }
 
-    /// One that goes on after a restart. Whatever was to end meanwhile is probed first.
+    /// Escalation restored after a restart. Probing precedes the end of measures that expired meanwhile.
     pub fn restore(
         level: Level,
         [since, escalated, until, last_seen]: [MonoTime; 4],
@@ -148,7 +147,7 @@ impl Escalation {
         }
     }
 
-    /// The loop has been seen. `open`: by ports of which none is held.
+    /// Records a returned probe. `open`: at ports of which none is quarantined.
     pub fn observe(&mut self, open: bool, interval: Duration, at: MonoTime) {
         extend(&mut self.returning, interval * PERSIST_INTERVALS, at);
         if open {
@@ -158,17 +157,17 @@ impl Escalation {
         self.cleared = false;
     }
 
-    /// A storm limit of one of its ports is being hit.
+    /// Records that a storm limit of one of its ports drops.
     pub fn limit(&mut self, interval: Duration, now: MonoTime) {
         extend(&mut self.limited, interval * PERSIST_INTERVALS, now);
     }
 
-    /// Whether it is still there: it has been seen not long ago.
+    /// Whether it still exists: a probe returned recently.
     pub fn is_seen(&self, interval: Duration, now: MonoTime) -> bool {
         now.since(self.last_seen) <= interval * PERSIST_INTERVALS
     }
 
-    /// What follows from what has been seen.
+    /// Updates the level.
     pub fn update(&mut self, interval: Duration, now: MonoTime) -> Option<Transition> {
         if let Some(level) = self.next(interval, now) {
             self.level = level;
@@ -191,12 +190,12 @@ impl Escalation {
         None
     }
 
-    /// The level that is called for, if that is another one.
+    /// The required level, if it differs.
     fn next(&self, interval: Duration, now: MonoTime) -> Option<Level> {
         let timeout = interval * PERSIST_INTERVALS;
         let goes_on =
             |span: &Span| now.since(span.last) <= interval && now.since(span.first.max(self.escalated)) >= timeout;
-        // A storm that begins later is another matter: the loop has been seen once, and is not there for it.
+        // A storm that starts later is not this loop's, which was seen once and is gone.
         let still_limited = |span: &Span| goes_on(span) && span.first <= self.escalated + timeout;
         match self.level {
             Level::SplitHorizon => {

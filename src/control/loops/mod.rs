@@ -1,17 +1,16 @@
-//! Loops and storms as control sees them. All of it is pure: time is an argument, nothing is sent and
-//! nothing is read here.
+//! Detection and mitigation of loops and storms. Pure: time is an argument, no I/O.
 //!
 //! ```text
-//!   schedule   which ports are probed now ──────────────► workers
-//!   detection  what probes that came back mean ◄───────── workers
-//!      └─► table: the loops there are, each with its escalation ──► measures, events
-//!   storms     from counters: who is being limited, since when, how much
-//!   alarm      from counters: who sends the addresses of others, who is at the MAC limit
-//!   dampening  stations that move to and fro, kept where they belong
-//!   snapshot   what of it survives a restart
+//!   schedule   ports to probe now ─────────────────────► workers
+//!   detection  loops from returned probes ◄────────────── workers
+//!      └─► table: active loops, each with its escalation ──► measures, events
+//!   storms     storm episodes, from counters
+//!   alarm      spoofing and MAC-limit alarms, from counters
+//!   dampening  flapping stations
+//!   snapshot   state kept over a restart
 //! ```
 //!
-//! The glue to workers, rules, events and the store is `reconcile::mitigation`.
+//! `reconcile::mitigation` connects this to workers, rules, events and the store.
 
 pub mod alarm;
 pub mod dampening;

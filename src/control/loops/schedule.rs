@@ -1,15 +1,15 @@
-//! Which ports are probed at which turn.
+//! Schedule of loop probes.
 //!
-//! Control has a turn each [`TICK`]. A port is probed once in the interval of its network, each at a
-//! turn of its own as far as there are enough, so that the probes of a host with thousands of ports come
-//! evenly; a port of a VM that storms or loops is probed at each turn.
+//! Control has a turn every [`TICK`]. A port is probed once per interval of its network, in a turn of its own if
+//! possible, so that probes of thousands of ports are spread evenly; a port of a VM that storms or loops is probed in
+//! every turn.
 
 use std::time::Duration;
 
-/// Between two turns.
+/// Interval of turns.
 pub const TICK: Duration = Duration::from_millis(250);
 
-/// Whether the port that is number `place` of all is probed at this turn.
+/// Whether the port with index `place` is probed in this turn.
 pub fn is_due(transition: u64, place: usize, interval: Duration, suspected: bool) -> bool {
     #[allow(clippy::cast_possible_truncation)] // an interval is seconds
     let ticks = (interval.as_millis() / TICK.as_millis()).max(1) as u64;

@@ -1,9 +1,8 @@
-//! Loops over a restart: what is kept of them, and what of that still means something.
+//! Stores loops over a restart, and restores those that are still valid.
 //!
-//! Moments are of the host's boot clock, which begins anew with the host; what is kept is of the wall
-//! clock. It is kept by both clocks when that was, so that a wall clock that is set in between is of no account as long
-//! as the host is not booted. Where times come out wrong all the same, they are bounded by what they can be; a loop that
-//! is still there is found anyway.
+//! Times in memory are of the host's boot clock, which restarts with the host; stored ones are wall-clock times. The
+//! time of storing is stored by both clocks, so that setting the wall clock in between has no effect unless the host
+//! reboots. Wrong times are bounded by their possible range; an existing loop is detected again anyway.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,26 +16,26 @@ use super::table::{Loop, LoopHistory, LoopTable};
 use super::topology::{Endpoint, Topology};
 use crate::time::{MonoTime, Stamp};
 
-/// Loops taken over from before, at most.
+/// Maximum loops restored.
 const MAX_RESTORED: usize = 10_000;
 
-/// One moment by both clocks.
+/// One time by both clocks.
 #[derive(Debug, Clone, Copy)]
 pub struct Clocks {
-    /// The host's.
+    /// Boot clock.
     pub now: MonoTime,
-    /// The wall's.
+    /// Wall clock.
     pub wall: SystemTime,
 }
 
 impl Clocks {
-    /// The clocks by which what was kept at `kept` is read `now`: the wall's is what it would be if nobody had set it.
+    /// The clocks to convert times stored at `kept`, as if the wall clock had not been set since.
     pub fn since(stored: &Stamp, stamp: &Stamp, now: MonoTime) -> Clocks {
         let then = Duration::from_millis(u64::try_from(stored.wall_millis).unwrap_or(0));
         Clocks { now, wall: UNIX_EPOCH + then + stored.passed(stamp) }
     }
 
-    /// Milliseconds since 1970 at a moment.
+    /// Milliseconds since 1970.
     pub fn millis(self, at: MonoTime) -> i64 {
         let wall = self.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let wall = i64::try_from(wall).unwrap_or(i64::MAX);
@@ -48,13 +47,13 @@ impl Clocks {
         }
     }
 
-    /// The wall's time at a moment.
+    /// Wall-clock time.
     pub fn wall(self, at: MonoTime) -> SystemTime {
         let earlier = self.wall.checked_sub(self.now.since(at)).unwrap_or(UNIX_EPOCH);
         earlier.checked_add(at.since(self.now)).unwrap_or(earlier)
     }
 
-    /// The moment at so many milliseconds since 1970. What was before the host booted is as it booted.
+    /// Boot-clock time for milliseconds since 1970. Times before the boot become the boot.
     pub fn instant(self, millis: i64) -> MonoTime {
         let ahead = millis.saturating_sub(self.millis(self.now));
         let span = Duration::from_millis(ahead.unsigned_abs());
@@ -94,7 +93,7 @@ struct PersistedLoops {
     past: Vec<Value>,
 }
 
-/// What is kept of all loops; null if there is nothing.
+/// Serialises all loops; null without any.
 pub fn to_value(table: &LoopTable, clocks: Clocks) -> Value {
     if table.loops.is_empty() && table.history.is_empty() {
         return Value::Null;
@@ -125,8 +124,7 @@ pub fn to_value(table: &LoopTable, clocks: Clocks) -> Value {
     value(stored)
 }
 
-/// Takes over what was kept, as far as it still means something: the ends are there, and belong together as
-/// it is said. The rest is not taken.
+/// Restores stored loops whose ends exist and belong together as stored; ignores others.
 pub fn restore(stored: Value, topology: &Topology, clocks: Clocks) -> LoopTable {
     let stored: PersistedLoops = serde_json::from_value(stored).unwrap_or_default();
     let mut loops = LoopTable::default();
@@ -152,7 +150,7 @@ fn restore_loop(of: PersistedLoop, topology: &Topology, clocks: Clocks) -> Optio
     let now = clocks.now;
     let is_right =
         |pair: &Edge| pair.0 < pair.1 && of.key.matches(pair) && topology.has(&pair.0) && topology.has(&pair.1);
-    // When each was seen is not kept: the loop itself has to be seen again before its time is over.
+    // Times of probes are not stored: the loop must be detected again before its measures end.
     let edges: BTreeMap<Edge, MonoTime> = of.links.into_iter().filter(is_right).map(|pair| (pair, now)).collect();
     if edges.is_empty() {
         return None;

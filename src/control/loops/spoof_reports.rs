@@ -1,5 +1,5 @@
-//! Which refused senders are announced: each sender of a port once in [`REPORT_INTERVAL`], and of one port [`AT_ONCE`] at once and
-//! one more every [`EVERY`], whatever it sends.
+//! Rate limit of reports of refused senders: each sender of a port once per [`REPORT_INTERVAL`]; of one port
+//! [`AT_ONCE`], and one more every [`EVERY`].
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -7,34 +7,34 @@ use std::time::Duration;
 use crate::switch::{PortId, RefusedSender};
 use crate::time::MonoTime;
 
-/// For how long a sender is not announced again.
+/// Time for which a sender is not reported again.
 pub const REPORT_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Announcements of one port at once.
+/// Maximum burst of reports of a port.
 pub const AT_ONCE: u32 = 8;
 
-/// The time after which one more may follow.
+/// Time per further report.
 pub const EVERY: Duration = Duration::from_secs(60);
 
-/// Senders that are remembered of a port: more than are announced within [`REPORT_INTERVAL`].
+/// Maximum senders remembered of a port: more than are reported within [`REPORT_INTERVAL`].
 const MAX_SENDERS: usize = 20;
 
-/// What is known of one port.
+/// State of one port.
 #[derive(Debug)]
 struct Port {
     announced: VecDeque<(RefusedSender, MonoTime)>,
-    /// Announcements that it has left, as of `since`.
+    /// Reports left, as of `since`.
     left: u32,
     since: MonoTime,
 }
 
-/// What is known of all ports.
+/// State of all ports.
 #[derive(Debug, Default)]
 pub struct SpoofReports {
     ports: HashMap<PortId, Port>,
 }
 
-/// That a sender is to be announced.
+/// A report to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report {
     /// Whether it is the last one for a while.
@@ -42,7 +42,7 @@ pub struct Report {
 }
 
 impl SpoofReports {
-    /// Notes that a sender was refused at a port. Whether to announce it.
+    /// Records a refused sender of a port. Returns the report to make, if any.
     pub fn record(&mut self, at: PortId, sender: RefusedSender, now: MonoTime) -> Option<Report> {
         let fresh = || Port { announced: VecDeque::new(), left: AT_ONCE, since: now };
         let port = self.ports.entry(at).or_insert_with(fresh);
@@ -69,7 +69,7 @@ impl SpoofReports {
         Some(Report { is_last: port.left == 0 })
     }
 
-    /// Forgets the ports that are gone.
+    /// Removes the state of removed ports.
     pub fn retain(&mut self, is_there: impl Fn(PortId) -> bool) {
         self.ports.retain(|&id, _| is_there(id));
     }

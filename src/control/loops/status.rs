@@ -1,25 +1,25 @@
-//! What is shown of loops and storms: JSON of the API, rows of the CLI's tables. Names are a contract;
-//! fields may only be added.
+//! Types of status responses of loops and storms, also rows of the CLI's tables. Field names are a contract: fields may
+//! only be added.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What somebody joins.
+/// Kind of a loop or bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoopKind {
-    /// A VM joins its own ports on one network.
+    /// A VM connects its own ports on one network.
     IntraVm,
-    /// Two VMs, or a VM and what is outside, are joined around the switch on one network.
+    /// Two VMs, or a VM and an uplink, are connected outside of the switch on one network.
     External,
-    /// A VM joins networks that are joined otherwise as well.
+    /// A VM bridges networks that are also joined elsewhere.
     InterNetwork,
-    /// A VM joins two networks. That is no loop, and nothing is done about it.
+    /// A VM bridges two networks: not a loop, no measures.
     Notice,
 }
 
 impl LoopKind {
-    /// As people read it, and JSON has it.
+    /// Name in JSON and tables.
     pub const fn name(self) -> &'static str {
         match self {
             LoopKind::IntraVm => "intra_vm",
@@ -30,99 +30,99 @@ impl LoopKind {
     }
 }
 
-/// A loop that is there, or was lately; or networks that somebody joins.
+/// An active or recent loop, or bridged networks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LoopStatus {
-    /// What is joined.
+    /// Kind.
     pub kind: LoopKind,
-    /// The VM by which it is: of several the one that came last. Empty if there is none.
+    /// The VM that causes it: of several the one attached last. Empty if none.
     pub device_id: String,
-    /// All VMs that take part, that one first.
+    /// All VMs involved, that one first.
     pub device_ids: Vec<String>,
-    /// The network; the first of several.
+    /// Network; the first of several.
     pub network_id: String,
-    /// All networks that take part.
+    /// All networks involved.
     pub network_ids: Vec<String>,
-    /// The ports that are joined, in the order of the configuration; uplinks behind them.
+    /// Ports in configuration order; then uplinks.
     pub ports: Vec<String>,
-    /// Whether it is there, or at least measures against it are: `false` for one that is over.
+    /// Whether it, or a measure against it, is active.
     pub active: bool,
-    /// What is done: 1 floods among siblings are stopped, 2 all but one of the ports are held, 3 all are. 0: nothing.
+    /// Level: 1 floods among siblings are stopped, 2 all but one of the ports are quarantined, 3 all are. 0: none.
     pub level: u8,
-    /// The same in words.
+    /// Name of the level.
     pub measures: String,
-    /// The ports that are held for it.
+    /// Quarantined ports.
     pub quarantined: Vec<String>,
-    /// When it was found: RFC 3339, UTC, as all times here.
+    /// Time of detection: RFC 3339, UTC, as all times here.
     pub since: String,
-    /// When a probe went round last.
+    /// Time of the last returned probe.
     pub seen: String,
-    /// Until when the measures stay, if it is gone then.
+    /// End of the measures, if it is gone then.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub until: Option<String>,
-    /// When it was over.
+    /// End.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ended: Option<String>,
-    /// How many times it came back, or stayed beyond its time.
+    /// Number of times it has returned or persisted.
     pub repeats: u32,
-    /// Frames that storm limits refused from its ports since it is there: copies that nobody had to bear.
+    /// Frames of its ports dropped by storm limits since its start.
     pub copies_suppressed: u64,
-    /// All of this in a sentence.
+    /// Description.
     pub text: String,
 }
 
-/// A storm that is there, or was lately.
+/// An active or recent storm.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StormStatus {
-    /// The VM; empty for an uplink.
+    /// VM; empty for an uplink.
     pub device_id: String,
-    /// The network; empty for an uplink, which has several.
+    /// Network; empty for an uplink, which may have several.
     pub network_id: String,
-    /// The port or uplink. Absent where it is all ports of the VM on the network together.
+    /// Port or uplink. Absent if all ports of the VM on the network are meant.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub port_id: Option<String>,
-    /// Which limit is hit: `broadcast`, `multicast`, `unknown_unicast` or `bpdu` of a port; `vm` or `copies` of all
-    /// ports together.
+    /// Exceeded limit: `broadcast`, `multicast`, `unknown_unicast` or `bpdu` of a port; `vm` or `copies` of all ports
+    /// together.
     pub class: String,
-    /// Whether it goes on.
+    /// Whether it is active.
     pub active: bool,
-    /// When it began: RFC 3339, UTC.
+    /// Start: RFC 3339, UTC.
     pub since: String,
-    /// When it was over.
+    /// End.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ended: Option<String>,
-    /// How many frames were refused.
+    /// Frames dropped.
     pub suppressed: u64,
-    /// The most that were refused in a second.
+    /// Maximum drops per second.
     pub highest_rate: u64,
-    /// What is done beside dropping them: `drop`, `drop+event` or `disable`.
+    /// Action beside dropping: `drop`, `drop+event` or `disable`.
     pub action: String,
-    /// Whether the port is held for it.
+    /// Whether the port is quarantined for it.
     pub quarantined: bool,
-    /// Until when it is; absent if it is not, or until it is released by hand.
+    /// End of the quarantine; absent without, or until released by hand.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub until: Option<String>,
-    /// All of this in a sentence.
+    /// Description.
     pub text: String,
 }
 
-/// What is counted of probes and of what follows from them, over all of the switch.
+/// Counters of loops, storms, dampened stations and probes, of the whole switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LoopCounts {
-    /// Loops found since the switch started.
+    /// Loops detected since the start.
     pub loops: u64,
-    /// Storms that began since then.
+    /// Storms since the start.
     pub storms: u64,
-    /// Stations that were frozen since then.
+    /// Stations dampened since the start.
     pub dampenings: u64,
-    /// Stations that are frozen.
+    /// Stations dampened now.
     pub dampened: u64,
     /// Probes sent.
     pub probes_sent: u64,
-    /// Probes that came back elsewhere.
+    /// Probes returned at another port.
     pub probes_returned: u64,
-    /// What came to the address of probes and was none of ours.
+    /// Frames to the probe address that are no probes of this switch.
     pub probes_forged: u64,
-    /// Probes that were too old, or had come before.
+    /// Probes too old, or received before.
     pub probes_stale: u64,
 }

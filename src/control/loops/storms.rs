@@ -1,52 +1,51 @@
-//! Storms, from counters: one begins when frames are refused by a storm limit, and is over when none
-//! has been for [`HOLD_DOWN`].
+//! Storm episodes, derived from counters: one starts when a storm limit drops frames, and ends when none was dropped
+//! for [`HOLD_DOWN`].
 
 use std::time::Duration;
 
 use crate::time::MonoTime;
 
-/// For how long nothing may be refused before a storm is over.
+/// Time without drops after which a storm has ended.
 pub const HOLD_DOWN: Duration = Duration::from_secs(5);
 
-/// A storm that is there, or was.
+/// An active or ended storm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Episode {
-    /// When it was noticed.
+    /// Time of detection.
     pub since: MonoTime,
-    /// When something was refused last.
+    /// Time of the last drop.
     pub last: MonoTime,
-    /// How many frames were refused.
+    /// Frames dropped.
     pub suppressed: u64,
-    /// The most in a second, as the looks tell.
+    /// Maximum drops per second, by readings.
     pub peak: u64,
 }
 
-/// What a look has come to, if there are news.
+/// Transition found by a reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transition {
-    /// It begins.
+    /// Started.
     Started,
-    /// It is over; how it was.
+    /// Ended, with the episode.
     Stopped(Episode),
 }
 
-/// What is known of one limit.
+/// State of one limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Storm {
-    /// How much had been refused at the last look, and when that was.
+    /// Drops at the last reading, and its time.
     refused: u64,
     observed: Option<MonoTime>,
-    /// How much was refused between the last two looks.
+    /// Drops between the last two readings.
     more: u64,
     episode: Option<Episode>,
 }
 
 impl Storm {
-    /// Looks at a limit that has ever refused so many frames. What was refused before the first look is of
-    /// the past.
+    /// Records a reading of a limit's drop counter. Drops before the first reading are ignored.
     pub fn observe(&mut self, refused: u64, now: MonoTime) -> Option<Transition> {
         let before = self.observed.replace(now);
-        // A port that has been detached takes its counters with it.
+        // The counters of a detached port are gone.
         let more = refused.saturating_sub(std::mem::replace(&mut self.refused, refused));
         self.more = if before.is_some() { more } else { 0 };
         let before = before?;
@@ -65,17 +64,17 @@ impl Storm {
         is_new.then_some(Transition::Started)
     }
 
-    /// The storm, if there is one.
+    /// The active storm, if any.
     pub fn episode(&self) -> Option<Episode> {
         self.episode
     }
 
-    /// How much was refused between the last two looks.
+    /// Drops between the last two readings.
     pub fn more(&self) -> u64 {
         self.more
     }
 
-    /// Whether anything was.
+    /// Whether there were drops between the last two readings.
     pub fn is_hit(&self) -> bool {
         self.more > 0
     }

@@ -1,5 +1,5 @@
-//! The loops that there are: each is found from links, stands on its ladder, and has measures that
-//! follow from both. Those that are over are remembered for a while.
+//! Table of loops: each is derived from links, has an escalation, and measures that follow from both. Ended loops are
+//! remembered for a while.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
@@ -9,113 +9,112 @@ use super::escalation::{Escalation, Level, MEMORY, PERSIST_INTERVALS, Transition
 use super::topology::{Endpoint, Topology};
 use crate::time::MonoTime;
 
-/// Loops that are over and still shown, at most.
+/// Maximum ended loops shown.
 const MAX_ENDED: usize = 100;
 
-/// For how long they are.
+/// Time for which they are shown.
 const SHOWN: Duration = Duration::from_secs(3600);
 
-/// As long as a loop was seen so lately, its VMs are probed more often.
+/// While a probe of a loop returned within this time, its VMs are probed more often.
 const IN_QUESTION: Duration = Duration::from_secs(10);
 
 /// A loop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loop {
-    /// What it is known by.
+    /// Key.
     pub key: LoopKey,
-    /// What is done about it.
+    /// Escalation.
     pub escalation: Escalation,
-    /// Its links, with when each was last seen.
+    /// Links, with the time of their last probe.
     pub edges: BTreeMap<Edge, MonoTime>,
-    /// Of a link between networks: the end at which the first probe came back.
+    /// For a link between networks: the end at which the first probe returned.
     pub receiver: Option<Endpoint>,
-    /// Of a link between networks: the other links by which they are joined.
+    /// For a link between networks: the other links that join them.
     pub other_edges: Vec<Edge>,
-    /// How many frames storm limits have refused from its ports since it is there, and in the storm as
-    /// which it began.
+    /// Frames of its ports dropped by storm limits since its start, and in the storm in which it started.
     pub suppressed: u64,
 }
 
-/// Why a loop is over.
+/// Why a loop has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndReason {
-    /// It was not there any more at the end of its time.
+    /// It was gone at the end of its measures.
     Gone,
-    /// Its measures were lifted by hand.
+    /// Released by hand.
     Released,
-    /// Its ports are not there any more.
+    /// Its ports were removed.
     Detached,
 }
 
-/// A loop that is over.
+/// An ended loop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndedLoop {
-    /// How it was in the end.
+    /// Its last state.
     pub loop_state: Loop,
-    /// When it was over.
+    /// End.
     pub at: MonoTime,
-    /// Why.
+    /// Reason.
     pub why: EndReason,
 }
 
-/// What is remembered of a loop that is over, for the next time.
+/// What is remembered of an ended loop, in case it returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoopHistory {
-    /// How many times it will have come back then.
+    /// Number of returns, the next one included.
     pub repeats: u32,
-    /// When it was over.
+    /// End.
     pub at: MonoTime,
 }
 
-/// Networks that somebody joins.
+/// Bridged networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BridgingNotice {
-    /// By these ends.
+    /// Ends.
     pub edge: Edge,
-    /// Since when.
+    /// Start.
     pub since: MonoTime,
-    /// When that was last seen.
+    /// Time of the last probe.
     pub seen: MonoTime,
-    /// Whether they still do.
+    /// Whether they are still bridged.
     pub is_there: bool,
 }
 
-/// What storm limits have refused from a port.
+/// Frames of a port dropped by storm limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RefusedCount {
-    /// Frames since the last look.
+    /// Since the last update.
     pub more: u64,
-    /// Frames in the present storm, those included.
+    /// In the current storm, including these.
     pub total: u64,
 }
 
-/// What has happened.
+/// Event of a loop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoopEvent {
-    /// A loop has been found.
+    /// Detected.
     Started(LoopKey),
-    /// More is done about it.
+    /// Escalated.
     Escalated(LoopKey, Level),
-    /// It is still there at the end of its time, and has so much more.
+    /// Extended: it still exists at the end of its measures.
     Extended(LoopKey, Duration),
-    /// Its probes do not return any more.
+    /// Its probes no longer return.
     Cleared(LoopKey),
     /// It is over.
     Stopped(Box<EndedLoop>),
-    /// Networks are joined: no loop by itself.
+    /// Networks are bridged: not a loop by itself.
     NetworksBridged(Edge),
 }
 
-/// What is to be done about all loops together.
+/// Measures against all loops.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LoopMeasures {
-    /// VM and network: what one of these ports floods does not reach the others.
+    /// By VM and network: ports whose floods do not reach the others.
     pub split_horizon: BTreeSet<(String, String)>,
-    /// The ports that are held, and for which loop.
+    /// Quarantined ports, with their loop.
     pub quarantined: BTreeMap<Endpoint, LoopKey>,
 }
 
-/// Who joins which networks: what a notice is told of once.
+/// Key of a notice: VM and networks.
 type Bridging = [(Option<String>, String); 2];
 
 /// All loops.
@@ -129,7 +128,7 @@ pub struct LoopTable {
 }
 
 impl Loop {
-    /// Its ends.
+    /// Ends.
     pub fn ends(&self) -> BTreeSet<&Endpoint> {
         self.edges.keys().flat_map(|(a, b)| [a, b]).collect()
     }
@@ -139,17 +138,17 @@ impl Loop {
         self.ends().iter().any(|end| end.vm.as_deref() == Some(vm))
     }
 
-    /// Its networks.
+    /// Networks.
     pub fn networks(&self) -> BTreeSet<&str> {
         self.ends().into_iter().map(|end| end.network.as_str()).collect()
     }
 
-    /// How often it is probed, at least.
+    /// Minimum probe interval of its networks.
     pub fn interval(&self, topology: &Topology) -> Duration {
         self.networks().into_iter().map(|network| topology.interval(network)).max().unwrap_or(Duration::from_secs(1))
     }
 
-    /// The ends that it holds. Uplinks are never held.
+    /// Ends that it quarantines; never uplinks.
     pub fn quarantined(&self, topology: &Topology) -> BTreeSet<&Endpoint> {
         let mut ends: Vec<&Endpoint> = self.ends().into_iter().filter(|end| end.vm.is_some()).collect();
         ends.sort_by_key(|end| topology.order(end));
@@ -157,7 +156,7 @@ impl Loop {
             (Level::SplitHorizon, _) => BTreeSet::new(),
             (Level::All, _) => ends.into_iter().collect(),
             (Level::AllButOne, LoopKey::IntraVm { .. }) => ends.into_iter().skip(1).collect(),
-            // The VM that came later is the one that stands later.
+            // The VM attached later comes later.
             (Level::AllButOne, LoopKey::External { .. }) => {
                 let first = |vm: &Option<String>| ends.iter().position(|end| end.vm == *vm);
                 let younger = ends.iter().map(|end| &end.vm).max_by_key(|vm| first(vm)).cloned().flatten();
@@ -172,12 +171,12 @@ impl Loop {
 }
 
 impl LoopTable {
-    /// A probe that left by `from` has come back at `at`. Whether nothing was known of that.
+    /// Records a probe sent at `from` and returned at `at`. Returns whether that is news.
     pub fn record_probe(&mut self, from: Endpoint, at: Endpoint, now: MonoTime) -> bool {
         self.edges.record(from, at, now)
     }
 
-    /// Adds the loops of an earlier book that this one does not have.
+    /// Adds restored loops that are not in this table.
     pub fn add(&mut self, earlier: LoopTable) {
         for (key, of) in earlier.loops {
             self.loops.entry(key).or_insert(of);
@@ -187,27 +186,27 @@ impl LoopTable {
         }
     }
 
-    /// The loops that there are.
+    /// Active loops.
     pub fn loops(&self) -> impl Iterator<Item = &Loop> {
         self.loops.values()
     }
 
-    /// The loop of this name.
+    /// Loop with this key.
     pub fn find(&self, key: &LoopKey) -> Option<&Loop> {
         self.loops.get(key)
     }
 
-    /// Those that are over, the latest first.
+    /// Ended loops, the latest first.
     pub fn ended(&self) -> impl Iterator<Item = &EndedLoop> {
         self.ended.iter().rev()
     }
 
-    /// Who joins networks, or did lately: at `now`.
+    /// Bridged networks, current or recent at `now`.
     pub fn notices(&self, now: MonoTime) -> impl Iterator<Item = &BridgingNotice> {
         self.notices.values().filter(move |notice| notice.is_there || now.since(notice.seen) < SHOWN)
     }
 
-    /// What is to be done about all of them.
+    /// Measures against all loops.
     pub fn measures(&self, topology: &Topology) -> LoopMeasures {
         let mut mitigation = LoopMeasures::default();
         for (key, of) in &self.loops {
@@ -219,24 +218,23 @@ impl LoopTable {
         mitigation
     }
 
-    /// Whether there is a loop in question of this VM, and its probes are waited for.
+    /// Whether a loop of this VM waits for probes.
     pub fn is_active(&self, vm: &str, now: MonoTime) -> bool {
         self.loops.values().any(|of| {
-            // Also before it may be let loose.
+            // Also before its measures may end.
             let soon = of.escalation.until.since(now) < IN_QUESTION;
             (soon || now.since(of.escalation.last_seen) < IN_QUESTION) && of.has_vm(vm)
         })
     }
 
-    /// Whether this port takes part in a loop: its VM is suspected of what is wrong there.
+    /// Whether this port is in a loop: then its VM is suspect.
     pub fn is_suspect(&self, vm: &str, network: &str) -> bool {
         self.loops
             .values()
             .any(|of| of.ends().iter().any(|end| end.vm.as_deref() == Some(vm) && end.network == network))
     }
 
-    /// Looks at what has been heard. `refused`: what storm limits have refused of those ports of which they
-    /// refuse something.
+    /// Updates all loops. `refused`: frames dropped by storm limits, of ports with such drops.
     pub fn update(
         &mut self,
         topology: &Topology,
@@ -266,7 +264,7 @@ impl LoopTable {
             match of.escalation.update(interval, now) {
                 Some(Transition::Escalated(level)) => events.push(LoopEvent::Escalated(key.clone(), level)),
                 Some(Transition::Extended(time)) => {
-                    // Whoever has left it meanwhile is held no longer.
+                    // A port that has left the loop is no longer quarantined.
                     of.edges.retain(|_, seen| now.since(*seen) <= interval * PERSIST_INTERVALS);
                     events.push(LoopEvent::Extended(key.clone(), time));
                 }
@@ -283,7 +281,7 @@ impl LoopTable {
         events
     }
 
-    /// Lifts the measures of all loops that a port is in, and forgets how often they came back.
+    /// Ends the measures of all loops of a port, and forgets their returns.
     pub fn release(&mut self, port: &str, now: MonoTime) -> Vec<LoopEvent> {
         let is_meant = |end: &&Endpoint| end.port == port;
         let keys: Vec<LoopKey> =
@@ -296,7 +294,7 @@ impl LoopTable {
         events
     }
 
-    /// Those who are not there any more leave their loops.
+    /// Removes ports that no longer exist from their loops.
     fn remove_detached(&mut self, topology: &Topology, now: MonoTime, events: &mut Vec<LoopEvent>) {
         let mut over = Vec::new();
         for (key, of) in &mut self.loops {
@@ -319,7 +317,7 @@ impl LoopTable {
 
     fn end(&mut self, key: &LoopKey, why: EndReason, now: MonoTime, events: &mut Vec<LoopEvent>) {
         let Some(loop_state) = self.loops.remove(key) else { return };
-        // What was heard of it is of the past: if it is still there, it is heard again.
+        // Earlier probes no longer count: an existing loop is detected again.
         self.edges.drop_all(loop_state.edges.keys());
         self.history
             .insert(key.clone(), LoopHistory { repeats: loop_state.escalation.repeats.saturating_add(1), at: now });
@@ -331,7 +329,7 @@ impl LoopTable {
         events.push(LoopEvent::Stopped(over.into()));
     }
 
-    /// Who joins networks is told of once, however often that comes and goes.
+    /// Bridged networks are reported once, however often that ends and starts.
     fn record_bridgings(&mut self, events: &mut Vec<LoopEvent>) {
         self.notices.values_mut().for_each(|notice| notice.is_there = false);
         for (pair, link) in self.edges.bridgings() {

@@ -14,10 +14,10 @@ use crate::switch::{FdbEntry, PortId, Station};
 use crate::time::{self, MonoTime};
 use crate::wire::Announcement;
 
-/// Learned stations that are announced after a takeover, at most: those that were seen last.
+/// Maximum learned stations announced after a takeover: the most recently seen.
 const MAX_LEARNED: usize = 4096;
 
-/// The stations that were learned when uplinks took over.
+/// Stations learned when uplinks took over.
 #[derive(Debug)]
 pub(super) struct LearnedStations {
     takeovers: Vec<Failover>,
@@ -52,7 +52,7 @@ impl AnnounceState {
 }
 
 impl Controller {
-    /// Follows what is there now: announces what is new, and lets what is gone be.
+    /// Announces new stations at uplinks, and stops announcing removed ones.
     pub(super) fn update_announcements(&mut self) {
         let topology = self.announced_layout();
         let failovers = self.announcements.announcer.follow(topology, time::now());
@@ -62,7 +62,7 @@ impl Controller {
         let (workers, sender) = (self.workers.clone(), self.announcements.sender.clone());
         tokio::spawn(async move {
             let Some(stations) = workers.stations().await else { return };
-            // The receiver is dropped when the switch is closed.
+            // The receiver is gone if the switch is stopping.
             let _ = sender.send(LearnedStations { takeovers: failovers, stations });
         });
     }
@@ -99,7 +99,7 @@ impl Controller {
         topology
     }
 
-    /// Schedules announcements of the stations that were learned behind local ports when uplinks took over.
+    /// Schedules announcements of stations learned at local ports when uplinks took over.
     pub(super) fn announce_learned(&mut self, learned: LearnedStations) {
         let LearnedStations { takeovers: failovers, stations } = learned;
         let now = time::now();

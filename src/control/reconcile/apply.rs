@@ -1,10 +1,9 @@
-//! A change that is under way.
+//! Applies a change to ports, devices and workers.
 //!
-//! First everything that goes: configuration without it, then its queues come back, and its devices are
-//! closed. Only then what comes: a device that is closed may be in the way of one that is opened.
-//! In between questions are answered, and another change waits. Once all is closed, others may be
-//! made: what is being opened settles port by port, and the answer is given when all have, or have
-//! had their time. A close that does not return is not waited for either.
+//! Removals come first: workers get a configuration without the removed ports, return their queues, and the devices are
+//! closed. Then devices are opened, because a device to be closed may conflict with one to be opened. Meanwhile
+//! requests are answered, and another change waits. The reply is sent once each port to be opened has succeeded, failed
+//! or timed out; other changes may start before. A close that does not return also times out.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use tracing::{info, warn};
 use super::devices::ClosingPort;
 use super::results::{AfterCommit, Apply, ProvisionalChange, Reply};
 use super::{Controller, Port, State};
-use crate::control::compile::endpoints::{self, ConfigRef, Endpoint, Kind, Labels};
+use crate::control::compile::endpoints::{self, ConfigRef, Endpoint, Kind};
 use crate::control::compile::plan::{DeviceChange, Step, device_step_of_open, plan};
 use crate::control::config::{self, Config, ConfigFile};
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
@@ -29,24 +28,24 @@ use crate::switch::PortId;
 use crate::time::{self, MonoTime};
 use crate::worker::{Flush, RxQueue};
 
-/// Sentences on differences that an event has, at most.
+/// Maximum changes listed in an event.
 const MAX_CHANGES_SHOWN: usize = 20;
 
-/// Bytes that an event has of one of them.
+/// Maximum length of each in bytes.
 const MAX_CHANGE_LEN: usize = 600;
 
-/// A change that is made, but for ports that are being opened. Each of them settles by itself, and other changes go on.
+/// A change that is applied except for ports still being opened. Other changes may start.
 #[derive(Debug)]
 pub(super) struct PendingApply {
     result: ChangeResult,
     reply: Option<Reply>,
-    /// Ports, by key, that were to have a device.
+    /// Keys of ports to be opened.
     wanted: HashSet<u64>,
     since: MonoTime,
     pub(super) to_be_confirmed: bool,
 }
 
-/// A change that is made and goes back unless it is confirmed.
+/// An applied change that is reverted unless confirmed.
 #[derive(Debug)]
 pub(super) struct UnconfirmedChange {
     pub previous: Config,
@@ -54,7 +53,7 @@ pub(super) struct UnconfirmedChange {
     pub deadline: MonoTime,
 }
 
-/// What to do with the queues and devices of a port once a configuration is in force that does not need them.
+/// Operation on a port's queues and device, once no worker's configuration needs them.
 enum DeviceOp {
     Close { port: u64, queues: Vec<(u16, PortId, u16)>, remove: Option<Settings> },
     Rename { queues: Vec<(u16, PortId, u16)>, id: PortId },
@@ -62,7 +61,7 @@ enum DeviceOp {
 }
 
 impl Controller {
-    /// Begins a change. Nothing is done if it is refused.
+    /// Validates a change and starts its commit.
     pub(super) async fn change(&mut self, change: Change, confirm: Option<Duration>, reply: Reply) {
         let (config, result) = match self.admit(&change) {
             Err(error) => return drop(reply.send(Err(error))),
@@ -78,7 +77,7 @@ impl Controller {
                 let then = AfterCommit::Apply { config: config.clone().into(), transition: apply };
                 self.commit_change(config, orphans, event, then, None);
             }
-            // The process may end before it has gone back: what it would leave behind is kept.
+            // The process may end before the change is reverted: the netdevs it would leave are stored as orphans.
             Some(within) => {
                 let orphans = self.orphans_after(&config, &self.config);
                 self.commit_provisional(
@@ -89,18 +88,18 @@ impl Controller {
         }
     }
 
-    /// Applies the configuration file as it is now. What was changed by API since it was last applied stays.
+    /// Applies the configuration file. Keeps API changes made since it was last applied.
     pub(super) fn reload(&mut self, file: Result<ConfigFile, String>, reply: Reply) {
         let (file, merged, result) = match self.reloaded(file) {
             Ok(reloaded) => reloaded,
             Err(error) => {
-                self.emit_config(format!("reload failed, and nothing has been changed: {}", error.message));
+                self.emit_config(format!("reload failed; no changes: {}", error.message));
                 return drop(reply.send(Err(error)));
             }
         };
         let last_applied = state::last_applied(&file);
         if merged.config == self.config && last_applied == *self.state.last_applied() {
-            info!("config: reloaded; nothing has been changed");
+            info!("config: reloaded; no changes");
             return drop(reply.send(Ok(result)));
         }
         let mut text = format!("reloaded: {}", summary(&result.changes));
@@ -115,7 +114,7 @@ impl Controller {
         self.commit_change(merged.config, orphans, event, then, Some(last_applied.into()));
     }
 
-    /// What comes of the file as it is now.
+    /// Merges the file with API changes.
     fn reloaded(&self, file: Result<ConfigFile, String>) -> Result<(ConfigFile, Merged, ChangeResult), ChangeError> {
         let file = file.map_err(|why| ChangeError::request("unreadable", why))?;
         self.check_idle()?;
@@ -124,17 +123,17 @@ impl Controller {
         Ok((file, Merged { config, ..merged }, changed))
     }
 
-    /// The switch stops, and what is in hand takes too long. It is kept, so it is answered.
+    /// Replies to unfinished changes when the switch stops. They are stored.
     pub(super) fn answer_unfinished(&mut self) {
         self.pending.iter_mut().for_each(|pending| pending.since = MonoTime::default());
         self.answer_pending();
         let Some(Apply { mut result, reply: Some(reply), .. }) = self.applying.take() else { return };
-        result.warnings.push("the switch stops while devices are being closed or changed; it is kept".into());
-        // Whoever asked may be gone.
+        result.warnings.push("the switch stops before all devices are closed or adjusted; the change is stored".into());
+        // The client may have disconnected.
         let _ = reply.send(Ok(result));
     }
 
-    /// Makes a change that goes back unless it is confirmed.
+    /// Applies a change that is reverted unless confirmed.
     pub(super) async fn apply_provisionally(&mut self, provisional: ProvisionalChange) {
         let ProvisionalChange { config, transition: apply, within, text } = provisional;
         self.emit_config(format!("to be confirmed within {}: {text}", seconds(within)));
@@ -143,35 +142,34 @@ impl Controller {
         self.apply(*config, Apply { to_be_confirmed: true, ..*apply }).await;
     }
 
-    /// Whether a change may be, and the configuration to which it leads; `None` if it is so
-    /// already.
+    /// The configuration to which a change leads; `None` if that is the current one.
     fn admit(&self, change: &Change) -> Result<Option<(Config, ChangeResult)>, ChangeError> {
         self.check_idle()?;
         let (config, changed) = self.outcome(change)?;
         Ok((config != self.config).then_some((config, changed)))
     }
 
-    /// Whether any change may be.
+    /// Whether a change may start.
     fn check_idle(&self) -> Result<(), ChangeError> {
         self.state.check()?;
         if self.unconfirmed.is_some() {
-            let message = "the last change waits to be confirmed; confirm it, or wait until it has gone back";
+            let message = "the last change is not confirmed; confirm it, or wait until it is reverted";
             return Err(ChangeError::conflict("unconfirmed", message));
         }
         Ok(())
     }
 
-    /// What a change would come to.
+    /// The configuration and result of a change.
     pub(super) fn outcome(&self, change: &Change) -> Result<(Config, ChangeResult), ChangeError> {
         let config = change.to(&self.config)?;
         let changes = describe_changes(&self.config, &config);
         Ok((config, ChangeResult { changes, warnings: Vec::new() }))
     }
 
-    /// Keeps the change that waits to be confirmed.
+    /// Makes the unconfirmed change permanent.
     pub(super) fn confirm(&mut self, reply: Reply) {
         let Some(unconfirmed) = &self.unconfirmed else {
-            let error = ChangeError::conflict("nothing_to_confirm", "no change waits to be confirmed");
+            let error = ChangeError::conflict("nothing_to_confirm", "no unconfirmed change");
             return drop(reply.send(Err(error)));
         };
         let changes = describe_changes(&unconfirmed.previous, &self.config);
@@ -181,12 +179,12 @@ impl Controller {
         self.commit_change(self.config.clone(), orphans, event, AfterCommit::Answer { changed, reply }, None);
     }
 
-    /// Goes back to what was before the change that has not been confirmed.
+    /// Reverts the unconfirmed change.
     pub(super) async fn revert(&mut self) {
         let Some(UnconfirmedChange { previous, within, .. }) = self.unconfirmed.take() else { return };
         let changes = describe_changes(&self.config, &previous);
         let text = summary(&changes);
-        self.emit_config(format!("not confirmed within {}, and taken back: {text}", seconds(within)));
+        self.emit_config(format!("not confirmed within {}; reverted: {text}", seconds(within)));
         self.apply(previous, Apply::default()).await;
     }
 
@@ -195,7 +193,7 @@ impl Controller {
         self.emit(true, event);
     }
 
-    /// Goes over to another configuration.
+    /// Applies a configuration.
     pub(super) async fn apply(&mut self, config: Config, mut apply: Apply) {
         let tagged = self.active_uplinks();
         let steps = plan(&self.config, &config);
@@ -211,7 +209,7 @@ impl Controller {
             .iter()
             .filter_map(|step| match step {
                 Step::Change { port, flush, device, .. } => Some(((kind(port), port.id()), (*flush, *device))),
-                // Nothing is learned under the key of its queues, which stays.
+                // FDB entries refer to the uplink's VLANs, not to its queues.
                 Step::ChangeUplink { uplink, device, .. } => {
                     Some(((Kind::Uplink, uplink.id.as_str()), (false, *device)))
                 }
@@ -233,7 +231,7 @@ impl Controller {
             let was_up = was.labels(&before).admin_up;
             let index = self.ports.len();
             let planned = steps.get(&was.key()).copied();
-            // Of a port that is otherwise only in what subports it has, nothing is planned.
+            // No step is planned for a parent whose subports alone changed.
             let devices = was.device().zip(port.endpoint.device()).filter(|_| port.may_lose_tags);
             let planned = match devices.map(|(before, after)| device_step_of_open(before, after, true)) {
                 Some(step @ DeviceChange::Reopen { .. })
@@ -251,7 +249,7 @@ impl Controller {
             }
         }
         self.port_index = self.ports.iter().enumerate().map(|(index, port)| (port.key, index)).collect();
-        // In the order in which they stood, so that the same is always told the same way.
+        // In configuration order, so that events have a defined order.
         let mut gone: Vec<Port> = old.into_values().collect();
         gone.sort_by_key(|port| match port.endpoint.config_ref {
             ConfigRef::Port { vm, position, .. } => (vm, position),
@@ -260,12 +258,12 @@ impl Controller {
         for port in gone {
             self.emit_removed(&before, &port);
             let Some(device) = port.endpoint.device().cloned() else { continue };
-            // An attempt that has not returned in time may never do so.
+            // An overdue attempt may never return.
             if !port.is_overdue {
                 apply.pending_ops.insert(port.key);
             }
             let queues = self.queues(&port, port.endpoint.id);
-            // One that is being opened comes back when it is open, and is closed then.
+            // A device being opened is closed when the attempt returns.
             if !matches!(port.state, State::Opening { .. }) {
                 ops.push(DeviceOp::Close { port: port.key, queues, remove: Some(device) });
             }
@@ -286,7 +284,7 @@ impl Controller {
         self.advance().await;
     }
 
-    /// What is to be done with the device of a port that is otherwise.
+    /// Operation on the device of a changed port, if it needs one.
     fn device_op(
         &mut self,
         index: usize,
@@ -299,7 +297,7 @@ impl Controller {
         let key = port.key;
         match (&port.state, device) {
             (State::Opening { .. }, DeviceChange::Adjust | DeviceChange::Reopen { .. }) => {
-                // It comes back as it was to be before, and is opened again then.
+                // The attempt returns with the old settings; then the device is reopened.
                 port.open_deferred = true;
                 apply.pending_ops.insert(key);
                 apply.wanted.insert(key);
@@ -309,7 +307,7 @@ impl Controller {
                 apply.pending_ops.insert(key);
                 let settings = port.endpoint.device().cloned()?;
                 if flush {
-                    // Both are wanted; the one is done at once, the other one elsewhere.
+                    // Both operations: adjust in the background, rename now.
                     self.adjust(key, settings);
                     let queues = self.queues(&self.ports[index], was.id);
                     return Some(DeviceOp::Rename { queues, id: self.ports[index].endpoint.id });
@@ -340,13 +338,13 @@ impl Controller {
         }
     }
 
-    /// The queues of a port: the worker, the name it knows the port by, and the queue.
+    /// Queues of a port: worker, port id known to the worker, queue index.
     fn queues(&self, port: &Port, id: PortId) -> Vec<(u16, PortId, u16)> {
         let State::Up { worker, queues, .. } = port.state else { return Vec::new() };
         (0..queues).map(|queue| (self.workers.worker_for(worker, queue), id, queue)).collect()
     }
 
-    /// Does it. What is to be closed comes back, to be closed with others.
+    /// Runs an operation. Returns a device to be closed, which the caller closes together with others.
     async fn run_device_op(&mut self, op: DeviceOp) -> Option<ClosingPort> {
         match op {
             DeviceOp::Close { port, queues: rx_queues, remove } => {
@@ -359,7 +357,7 @@ impl Controller {
             DeviceOp::Rename { queues: rx_queues, id } => {
                 for (worker, old, queue) in rx_queues {
                     if let Some(rx_queue) = self.workers.close(worker, old, queue).await {
-                        // There is room for it: it has just left.
+                        // The worker has room: the queue has just left it.
                         let _ = self.workers.open(worker, RxQueue::new(id, queue, rx_queue.device)).await;
                     }
                 }
@@ -369,33 +367,7 @@ impl Controller {
         None
     }
 
-    fn emit_admin_state(&mut self, index: usize, was_up: bool) {
-        let is_up = self.is_wanted_up(index);
-        if is_up == was_up || !matches!(self.ports[index].state, State::Up { .. }) {
-            return;
-        }
-        if is_up {
-            self.mark_up(index);
-        } else {
-            self.ports[index].reported_down = true;
-            if self.emit_for(EventKind::PortDown, index, "administratively down") {
-                let Labels { vm, network, .. } = self.names(index);
-                let (port, uplink) = self.log_label(index);
-                info!(vm, network, port, uplink, "port_down: administratively down");
-            }
-            self.emit_subports(index);
-        }
-    }
-
-    fn emit_removed(&mut self, before: &Config, port: &Port) {
-        let names = port.endpoint.labels(before);
-        if matches!(port.state, State::Up { .. } | State::Tagged { reported: Some(true) }) && names.admin_up {
-            let event = self.event_for(&names, EventKind::PortDown, "detached");
-            self.emit(false, event);
-        }
-    }
-
-    /// Something has come for which a change may wait.
+    /// Records the end of an operation on a port's device.
     pub(super) fn op_finished(&mut self, key: u64, warning: Option<String>) {
         let port = self.port_index.get(&key).copied();
         let endpoint = port.map(|index| self.ports[index].endpoint.to_string());
@@ -405,12 +377,12 @@ impl Controller {
             let name = endpoint.map(|endpoint| format!("{endpoint}: ")).unwrap_or_default();
             apply.result.warnings.extend(warning.map(|warning| format!("{name}{warning}")));
         } else if let Some(index) = port {
-            // Nobody waits for it: then nothing is in its way either.
+            // No change waits for it, so no other device conflicts with it.
             self.ports[index].open_deferred = false;
         }
     }
 
-    /// Goes on with the change that is under way, if nothing is waited for or that has had its time.
+    /// Continues the change in progress once all operations have ended or timed out.
     pub(super) async fn advance(&mut self) {
         let now = time::now();
         let Some(apply) = &mut self.applying else { return };
@@ -420,8 +392,11 @@ impl Controller {
             }
             let seconds = OVERDUE_AFTER.as_secs();
             let late = std::mem::take(&mut apply.pending_ops);
-            warn!("{} devices have not been closed in {seconds} seconds; they are closed when they can be", late.len());
-            let warning = format!("{} devices have not been closed in {seconds} seconds", late.len());
+            warn!(
+                "{} devices have not been closed within {seconds} seconds; closing continues in the background",
+                late.len()
+            );
+            let warning = format!("{} devices have not been closed within {seconds} seconds", late.len());
             apply.result.warnings.push(warning);
         }
         let Some(Apply { result, reply, wanted, to_be_confirmed, .. }) = self.applying.take() else { return };
@@ -431,7 +406,7 @@ impl Controller {
         self.answer_pending();
     }
 
-    /// Answers the changes whose ports have all been opened, or not, or have had their time.
+    /// Replies to changes whose ports have all succeeded, failed or timed out.
     pub(super) fn answer_pending(&mut self) {
         let now = time::now();
         let is_settled = |key: &u64| {
@@ -442,7 +417,7 @@ impl Controller {
                 State::Down { reason } => !reason.is_empty(),
             })
         };
-        // What waits behind something that does not return has twice the time.
+        // An attempt queued behind one that does not return has twice the time.
         let is_over = |pending: &PendingApply| now.since(pending.since) >= 2 * OVERDUE_AFTER;
         let is_done = |pending: &mut PendingApply| is_over(pending) || pending.wanted.iter().all(is_settled);
         let done: Vec<PendingApply> = self.pending.extract_if(.., is_done).collect();
@@ -457,19 +432,19 @@ impl Controller {
                 }
                 State::Up { .. } | State::Tagged { .. } => None,
             }));
-            // The time to confirm it begins when it can be looked at.
+            // The time to confirm starts when the result is visible.
             if let Some(unconfirmed) = self.unconfirmed.as_mut().filter(|_| to_be_confirmed) {
                 unconfirmed.deadline = now + unconfirmed.within;
             }
             if let Some(reply) = reply {
-                // Whoever asked may be gone; it is true all the same.
+                // The client may have disconnected; the change stands.
                 let _ = reply.send(Ok(result));
             }
         }
     }
 }
 
-/// The differences in one text, not too long.
+/// Changes as one text of limited length.
 fn summary(changes: &[String]) -> String {
     let short = |difference: &String| {
         let mut text = difference.clone();

@@ -1,20 +1,20 @@
-//! When something that failed is tried again: soon at first, then less and less often, and at once when there is a
-//! sign that it may succeed.
+//! Times of retries after a failure: the interval grows exponentially, and a hint that an attempt may succeed shortens
+//! it.
 
 use std::time::Duration;
 
 use crate::time::MonoTime;
 
-/// Between the first attempt and the second.
+/// Interval between the first two attempts.
 const FIRST: Duration = Duration::from_millis(20);
 
-/// Between two attempts, however many signs there are: others can provoke these.
+/// Minimum interval between attempts after hints, which others can provoke.
 const LEAST: Duration = Duration::from_millis(100);
 
-/// A sign so long after the last attempt begins a new series of attempts.
+/// A hint this long after the last attempt starts a new series.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// The times of attempts.
+/// Times of attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     delay: Duration,
@@ -29,18 +29,18 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// When it is to be tried.
+    /// Time of the next attempt.
     pub fn next(&self) -> MonoTime {
         self.next
     }
 
-    /// Whether it is to be tried now.
+    /// Whether an attempt is due.
     pub fn is_due(&self, now: MonoTime) -> bool {
         now >= self.next
     }
 
-    /// It is being tried. If it fails, it is tried again later, `cap` at most, and a quarter sooner or later by
-    /// `chance`: what fails together is not tried together for ever.
+    /// Records an attempt. The next one is due after the next interval, at most `cap`, with a jitter of a quarter by
+    /// `chance`, so that simultaneous failures do not retry simultaneously.
     pub fn tried(&mut self, now: MonoTime, cap: Duration, chance: u64) {
         let delay = self.delay.min(cap);
         let eighths = u32::try_from(chance % 5).unwrap_or_default() + 6;
@@ -48,7 +48,7 @@ impl Backoff {
         self.delay = (delay * 2).min(cap);
     }
 
-    /// There is a sign that it may succeed now.
+    /// Records a hint that an attempt may succeed now.
     pub fn kick(&mut self, now: MonoTime) {
         let soonest = if self.last == MonoTime::default() { now } else { self.last + LEAST };
         self.next = self.next.min(soonest.max(now));

@@ -1,6 +1,5 @@
-//! What is written down, one thing after the other and aside: the store waits for the disk, and a
-//! disk may hang. Meanwhile questions are answered, devices that are gone are taken back, and ports
-//! that are down are tried again. Changes wait, in their order.
+//! Commits to the store, one at a time and in the background, because a disk may hang. Meanwhile requests are answered,
+//! lost devices are closed and down ports retried; changes wait in order.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,22 +24,22 @@ use crate::control::state::events::{Event, EventKind, shorten};
 use crate::control::state::store::StoreError;
 use crate::time::{self, MonoTime};
 
-/// After how long a state that cannot be written is tried again.
+/// Interval of retries while the state cannot be stored.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// The state cannot be written.
+/// The state cannot be stored.
 #[derive(Debug)]
 pub(super) struct StoreFailure {
-    /// When it is tried again.
+    /// Time of the next retry.
     retry_at: MonoTime,
 }
 
-/// What is being written down.
+/// Commit in progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Commit {
-    /// What has happened. It may be read back as well.
+    /// Events.
     Events,
-    /// A change, and what has happened before.
+    /// A change and earlier events.
     Change,
 }
 
@@ -57,17 +56,17 @@ pub(super) async fn last_event(state: &StateStore) -> Option<u64> {
 }
 
 impl Controller {
-    /// Whether a change has to wait: another one is under way, something is being written down, or the state is retried.
+    /// Whether a change has to wait: another one or a commit is in progress, or the state is being retried.
     pub(super) fn is_busy(&self) -> bool {
         self.applying.is_some() || self.commit.is_some() || self.retries_state
     }
 
-    /// Whether a change is being made, or written down.
+    /// Whether a change is being applied or committed.
     pub(super) fn has_change_in_progress(&self) -> bool {
         self.applying.is_some() || !self.pending.is_empty() || self.commit == Some(Commit::Change)
     }
 
-    /// Begins to write down what has happened, unless something is being written down.
+    /// Starts committing events, unless a commit is in progress.
     pub(super) fn commit_events(&mut self) {
         let is_due = self.state.is_due() && self.applying.is_none();
         let waits = self.store_failure.as_ref().is_some_and(|unwritten| time::now() < unwritten.retry_at);
@@ -81,7 +80,7 @@ impl Controller {
         let (events, store, done) =
             (self.event_log.take_uncommitted(), self.state.clone(), self.device_event_sender.clone());
         self.commit = Some(Commit::Events);
-        // With what the switch has begun with, if that could not be kept.
+        // Includes the initial configuration, if it could not be stored before.
         let stored = self.unconfirmed.as_ref().map_or(&self.config, |unconfirmed| &unconfirmed.previous);
         let due = is_due.then(|| (stored.clone(), self.orphans_after(&self.config, stored)));
         tokio::spawn(async move {
@@ -94,8 +93,8 @@ impl Controller {
         });
     }
 
-    /// Begins to write down that netdevs have been removed, unless something is being written down.
-    /// This is not urgent: they are looked for in vain at worst.
+    /// Starts committing removed orphans, unless a commit is in progress. Not urgent: otherwise the next start looks
+    /// for them in vain.
     pub(super) fn commit_orphans(&mut self) {
         if self.commit.is_some() || self.store_failure.is_some() || !std::mem::take(&mut self.orphans_changed) {
             return;
@@ -111,8 +110,7 @@ impl Controller {
         });
     }
 
-    /// Begins to write down what a change would leave behind that may go back. It is made then.
-    /// Nothing is being written down.
+    /// Starts committing the orphans of a provisional change, which is then applied. No other commit is in progress.
     pub(super) fn commit_provisional(&mut self, orphans: Orphans, provisional: ProvisionalChange) {
         let (store, done) = (self.state.clone(), self.device_event_sender.clone());
         self.commit = Some(Commit::Change);
@@ -122,9 +120,8 @@ impl Controller {
         });
     }
 
-    /// Begins to write down a change that leads to `config` and leaves `left` behind, which `event`
-    /// tells of. With it the configuration file was applied that reads like `last_applied`, if one was. Nothing is being written
-    /// down.
+    /// Starts committing a change to `config` with its orphans and its event, and the configuration file applied with
+    /// it, if any. No other commit is in progress.
     pub(super) fn commit_change(
         &mut self,
         config: Config,
@@ -148,8 +145,8 @@ impl Controller {
         });
     }
 
-    /// Answers past events, each once, and a receiver of the events after them. A message in front of them says if stored
-    /// events cannot be read: the answer does not wait for a disk that hangs.
+    /// Replies with past events, each once, and a receiver of later ones. A first message reports if stored events
+    /// cannot be read; the reply does not wait for a hung disk.
     pub(super) fn read_events(&self, which: EventFilter, reply: oneshot::Sender<Result<History, ChangeError>>) {
         let which = match which.normalized() {
             Ok(which) => which,
@@ -181,12 +178,12 @@ impl Controller {
                 }
                 Err(why) => remembered.insert(0, unreadable(&why)),
             }
-            // Whoever asked and has gone meanwhile gets no answer.
+            // The client may have disconnected.
             let _ = reply.send(Ok((remembered, live)));
         });
     }
 
-    /// Does what follows from something that has been written down, or has not.
+    /// Handles the result of a commit.
     pub(super) async fn handle_commit_done(&mut self, done: CommitDone) {
         self.commit = None;
         match done {
@@ -209,8 +206,8 @@ impl Controller {
     async fn handle_change_committed(&mut self, committed: ChangeCommitted) {
         let ChangeCommitted { result, event, mut before, next, last_applied } = committed;
         if let Err(error) = result {
-            // Its number is taken: what has become of it stands there.
-            let mut text = format!("not kept, and not made: {error}: {}", event.text);
+            // The event's id is used: the failed change is reported under it.
+            let mut text = format!("not stored and not applied: {error}: {}", event.text);
             shorten(&mut text, 1024);
             warn!("config: {text}");
             let event = Event { text, ..event };
@@ -246,19 +243,19 @@ impl Controller {
         self.emit_store_state(result.err().map(|why| why.to_string()));
     }
 
-    /// Says that the state cannot be written, and that it can be again: once each.
+    /// Emits one event when storing fails, and one when it works again.
     fn emit_store_state(&mut self, failed: Option<String>) {
         let was = self.store_failure.take();
         let retry_at = time::now() + RETRY_AFTER;
         if let Some(why) = failed {
             if was.is_none() {
                 self.emit_state(format!(
-                    "store_failed: changes cannot be kept, and none are taken until they can be: {why}"
+                    "store_failed: changes cannot be stored and are refused until they can: {why}"
                 ));
             }
             self.store_failure = Some(StoreFailure { retry_at });
         } else if was.is_some() {
-            self.emit_state("the state is written again, and changes are taken".into());
+            self.emit_state("the state can be stored again; changes are accepted".into());
         }
     }
 
@@ -267,21 +264,21 @@ impl Controller {
         self.emit(true, event);
     }
 
-    /// Appends the events about changes of the configuration file to the event log. The state has logged them already.
+    /// Appends events about the edited configuration file to the event log. The state has logged them already.
     pub(super) fn append_start_events(&mut self) {
         for event in self.state.take_events() {
             let _ = self.event_log.append(event, time::now());
         }
     }
 
-    /// Says that the state could not be used at the start, if that is so.
+    /// Emits an event if the state was unusable at the start.
     pub(super) fn emit_state_at_start(&mut self) {
         if let Err(error) = self.state.check() {
             self.emit_store_state(Some(error.message));
         }
     }
 
-    /// Retries the state that could not be used at the start, if a retry is due.
+    /// Retries state that was unusable at the start, if due.
     pub(super) fn reopen_state(&mut self) {
         let is_due = self.store_failure.as_ref().is_some_and(|unwritten| time::now() >= unwritten.retry_at);
         if is_due && self.state.check().is_err() && self.recovered.is_none() && !self.retries_state {
@@ -289,8 +286,8 @@ impl Controller {
         }
     }
 
-    /// Retries the state that could not be used at the start. `changes` wait for the result, and are refused if the state
-    /// still cannot be used. No other retry is in progress.
+    /// Retries state that was unusable at the start. `changes` wait for the result and are refused if it still is. No
+    /// other retry is in progress.
     pub(super) fn retry_state(&mut self, changes: VecDeque<Request>) {
         self.retries_state = true;
         let (store, done) = (self.state.clone(), self.device_event_sender.clone());
@@ -319,7 +316,7 @@ impl Controller {
             Err(why) => {
                 self.state.still_broken(why);
                 self.store_failure = Some(StoreFailure { retry_at: time::now() + RETRY_AFTER });
-                // Each is refused with the present reason.
+                // Refuses each with the current reason.
                 for change in changes {
                     self.apply_change(change).await;
                 }
@@ -327,7 +324,7 @@ impl Controller {
         }
     }
 
-    /// Goes over to what the state has, which can be used again, and keeps changes from now on.
+    /// Applies recovered state, and stores changes from then on.
     pub(super) async fn recover(&mut self) {
         if self.is_busy() {
             return;
@@ -347,7 +344,7 @@ impl Controller {
         let config = match endpoints::check_capacity(&config) {
             Ok(()) => config,
             Err(why) => {
-                warn!("what the state has beside the configuration file is not taken: {why}");
+                warn!("the API's changes in the stored state are ignored: {why}");
                 self.config.clone()
             }
         };
@@ -365,7 +362,7 @@ impl Controller {
         self.verify_state(Some(0));
     }
 
-    /// Waits until all has been written down.
+    /// Waits until everything is stored.
     pub(super) async fn finish_commits(&mut self) {
         if let Some(unwritten) = &mut self.store_failure {
             unwritten.retry_at = MonoTime::default();
@@ -378,7 +375,7 @@ impl Controller {
                     self.commit = None;
                     self.handle_events_committed(result, events);
                 }
-                // It is kept, and made at the next start: whoever asked hears that the switch leaves.
+                // The change is stored and takes effect at the next start; the client is told that the switch stops.
                 Some(DeviceEvent::Committed(CommitDone::Change(committed))) => {
                     self.commit = None;
                     match committed.result {
@@ -386,9 +383,9 @@ impl Controller {
                         Err(_) => self.event_log.put_back(committed.before),
                     }
                 }
-                // Whoever asked for it hears that the switch leaves.
+                // The client is told that the switch stops.
                 Some(DeviceEvent::Committed(CommitDone::Attempt(..))) => self.commit = None,
-                // What was opened meanwhile is closed by being dropped.
+                // Dropping it closes a device opened meanwhile.
                 Some(_) => {}
                 None => return,
             }

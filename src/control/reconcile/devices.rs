@@ -1,5 +1,5 @@
-//! Devices: opened, handed to workers, taken back, closed. What may wait for the kernel is done off
-//! the thread of control, and comes back as a [`DeviceEvent`].
+//! Opens and closes devices and hands their queues to workers. Calls that may block run as jobs, and return a
+//! [`DeviceEvent`].
 //!
 //! A device whose netdev is gone: `handle_device_gone` closes it on a worker's notice, `close_devices` takes its
 //! queues back, and `try_down_ports` opens it again.
@@ -12,57 +12,56 @@ use tracing::{info, warn};
 use super::results::{DeviceEvent, OpenResult};
 use super::watcher;
 use super::{Controller, Port, State};
-use crate::control::compile::endpoints::Labels;
 use crate::control::compile::forwarding::{self, ControlState};
 use crate::control::compile::plan::{DeviceChange, device_step_of_open};
 use crate::control::config::Config;
 use crate::control::desired::orphans::{self, OrphanNetdev, Orphans};
 use crate::control::reconcile::backoff::Backoff;
 use crate::control::reconcile::jobs::OVERDUE_AFTER;
-use crate::control::state::events::EventKind;
 use crate::device::properties;
 use crate::device::{self, Device, DeviceLocation, OpenError, Opened, Removal, Settings};
 use crate::sys::netns::Netns;
 use crate::time::{self, MonoTime};
 use crate::worker::{DeviceGone, RxQueue};
 
-/// Between two attempts to open a device for which nothing new has been reported, at most.
+/// Maximum interval between attempts to open a device of which no change is reported.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// For how long a device that others hold is tried before it is reported. A process that was killed lets go of its
-/// files a little later, and the kernel frees a queue a little later than its socket.
+/// Grace time before a device in use by others is reported. The kernel closes the files of a killed process, and frees
+/// queues, with some delay.
 const IN_USE_GRACE: Duration = Duration::from_secs(1);
 
-/// What came from elsewhere that is dealt with at once.
+/// Maximum device events handled together.
 const AT_ONCE: usize = 256;
 
-/// What is to be closed for good.
+/// A device to be closed.
 #[derive(Default)]
 pub(super) struct ClosingPort {
     /// The port, by its key.
     pub port: u64,
-    /// Its queues, which nobody polls any more.
+    /// Its queues, no longer polled.
     pub queues: Vec<Box<dyn Device>>,
-    /// Its netdev is removed if we made it as these say.
+    /// Settings of the netdev to remove, if the switch created it.
     pub remove: Option<Settings>,
-    /// Where a netdev of this name is wanted for the same port: it stays if that is the same namespace by another name.
+    /// Namespaces in which the configuration has a netdev of this name for the same port. If one is the same namespace
+    /// by another path, the netdev stays.
     pub wanted: Vec<Netns>,
 }
 
 impl Controller {
-    /// Starts an attempt to open each port that is down and for which it is time.
+    /// Starts an attempt to open each port that is down and due.
     pub(super) fn try_down_ports(&mut self) {
         let now = time::now();
         self.next_attempt = None;
         for port in &mut self.ports {
             let reason = match &mut port.state {
                 State::Down { reason } => reason,
-                // Held by others up to now.
+                // In use by others until now.
                 State::Opening { reason } if port.attempt.is_none() => reason,
                 _ => continue,
             };
             let Some(settings) = port.endpoint.device().cloned() else { continue };
-            // The first attempt says what is missing.
+            // The first attempt determines the reason.
             let is_hopeless = !reason.is_empty() && self.namespaces.is_missing(settings.netns());
             if port.open_deferred || port.closing > 0 || is_hopeless {
                 continue;
@@ -75,11 +74,11 @@ impl Controller {
             port.state = State::Opening { reason: std::mem::take(reason) };
             port.retry.tried(now, RETRY_INTERVAL, now.nanos() ^ port.key);
             let (key, done, pool) = (port.key, self.device_event_sender.clone(), self.pool);
-            // What others made, others make again.
+            // A netdev that others created is not recreated.
             let may_create = port.made.unwrap_or(true);
             let is_uplink = port.endpoint.is_uplink();
             port.attempt = Some(self.jobs.run(&settings.netns().clone(), move || {
-                // First: if it is replaced right now, we shall find that out and come again.
+                // First, so that a namespace replaced meanwhile is detected later.
                 let identity = settings.netns().identity();
                 let of_others = settings.is_foreign();
                 let read = |is_due: bool| if is_due { properties::read(&settings).ok().flatten() } else { None };
@@ -88,10 +87,10 @@ impl Controller {
                     Ok(namespace) => (namespace, device::open(&settings, may_create, pool)),
                     Err(why) => (None, Err(OpenError::entering(&settings.at(), why))),
                 };
-                // What we make is there only now, and opening may change features.
+                // A netdev that we create exists only now, and opening may change features.
                 let after = read(is_uplink || of_others && result.is_ok());
                 let netdev = properties::when_opened(&settings, before, after);
-                // Nobody listens any more when the switch is being closed; the device is dropped.
+                // The receiver is gone if the switch is stopping; the device is dropped.
                 let _ = done.send(DeviceEvent::Opened(Box::new(OpenResult {
                     port: key,
                     settings,
@@ -103,7 +102,7 @@ impl Controller {
         }
     }
 
-    /// Reports the attempts that have not returned in time: nobody waits for them any longer.
+    /// Reports overdue attempts; changes no longer wait for them.
     pub(super) fn note_overdue(&mut self) {
         let now = time::now();
         self.jobs.start_waiting();
@@ -120,19 +119,15 @@ impl Controller {
             port.is_overdue = true;
             let Some(why) = port.overdue(now) else { continue };
             port.state = State::Opening { reason: why.clone() };
-            if self.is_wanted_up(index)
-                && !std::mem::replace(&mut self.ports[index].reported_down, true)
-                && self.emit_for(EventKind::PortDown, index, &why)
-            {
-                let Labels { vm, network, .. } = self.names(index);
-                let (port, uplink) = self.log_label(index);
-                warn!(vm, network, port, uplink, "port_down: {why}");
+            if self.is_wanted_up(index) {
+                self.emit_down(index, &why);
+            } else {
+                self.emit_subports(index);
             }
-            self.emit_subports(index);
         }
     }
 
-    /// Closes devices for good, elsewhere: those that are in one namespace together.
+    /// Closes devices in the background, those of one namespace together.
     pub(super) fn close(&mut self, closings: Vec<ClosingPort>) {
         let mut by_netns: HashMap<Option<Netns>, Vec<ClosingPort>> = HashMap::new();
         for mut closing in closings {
@@ -166,14 +161,14 @@ impl Controller {
                     let failed = failed.or_else(|| unknown.remove(&port));
                     let removed = remove.as_ref().filter(|_| failed.is_none()).and_then(OrphanNetdev::of);
                     let warning =
-                        failed.map(|why| format!("its netdev is left over, and is removed at the next start: {why}"));
+                        failed.map(|why| format!("removing its netdev failed; retried at the next start: {why}"));
                     let _ = done.send(DeviceEvent::Closed { port, removed, warning });
                 }
             });
         }
     }
 
-    /// Closes queues that are polled no longer, elsewhere.
+    /// Closes queues that are no longer polled, in the background.
     fn close_queues(&mut self, queues: Vec<(u64, Box<dyn Device>)>) {
         let mut by_port: HashMap<u64, ClosingPort> = HashMap::new();
         for (port, queue) in queues {
@@ -182,7 +177,7 @@ impl Controller {
         self.close(by_port.into_values().collect());
     }
 
-    /// Removes what an earlier life has left behind, elsewhere.
+    /// Removes an orphaned netdev in the background.
     pub(super) fn remove_orphan(&self, orphan: OrphanNetdev) {
         let (done, wanted) = (self.device_event_sender.clone(), self.wanted(&orphan));
         self.jobs.run(&orphan.at().netns, move || {
@@ -195,14 +190,14 @@ impl Controller {
         });
     }
 
-    /// Where a netdev is wanted that has the name of this one, and is for the same port, in a namespace of another name.
+    /// Other namespaces in which the configuration has a netdev of this name for the same port.
     fn wanted(&self, orphan: &OrphanNetdev) -> Vec<Netns> {
         let netdevs = orphans::netdevs(&self.config).into_iter();
         netdevs.filter(|wanted| wanted.is_in_other_namespace(orphan)).map(|wanted| wanted.at().netns).collect()
     }
 
-    /// Removes those orphans under whose names `config` wants netdevs of other ports. The others are
-    /// the answer. One that cannot be removed in time is left in the way.
+    /// Removes orphans whose names conflict with netdevs of `config`, and returns the others. Stops waiting after a
+    /// timeout.
     pub(super) async fn remove_conflicting_orphans(&mut self, config: &Config) -> Orphans {
         let wanted = orphans::netdevs(config);
         let in_the_way = |orphan: &OrphanNetdev| wanted.iter().any(|wanted| wanted.conflicts_with(orphan));
@@ -216,12 +211,12 @@ impl Controller {
             }
         };
         if tokio::time::timeout(OVERDUE_AFTER, clear).await.is_err() {
-            warn!("netdevs of an earlier life have not been removed in {} seconds", OVERDUE_AFTER.as_secs());
+            warn!("netdevs of an earlier run have not been removed within {} seconds", OVERDUE_AFTER.as_secs());
         }
         later
     }
 
-    /// Changes the netdev of a port that is up, elsewhere.
+    /// Adjusts the netdev of a port that is up, in the background.
     pub(super) fn adjust(&self, port: u64, settings: Settings) {
         let done = self.device_event_sender.clone();
         self.jobs.run(&settings.netns().clone(), move || {
@@ -230,8 +225,7 @@ impl Controller {
         });
     }
 
-    /// Does what follows from something that was done elsewhere, and from what else has been since: many devices that
-    /// have been opened are put into force together.
+    /// Handles a device event and others that are pending, so that many opened devices need one configuration.
     pub(super) async fn receive(&mut self, outcome: DeviceEvent) {
         let mut outcomes = VecDeque::from([outcome]);
         outcomes.extend(std::iter::from_fn(|| self.device_events.try_recv().ok()).take(AT_ONCE));
@@ -263,7 +257,7 @@ impl Controller {
                 DeviceEvent::Adjusted { port, result } => {
                     let warning = result.err().map(|why| why.to_string());
                     if let Some(warning) = &warning {
-                        warn!("a netdev is not as it shall be: {warning}");
+                        warn!("adjusting a netdev failed: {warning}");
                     }
                     self.op_finished(port, warning);
                     self.read_netdev_of(port);
@@ -280,12 +274,12 @@ impl Controller {
         let (at, port) = (orphan.at(), &orphan.port_id);
         match result {
             Ok(Removal::Gone) => {}
-            Ok(Removal::Done) => info!("{at} has been removed: it was left over from port {port:?}"),
+            Ok(Removal::Done) => info!("{at} has been removed: orphan of port {port:?}"),
             Ok(Removal::InUse) => {
-                warn!("{at} was made for port {port:?}, which is no more, and is left to whoever uses it now");
+                warn!("{at} was created for port {port:?}, which no longer exists; not removed, as it is in use");
             }
             Err(why) => {
-                warn!("{at} is left over from port {port:?}, and is removed at the next start: {why}");
+                warn!("removing {at}, orphan of port {port:?}, failed; retried at the next start: {why}");
                 return;
             }
         }
@@ -293,10 +287,11 @@ impl Controller {
         self.orphans_changed = true;
     }
 
-    /// What came of an attempt, if the port is still to be so. Otherwise the device is closed.
+    /// Checks a returned attempt against the current configuration. Closes the device if its port is gone or has other
+    /// settings.
     fn receive_attempt(&mut self, attempt: OpenResult) -> Option<OpenResult> {
         let Some(port) = self.port_index.get(&attempt.port).map(|&index| &mut self.ports[index]) else {
-            // It has been detached meanwhile.
+            // The port has been detached meanwhile.
             let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
             self.close(vec![ClosingPort {
                 port: attempt.port,
@@ -306,14 +301,14 @@ impl Controller {
             }]);
             return None;
         };
-        // A subport never asks for a device.
+        // Subports have no device.
         let may_lose_tags = attempt.result.as_ref().is_ok_and(|opened| opened.may_lose_tags);
         let step = port
             .endpoint
             .device()
             .map_or(DeviceChange::Keep, |device| device_step_of_open(&attempt.settings, device, may_lose_tags));
         if step != DeviceChange::Keep {
-            // It shall be otherwise meanwhile.
+            // Its settings have changed meanwhile.
             (port.attempt, port.is_overdue) = (None, false);
             port.state = State::Down { reason: String::new() };
             port.open_deferred = true;
@@ -326,7 +321,7 @@ impl Controller {
         Some(attempt)
     }
 
-    /// Puts into force what came of some attempts.
+    /// Applies the results of attempts: marks ports up or down, hands queues to workers.
     async fn apply_results(&mut self, attempts: Vec<OpenResult>) {
         let now = time::now();
         let (mut rx_queues, mut watched) = (Vec::new(), Vec::new());
@@ -385,73 +380,28 @@ impl Controller {
             let why = format!("worker {worker} has too many queues to poll; give the switch more cores");
             self.close_devices(vec![(index, why)]).await;
         }
-        // What has happened to their links while they were being opened was not for them yet.
+        // Link events that arrived while the devices were being opened were not assigned to them.
         self.read_netdevs_of(watched);
     }
 
-    /// Notes why a port is down. That it is down is told once; another reason is for the log.
-    pub(super) fn mark_down(&mut self, index: usize, why: String) {
-        let port = &mut self.ports[index];
-        let is_new_reason = !matches!(&port.state, State::Opening { reason } if *reason == why);
-        port.state = State::Down { reason: why.clone() };
-        if !self.is_wanted_up(index) {
-            return;
-        }
-        let was_reported = std::mem::replace(&mut self.ports[index].reported_down, true);
-        let is_reported = !was_reported && self.emit_for(EventKind::PortDown, index, &why);
-        self.emit_subports(index);
-        let Labels { vm, network, .. } = self.names(index);
-        let (port, uplink) = self.log_label(index);
-        if is_reported {
-            warn!(vm, network, port, uplink, "port_down: {why}");
-        } else if was_reported && is_new_reason {
-            info!(vm, network, port, uplink, "still down: {why}");
-        }
-    }
-
-    /// Notes that frames can flow through a port.
-    pub(super) fn mark_up(&mut self, index: usize) {
-        let State::Up { worker, queues, .. } = self.ports[index].state else { return };
-        let diagnostics = self.ports[index].warnings();
-        if !self.is_wanted_up(index) {
-            return;
-        }
-        if let Some(why) = self.ports[index].dead_link() {
-            return self.emit_no_link(index, &why);
-        }
-        let text = if diagnostics.is_empty() { String::from("frames can flow both ways") } else { diagnostics.clone() };
-        self.ports[index].reported_down = false;
-        if self.emit_for(EventKind::PortUp, index, &text) {
-            let Labels { vm, network, .. } = self.names(index);
-            let (port, uplink) = self.log_label(index);
-            let colon = if diagnostics.is_empty() { "" } else { ": " };
-            info!(vm, network, port, uplink, worker, queues, "port_up{colon}{diagnostics}");
-        }
-        self.emit_subports(index);
-    }
-
-    pub(super) fn is_wanted_up(&self, index: usize) -> bool {
-        self.names(index).admin_up
-    }
-
-    /// Takes back the devices of ports that are gone.
+    /// Closes devices whose netdev is gone.
     pub(super) async fn handle_device_gone(&mut self, notice: DeviceGone) {
-        // Whole namespaces go at once.
+        // A deleted namespace produces many notices at once.
         let notices: Vec<DeviceGone> =
             std::iter::once(notice).chain(std::iter::from_fn(|| self.notices.try_recv().ok())).collect();
         let lost: HashSet<_> = notices.into_iter().map(|DeviceGone::DeviceGone { port, .. }| port).collect();
         let ports = self.ports.iter().enumerate().filter(|(_, port)| lost.contains(&port.endpoint.id));
         let gone = ports.map(|(index, port)| {
-            // A device of others fails in the same way when it is set down. Which it was takes another look.
+            // A netdev of others fails in the same way when it is set down; the netdev watcher tells which.
             let what =
                 if port.endpoint.device().is_some_and(Settings::is_foreign) { "is gone or down" } else { "is gone" };
-            (index, format!("its netdev {what}; it is opened again as soon as it can be"))
+            (index, format!("its netdev {what}; it is reopened when it is back"))
         });
         let gone = gone.collect();
         self.close_devices(gone).await;
     }
 
-    /// Opens again what is polled by workers without whose answers control went on.
+    /// Reopens devices of workers that had hung and answer again: they may have missed commands.
     pub(super) async fn reopen_behind_returned(&mut self) {
         let back = self.workers.take_returned();
         if back.is_empty() {
@@ -464,16 +414,16 @@ impl Controller {
             _ => false,
         };
         let ports = self.ports.iter().enumerate().filter(|(_, port)| is_polled(port));
-        let why = "its worker hung, and answers again; its netdev is opened again";
+        let why = "its worker hung and answers again; reopening device";
         let ports = ports.map(|(index, _)| (index, why.to_owned())).collect();
         self.close_devices(ports).await;
     }
 
-    /// Takes back the devices of ports that are up, which are down from now on.
+    /// Closes the devices of ports that are up, and marks the ports as down.
     pub(super) async fn close_devices(&mut self, ports: Vec<(usize, String)>) {
         let mut rx_queues = Vec::new();
         for (index, why) in ports {
-            // Each of its queues may tell that it is gone; the first one is enough.
+            // Each queue may have sent a notice; the first one suffices.
             let State::Up { worker, queues, .. } = self.ports[index].state else { continue };
             let port = &mut self.ports[index];
             port.retry = Backoff::default();
@@ -489,11 +439,11 @@ impl Controller {
         for (key, id, queue, worker) in rx_queues {
             devices.extend(self.workers.close(worker, id, queue).await.map(|rx_queue| (key, rx_queue.device)));
         }
-        // It is opened again when they are closed.
+        // The port is reopened once they are closed.
         self.close_queues(devices);
     }
 
-    /// Puts into force what follows from the configuration and the devices that there are.
+    /// Compiles the forwarding configuration and sends it to all workers.
     pub(super) async fn push_config(&mut self) {
         self.choose_uplinks();
         self.policers.follow(&self.config);
@@ -509,21 +459,9 @@ impl Controller {
         self.workers.set_config(&self.forwarding, port_counters).await;
         self.update_announcements();
     }
-
-    /// What a port or an uplink is called.
-    pub(super) fn names(&self, index: usize) -> Labels<'_> {
-        self.ports[index].endpoint.labels(&self.config)
-    }
-
-    /// Its id as the log has it: the one of a port, or of an uplink.
-    pub(super) fn log_label(&self, index: usize) -> (Option<&str>, Option<&str>) {
-        let endpoint = &self.ports[index].endpoint;
-        let id = Some(endpoint.name.as_str());
-        if endpoint.is_uplink() { (None, id) } else { (id, None) }
-    }
 }
 
-/// Whether a device that others hold is tried on for a while, before that is reported.
+/// Whether a device in use by others is within its grace time.
 fn is_in_grace(port: &mut Port, now: MonoTime) -> bool {
     now.since(*port.in_use_since.get_or_insert(now)) < IN_USE_GRACE
 }

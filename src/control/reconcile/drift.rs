@@ -1,57 +1,57 @@
-//! What has been reported of a netdev that is not as its port has it, and when it may be put right again.
+//! Differences of a netdev from its port's settings: what has been reported, and when to restore it.
 //!
-//! Whoever lives where the netdev stands can change it as often as he likes. So events are limited for each port, and
-//! putting right what somebody changes back again pauses twice as long each time.
+//! Anyone in the netdev's namespace can change it any number of times. Events are therefore limited per port, and the
+//! pause between restorations doubles each time.
 
 use std::time::Duration;
 
 use crate::time::MonoTime;
 
-/// Events that a port may have at once.
+/// Maximum burst of events of a port.
 const BURST: u32 = 8;
 
-/// How long it takes until it may have one more.
+/// Time per further event.
 const REFILL: Duration = Duration::from_secs(10);
 
-/// Changes that are kept for the next event, at most.
+/// Maximum changes collected for the next event.
 const KEPT_CHANGES: usize = 8;
 
-/// How long a netdev is looked for in vain before that is taken for true: that one was deleted is noticed by its device,
+/// Time for which a netdev must be missing in readings before it counts as lost. The device of a deleted netdev fails
 /// within this time.
 const MISSING_GRACE: Duration = Duration::from_millis(800);
 
-/// The pause after which a netdev is put right again, at first and at most.
+/// Minimum and maximum pause between restorations.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 
-/// What is known of the netdev of one port.
+/// Differences of one port's netdev.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Drift {
-    /// What is not as the port has it now.
+    /// Current differences.
     warnings: Vec<String>,
-    /// What of it the last event said.
+    /// Differences in the last event.
     reported: Vec<String>,
-    /// What else has changed since then, and how many more changes there were.
+    /// Other changes since then, and the number of more.
     changes: Vec<String>,
     more_changes: u32,
-    /// Events that it has had of late.
+    /// Recent events.
     events: u32,
-    /// Since when that is so.
+    /// Since when `events` is counted.
     counted_from: MonoTime,
-    /// When it was last put right, and how long to pause after that.
+    /// Last restoration, and the pause after it.
     restored: Option<(MonoTime, Duration)>,
-    /// Since when it is looked for in vain, and whether that is certain.
+    /// Since when it is missing, and whether it counts as lost.
     missing: Option<MonoTime>,
     is_lost: bool,
 }
 
 impl Drift {
-    /// What is not as the port has it.
+    /// Current differences.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// Takes in what is not as the port has it now, and what has changed.
+    /// Records current differences and changes.
     pub fn update(&mut self, warnings: Vec<String>, changes: Vec<String>) {
         self.warnings = warnings;
         for change in changes {
@@ -63,29 +63,29 @@ impl Drift {
         }
     }
 
-    /// The netdev was looked for and is not there. Whether that is certain.
+    /// Records that the netdev is missing. Returns whether it counts as lost.
     pub fn record_missing(&mut self, now: MonoTime) -> bool {
         let since = *self.missing.get_or_insert(now);
         self.is_lost = now.since(since) >= MISSING_GRACE;
         self.is_lost
     }
 
-    /// The netdev was looked for and is there.
+    /// Records that the netdev exists.
     pub fn record_found(&mut self) {
         (self.missing, self.is_lost) = (None, false);
     }
 
-    /// Whether it was not there when it was last looked for.
+    /// Whether it was missing in the last reading.
     pub fn is_missed(&self) -> bool {
         self.missing.is_some()
     }
 
-    /// Whether it is certain that it is not there.
+    /// Whether it counts as lost.
     pub fn is_lost(&self) -> bool {
         self.is_lost
     }
 
-    /// The text of the event that is due, if there is one.
+    /// Text of the event that is due, if any.
     pub fn report(&mut self, now: MonoTime) -> Option<String> {
         if self.warnings == self.reported && self.changes.is_empty() || !self.may_report(now) {
             return None;
@@ -117,12 +117,12 @@ impl Drift {
         may
     }
 
-    /// Whether the netdev may be put right now. If so, that is noted.
+    /// Whether the netdev may be restored now; starts the next pause if so.
     pub fn may_restore(&mut self, now: MonoTime) -> bool {
         let pause = match self.restored {
             None => FIRST_PAUSE,
             Some((last, pause)) if now.since(last) < pause => return false,
-            // Nobody has changed it for twice as long.
+            // No restoration was needed for longer than the maximum pause.
             Some((last, pause)) if now.since(last) > LONGEST_PAUSE + pause => FIRST_PAUSE,
             Some((_, pause)) => (pause * 2).min(LONGEST_PAUSE),
         };

@@ -1,8 +1,8 @@
-//! Work that may wait for the kernel or for a file system, away from the thread of control: opening and closing
-//! devices, and looking into namespaces.
+//! Thread pool for work that may block in the kernel or a file system: opening and closing devices, identifying
+//! namespaces.
 //!
-//! Each namespace has a *lane* with few threads of its own, so that one that never answers holds up nobody else. A
-//! thread ends when its lanes have no more work; one that hangs is left behind at the end of the process.
+//! Each namespace has a queue (*lane*) with a few threads, so that one that never answers delays no other. A thread
+//! ends when its lane is empty; a blocked one is abandoned at exit.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -14,30 +14,30 @@ use std::time::Duration;
 use crate::sys::netns::Netns;
 use crate::time::{self, MonoTime};
 
-/// Jobs that run at a time in the host's own namespace.
+/// Maximum concurrent jobs in the host's namespace.
 const HOST: usize = 8;
 
-/// Jobs that run at a time in another namespace.
+/// Maximum concurrent jobs in each other namespace.
 const MAX_PER_NAMESPACE: usize = 4;
 
-/// Threads in namespaces other than the host's own.
+/// Maximum threads for other namespaces.
 const THREADS: usize = 128;
 
-/// How long a job may run before others are not kept waiting for it.
+/// Run time after which a job is overdue and not waited for.
 pub const OVERDUE_AFTER: Duration = Duration::from_secs(3);
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// The lanes. Clones share them.
+/// All lanes. Clones share them.
 #[derive(Clone, Default)]
 pub struct Jobs(Arc<Mutex<JobQueues>>);
 
 #[derive(Default)]
 struct JobQueues {
     queues: HashMap<Netns, JobQueue>,
-    /// Lanes that have jobs waiting, in turn.
+    /// Lanes with waiting jobs, in round-robin order.
     ready: VecDeque<Netns>,
-    /// Threads that run, but for those of the host's lane.
+    /// Running threads, except for the host's.
     threads: usize,
 }
 
@@ -47,17 +47,17 @@ struct JobQueue {
     running: Vec<Ticket>,
 }
 
-/// What is known of a job that was asked for.
+/// State of a submitted job.
 #[derive(Debug, Clone, Default)]
 pub struct Ticket(Arc<AtomicU64>);
 
 impl Ticket {
-    /// Since when it runs; `None`: it still waits.
+    /// Start time; `None` while it waits.
     pub fn running_since(&self) -> Option<MonoTime> {
         Some(self.0.load(Ordering::Relaxed)).filter(|&nanos| nanos > 0).map(MonoTime::from_nanos)
     }
 
-    /// Whether it has run for longer than others wait for it.
+    /// Whether it is overdue.
     pub fn is_overdue(&self, now: MonoTime) -> bool {
         self.running_since().is_some_and(|since| now.since(since) >= OVERDUE_AFTER)
     }
@@ -70,7 +70,7 @@ impl fmt::Debug for Jobs {
 }
 
 impl Jobs {
-    /// Runs `work` in the lane of `netns`, as soon as that has a thread for it.
+    /// Submits `work` to the lane of `netns`.
     pub fn run(&self, netns: &Netns, work: impl FnOnce() + Send + 'static) -> Ticket {
         let ticket = Ticket::default();
         let mut job_queues = self.lock();
@@ -84,7 +84,7 @@ impl Jobs {
         ticket
     }
 
-    /// Since when a lane is stuck: all its threads run jobs that are overdue. `None`: it is not.
+    /// Since when all threads of a lane run overdue jobs; `None` if they do not.
     pub fn stuck_since(&self, netns: &Netns, now: MonoTime) -> Option<MonoTime> {
         let job_queues = self.lock();
         let job_queue = job_queues.queues.get(netns)?;
@@ -96,7 +96,7 @@ impl Jobs {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tries again what waits for a thread that could not be had.
+    /// Retries creating threads for waiting jobs.
     pub fn start_waiting(&self) {
         let job_queues = self.lock();
         let (now, ticks) = (time::now(), job_queues.ready.len());
@@ -109,11 +109,11 @@ impl Jobs {
 
     fn start_thread(&self) {
         let jobs = self.clone();
-        // Without a thread the job goes on waiting.
+        // If no thread can be created, the job keeps waiting.
         let _ = thread::Builder::new().name("vifswitch-job".into()).spawn(move || jobs.work());
     }
 
-    /// A thread: one job after the other.
+    /// Thread function: runs jobs in sequence.
     fn work(&self) {
         let mut next = self.lock().next();
         while let Some((netns, ticket, work)) = next {
@@ -126,7 +126,7 @@ impl Jobs {
 }
 
 impl JobQueues {
-    /// A job that may run now, of the lane whose turn it is.
+    /// The next job that may run, of the lane whose turn it is.
     fn next(&mut self) -> Option<(Netns, Ticket, Work)> {
         let now = time::now();
         let at = self.ready.iter().position(|netns| self.may_run(netns, now))?;
@@ -146,7 +146,7 @@ impl JobQueues {
         let Some(job_queue) = self.queues.get(netns) else { return false };
         match netns {
             Netns::Host => job_queue.running.len() < HOST,
-            // Where one hangs, the next ones would hang as well.
+            // If one job of a namespace hangs, others would too.
             _ => {
                 let hangs = job_queue.running.iter().any(|ticket| ticket.is_overdue(now));
                 !hangs && job_queue.running.len() < MAX_PER_NAMESPACE && self.threads < THREADS

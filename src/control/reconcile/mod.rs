@@ -14,6 +14,10 @@
 //!
 //! `commit` writes the state in the background, so that a blocked disk delays changes only.
 //!
+//! `port_state` marks ports up and down; `failover` chooses uplinks.
+//!
+//! `requests` answers requests; `emit` emits events; `stations` stores and restores the FDB.
+//!
 //! `apply` performs each change. The start applies the configuration to an empty switch.
 
 mod announce;
@@ -23,6 +27,8 @@ pub mod backoff;
 mod commit;
 mod devices;
 pub mod drift;
+mod emit;
+mod failover;
 pub mod jobs;
 mod mitigation;
 mod namespaces;
@@ -30,7 +36,10 @@ mod netdevs;
 mod pins;
 mod policy;
 pub(super) mod port;
+mod port_state;
+mod requests;
 mod results;
+mod stations;
 mod subports;
 #[cfg(test)]
 mod tests;
@@ -41,9 +50,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tracing::warn;
 
 use self::announce::AnnounceState;
 use self::apply::{PendingApply, UnconfirmedChange};
@@ -53,14 +62,13 @@ use self::namespaces::Namespaces;
 use self::port::{Port, State};
 use self::results::{Apply, DeviceEvent, Recovered};
 use self::watcher::NetdevWatchers;
-use crate::control::api::handle::{Flush, Request};
+use crate::control::api::handle::Request;
 use crate::control::compile::activation::Activations;
-use crate::control::compile::endpoints::{self, Endpoint, Labels, TooMany};
+use crate::control::compile::endpoints::{self, Endpoint, TooMany};
 use crate::control::compile::failover::Groups;
 use crate::control::compile::ids::IdAllocator;
 use crate::control::compile::policers::Policers;
 use crate::control::config::Config;
-use crate::control::desired::change::ChangeError;
 use crate::control::desired::orphans::{self, Orphans};
 use crate::control::loops::alarm::Alarm;
 use crate::control::loops::schedule::TICK;
@@ -68,27 +76,21 @@ use crate::control::reconcile::backoff::Backoff;
 use crate::control::reconcile::drift::Drift;
 use crate::control::reconcile::jobs::Jobs;
 use crate::control::state::event_log::EventLog;
-use crate::control::state::events::{Event, EventKind};
-use crate::control::state::store::CHUNK;
 use crate::control::state::{DISK_AT_START, StateStore};
-use crate::control::status::StatusBuilder;
 use crate::control::status::fdb::FdbIndex;
 use crate::control::workers::WorkerHandles;
 use crate::frame::Pool;
-use crate::switch::{ForwardingConfig, HashKey, PortId};
+use crate::switch::{ForwardingConfig, HashKey};
 use crate::sys::netns::Netns;
 use crate::time::{self, MonoTime};
 use crate::wire::ProbeKey;
-use crate::worker::{self, DeviceGone, EventReceiver};
+use crate::worker::{DeviceGone, EventReceiver};
 
 /// Interval of the checks of ports, netdevs and namespaces.
 const RETRY: Duration = Duration::from_millis(250);
 
 /// Timeout of one disk access that a reply waits for.
 const DISK: Duration = Duration::from_secs(1);
-
-/// FDB entries restored before the first port opens, which takes a few ms.
-const FIRST_STATIONS: usize = 1000;
 
 /// Interval at which the FDB is stored, so that it survives a kill.
 const SAVE_STATIONS: Duration = Duration::from_secs(60);
@@ -258,7 +260,7 @@ impl Controller {
         let orphans = self.remove_conflicting_orphans(&config).await;
         let stored = timeout(DISK_AT_START, self.state.take_loops()).await.unwrap_or_else(|_| {
             let seconds = DISK_AT_START.as_secs();
-            warn!("what was done about loops before is not known: the disk does not answer within {seconds} s");
+            warn!("stored measures against loops are unknown: the disk does not answer within {seconds} s");
             serde_json::Value::Null
         });
         self.resume_activations(&stored["activations"]);
@@ -282,36 +284,6 @@ impl Controller {
         self.verify_state(more);
         self.is_started = true;
         Ok(())
-    }
-
-    /// Restores the first `FIRST_STATIONS` stored FDB entries, unless the disk hangs. Returns the cursor of the next page,
-    /// if any.
-    async fn take_first_stations(&self) -> Option<i64> {
-        let Ok((stored, more)) = timeout(DISK, self.state.take_stations(0, FIRST_STATIONS)).await else {
-            return Some(0);
-        };
-        self.workers.learn(&self.fdb_index().resolve_stored(stored, time::now())).await;
-        more
-    }
-
-    /// Restores the FDB entries from cursor `more` on, then verifies the state. Blocks storing the FDB until all entries
-    /// are restored, because the stored set is complete.
-    fn verify_state(&mut self, mut more: Option<i64>) {
-        let (store, workers, directory) = (self.state.clone(), self.workers.clone(), self.fdb_index());
-        let (done, learned) = oneshot::channel::<()>();
-        self.saving_stations = Some(tokio::spawn(async move {
-            while let Some(from) = more {
-                let (stored, next) = store.take_stations(from, CHUNK).await;
-                workers.learn(&directory.resolve_stored(stored, time::now())).await;
-                more = next;
-            }
-            drop(done);
-        }));
-        let store = self.state.clone();
-        self.verification = Some(tokio::spawn(async move {
-            let _ = learned.await;
-            store.verify().await;
-        }));
     }
 
     /// Reconciles and answers requests until `stop` is ready.
@@ -411,17 +383,17 @@ impl Controller {
         // A controller that has not started has nothing new to store.
         let keep = async {
             // A save in progress lacks entries learned after it began.
-            self.finish_keeping_stations().await;
+            self.finish_saving_stations().await;
             if self.is_started {
                 self.save_stations();
                 self.mark_loops_dirty();
             }
             self.finish_persisting_loops().await;
-            self.finish_keeping_stations().await;
+            self.finish_saving_stations().await;
             self.finish_commits().await;
         };
         if timeout(PERSIST_TIMEOUT, keep).await.is_err() {
-            warn!("what is known has not been kept within {} s", PERSIST_TIMEOUT.as_secs());
+            warn!("the state has not been stored within {} s", PERSIST_TIMEOUT.as_secs());
         }
         // Stopped workers return an incomplete FDB, which must not replace the stored one.
         if let Some(persisted) = self.saving_stations.take() {
@@ -477,38 +449,6 @@ impl Controller {
         }
     }
 
-    /// An event with the current time.
-    fn event(&self, kind: EventKind, text: String) -> Event {
-        Event { text, ..Event::new(kind, time::wall()) }
-    }
-
-    /// Appends an event of the port or uplink at `index` to the event log.
-    fn emit_for(&mut self, kind: EventKind, index: usize, text: &str) -> bool {
-        let event = self.event_for(&self.ports[index].endpoint.labels(&self.config), kind, text);
-        self.event_log.append(event, time::now())
-    }
-
-    /// Appends an event to the event log and logs it at level warn or info.
-    fn emit(&mut self, is_warning: bool, event: Event) {
-        let logged = event.clone();
-        if self.event_log.append(event, time::now()) {
-            log_event(is_warning, &logged);
-        }
-    }
-
-    /// Emits the last event of each rate-limited source.
-    fn flush_limited_events(&mut self, all: bool) {
-        for event in self.event_log.flush_limited(time::now(), all) {
-            log_event(true, &event);
-        }
-    }
-
-    /// An event of the port or uplink with these labels, with the current time.
-    fn event_for(&self, names: &Labels<'_>, kind: EventKind, text: &str) -> Event {
-        let (vm, network) = (names.vm.map(str::to_owned), names.network.map(str::to_owned));
-        Event { vm, network, ports: vec![names.id.to_owned()], ..self.event(kind, text.to_owned()) }
-    }
-
     /// Names for FDB entries.
     fn fdb_index(&self) -> FdbIndex {
         FdbIndex::of(&self.config, &self.ports, &self.ids, &self.groups)
@@ -520,156 +460,5 @@ impl Controller {
         orphans.append(&mut orphans::netdevs(&self.config));
         orphans.append(&mut orphans::netdevs(next));
         &orphans - &orphans::netdevs(stored)
-    }
-
-    /// Starts a task that stores the FDB, unless one is running.
-    fn save_stations(&mut self) {
-        let under_way = self.saving_stations.as_ref().is_some_and(|persisted| !persisted.is_finished());
-        let (Some(store), false) = (self.state.store().cloned(), under_way) else { return };
-        let (workers, directory) = (self.workers.clone(), self.fdb_index());
-        self.saving_stations = Some(tokio::spawn(async move {
-            // The save replaces the stored FDB, so it requires the entries of all workers.
-            let Some(stations) = workers.stations().await else { return };
-            let stored = directory.to_stored(stations, time::now());
-            if let Err(why) = store.save_stations(stored).await {
-                warn!("the learned stations have not been kept: {why}");
-            }
-        }));
-    }
-
-    /// Waits for the task that stores or restores the FDB.
-    async fn finish_keeping_stations(&mut self) {
-        if let Some(persisted) = &mut self.saving_stations {
-            let _ = persisted.await;
-            self.saving_stations = None;
-        }
-    }
-
-    async fn answer(&mut self, request: Request) {
-        // The client has disconnected: drops its request.
-        if request.is_abandoned() {
-            return;
-        }
-        match request {
-            request if request.is_change() && self.is_busy() => self.waiting.push_back(request),
-            request if request.is_change() && self.state.check().is_err() => {
-                // The cause of the failure may have gone since the last retry.
-                let mut changes = std::mem::take(&mut self.waiting);
-                changes.push_front(request);
-                self.retry_state(changes);
-            }
-            request if request.is_change() => self.apply_change(request).await,
-            Request::Diff(change, reply) => drop(reply.send(self.outcome(&change).map(|(_, changed)| changed))),
-            Request::Events(which, reply) => self.read_events(which, reply),
-            Request::Release(port, reply) => {
-                let released = self.release(&port).await;
-                let _ = reply.send(released);
-            }
-            Request::Flush(flush, reply) => match self.resolve_flush(&flush) {
-                Err(error) => drop(reply.send(Err(error))),
-                Ok(flush) => {
-                    let workers = self.workers.clone();
-                    tokio::spawn(async move {
-                        let mut flushed = 0u64;
-                        for flush in flush {
-                            flushed += u64::from(workers.flush(flush).await);
-                        }
-                        let _ = reply.send(Ok(flushed));
-                    });
-                }
-            },
-            Request::Fdb(reply) => {
-                // Runs in a task, because a large FDB would delay other requests.
-                let (workers, config) = (self.workers.clone(), self.forwarding.clone());
-                let directory = self.fdb_index();
-                tokio::spawn(async move {
-                    // A dropped reply channel tells the client to retry.
-                    let Some(learned) = workers.stations().await else { return };
-                    // Naming and sorting a million entries takes seconds.
-                    let views = move || drop(reply.send(directory.responses(&config, learned, time::now())));
-                    let _ = spawn_blocking(views).await;
-                });
-            }
-            request => self.read(request).await,
-        }
-    }
-
-    /// Starts a change. The caller ensures that no other change is in progress.
-    async fn apply_change(&mut self, request: Request) {
-        match request {
-            Request::Change(change, confirm, reply) => self.change(change, confirm, reply).await,
-            Request::Confirm(reply) => self.confirm(reply),
-            Request::Reload(file, reply) => self.reload(*file, reply),
-            // Not changes.
-            _ => {}
-        }
-    }
-
-    async fn read(&self, request: Request) {
-        let report = StatusBuilder {
-            config: &self.config,
-            ports: &self.ports,
-            ids: &self.ids,
-            groups: &self.groups,
-            cores: &self.cores,
-            workers: &self.workers,
-            quarantined: self.mitigation.quarantined(),
-            activations: &self.activations,
-            since: self.since,
-            pool: self.pool,
-        };
-        match request {
-            Request::Ports(reply) => drop(reply.send(report.ports())),
-            Request::Uplinks(reply) => drop(reply.send(report.uplinks())),
-            Request::Vms(reply) => drop(reply.send(report.vms())),
-            Request::Networks(reply) => drop(reply.send(report.networks().await)),
-            Request::Workers(reply) => drop(reply.send(report.workers())),
-            Request::Drops(reply) => drop(reply.send(report.drops())),
-            Request::Loops(reply) => drop(reply.send(self.mitigation.loops())),
-            Request::Storms(reply) => drop(reply.send(self.storms())),
-            Request::LoopCounts(reply) => drop(reply.send(self.mitigation.counts(&self.ports))),
-            Request::Audit(reply) => drop(reply.send(report.audit().await)),
-            Request::Config(reply) => drop(reply.send(report.config())),
-            // Handled by `answer`.
-            Request::Fdb(_)
-            | Request::Change(..)
-            | Request::Confirm(_)
-            | Request::Reload(..)
-            | Request::Diff(..)
-            | Request::Events(..)
-            | Request::Release(..)
-            | Request::Flush(..) => {}
-        }
-    }
-
-    /// Resolves names to worker flushes: one for a port, one per network for an uplink.
-    ///
-    /// # Errors
-    /// The network or port is unknown.
-    fn resolve_flush(&self, flush: &Flush) -> Result<Vec<worker::Flush>, ChangeError> {
-        let network = flush
-            .network
-            .as_deref()
-            .map(|id| self.ids.network(id).ok_or_else(|| ChangeError::unknown_network(&self.config, id)));
-        let wanted = worker::Flush { network: network.transpose()?, port_index: None, mac: flush.mac, cursor: 0 };
-        let Some(id) = flush.port.as_deref() else { return Ok(vec![wanted]) };
-        let after = |place: PortId| worker::Flush { port_index: Some(place.index()), ..wanted };
-        if let Some(port) = self.ids.port(id) {
-            return Ok(vec![after(port)]);
-        }
-        let uplink = self.config.uplinks.iter().find(|uplink| uplink.id == id);
-        let uplink = uplink.ok_or_else(|| ChangeError::unknown_port(&self.config, id))?;
-        let tagged = uplink.networks.iter().filter_map(|of| self.ids.uplink_vlan(&uplink.group_name(), &of.network_id));
-        Ok(tagged.map(after).collect())
-    }
-}
-
-fn log_event(is_warning: bool, event: &Event) {
-    let Event { kind, vm, network, ports, text, .. } = event;
-    let (kind, port) = (kind.name(), ports.first().filter(|_| ports.len() == 1));
-    if is_warning {
-        warn!(vm, network, port, "{kind}: {text}");
-    } else {
-        info!(vm, network, port, "{kind}: {text}");
     }
 }

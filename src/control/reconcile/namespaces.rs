@@ -1,8 +1,8 @@
-//! Which namespaces the ports are in, and whether their names lead to the same ones as before.
+//! Namespaces of ports, and whether their names still lead to the same ones.
 //!
-//! A device keeps its namespace alive, unseen, when that is deleted, and nothing is reported by it. So the names are
-//! looked at: at once when inotify reports a change to a name, and from time to time. Ports whose namespace comes are
-//! opened; devices whose namespace has been deleted or replaced are closed.
+//! An open device keeps its deleted namespace alive, without any event. Names are therefore identified at once when
+//! inotify reports a change, and periodically. Ports of a namespace that appears are opened; devices whose namespace
+//! was deleted or replaced are closed.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -19,24 +19,24 @@ use crate::sys::netns::{Identity, Netns};
 use crate::sys::netns_names::{Name, NetnsNames};
 use crate::time;
 
-/// Between two looks at a name of which inotify reports changes.
+/// Interval of identifying a name that inotify watches.
 const REPORTED: Duration = Duration::from_secs(2);
 
-/// Between two looks at any other name, such as `/proc/PID/ns/net`.
+/// Interval for other names, such as `/proc/PID/ns/net`.
 const UNREPORTED: Duration = Duration::from_millis(400);
 
-/// What is known of namespaces.
+/// Known namespaces.
 #[derive(Debug)]
 pub(super) struct Namespaces {
     known: HashMap<Netns, NamespaceState>,
     changed: mpsc::UnboundedReceiver<Vec<Name>>,
-    /// Whether changes to names are reported.
+    /// Whether inotify reports changes of names.
     is_reported: bool,
 }
 
 #[derive(Debug, Default)]
 struct NamespaceState {
-    /// Which namespace it is; `None` inside: none. Outside: it has not been looked at yet.
+    /// Identity; `Some(None)` if there is no such namespace, `None` if not identified yet.
     identity: Option<Option<Identity>>,
     is_reading: bool,
     retry: Backoff,
@@ -49,7 +49,7 @@ impl Default for Namespaces {
 }
 
 impl Namespaces {
-    /// Begins to watch names, unless that is done already.
+    /// Starts watching names, once.
     pub fn watch(&mut self) {
         if self.is_reported {
             return;
@@ -61,12 +61,12 @@ impl Namespaces {
                 (self.changed, self.is_reported) = (changed, true);
                 tokio::spawn(report_changes(names, report));
             }
-            // The names are looked at all the same.
+            // Names are identified periodically anyway.
             Err(why) => debug!("changes to names of namespaces are not reported: {why}"),
         }
     }
 
-    /// The names that have changed; `None`: nothing more is reported.
+    /// Names that have changed; `None` if nothing is reported any more.
     pub async fn next(&mut self) -> Option<Vec<Name>> {
         if !self.is_reported {
             std::future::pending::<()>().await;
@@ -74,12 +74,12 @@ impl Namespaces {
         self.changed.recv().await
     }
 
-    /// Whether it is known that a name leads to no namespace.
+    /// Whether a name is known to lead to no namespace.
     pub fn is_missing(&self, netns: &Netns) -> bool {
         self.known.get(netns).is_some_and(|known| known.identity == Some(None))
     }
 
-    /// Which namespace a name leads to, if that is known. The host's own has no identity.
+    /// Identity of a namespace, if known. The host's own has none.
     pub fn identity(&self, netns: &Netns) -> Option<Option<Identity>> {
         match netns {
             Netns::Host => Some(None),
@@ -104,7 +104,7 @@ async fn report_changes(mut names: NetnsNames, report: mpsc::UnboundedSender<Vec
 }
 
 impl Controller {
-    /// Looks at those names for which it is time, aside.
+    /// Starts identifying the names that are due.
     pub(super) fn poll_namespaces(&mut self) {
         self.namespaces.watch();
         let now = time::now();
@@ -137,7 +137,7 @@ impl Controller {
         }
     }
 
-    /// Looks again at the names that have changed.
+    /// Identifies changed names.
     pub(super) fn handle_name_changes(&mut self, names: Option<Vec<Name>>) {
         let Some(names) = names else {
             self.namespaces.is_reported = false;
@@ -154,7 +154,7 @@ impl Controller {
         self.poll_namespaces();
     }
 
-    /// Ports that wait for a namespace of which there is only a file say so.
+    /// Reports at ports that wait for a namespace that its file exists but is not bound to one.
     fn report_unbound(&mut self, netns: &Netns) {
         for index in 0..self.ports.len() {
             let port = &self.ports[index];
@@ -166,7 +166,7 @@ impl Controller {
         }
     }
 
-    /// Acts on what a name leads to: opens what waits for it, and closes what is in another one.
+    /// Opens ports of a namespace that appeared; closes devices in another one than the name leads to.
     pub(super) async fn receive_identity(&mut self, identified: NamespaceIdentity) {
         let NamespaceIdentity { netns, identity, is_unbound, began } = identified;
         if is_unbound {
@@ -187,9 +187,9 @@ impl Controller {
                 continue;
             }
             match port.state {
-                // A look that began before it was opened may have seen what was there before.
+                // An identification that began before the device was opened may be outdated.
                 State::Up { .. } if port.namespace != identity && began > port.opened => {
-                    let why = format!("{netns} has been deleted; its device is opened again as soon as it is back");
+                    let why = format!("{netns} has been deleted; the device is reopened when it is back");
                     lost.push((index, why));
                 }
                 State::Down { .. } | State::Opening { .. } if identity.is_some() && before != Some(identity) => {

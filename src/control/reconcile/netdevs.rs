@@ -1,5 +1,5 @@
-//! What follows from the present properties of a port's netdev: remarks and events, and putting right what nobody
-//! else can want. The device stays open; `watcher` closes devices whose netdev is gone, replaced or down.
+//! Acts on properties of a port's netdev that need no reopening: warnings, events, restoring changed properties.
+//! `watcher` closes devices whose netdev is gone, replaced or down.
 
 use tracing::{info, warn};
 
@@ -12,19 +12,19 @@ use crate::device::{Observed, Settings};
 use crate::time;
 
 impl Controller {
-    /// Whether a change waits for something that is done with the device of this port.
+    /// Whether a change waits for an operation on this port's device.
     pub(super) fn is_awaited(&self, key: u64) -> bool {
         self.applying.as_ref().is_some_and(|apply| apply.awaits(key))
     }
 
-    /// Takes in the properties that the netdev of a port has now. The port is up.
+    /// Records the current properties of an open port's netdev.
     pub(super) fn follow_netdev(&mut self, index: usize, now: Option<Properties>) {
         let port = &mut self.ports[index];
         let Some(device) = port.endpoint.device() else { return };
         let Some(now) = now else {
             if port.drift.record_missing(time::now()) {
                 let at = device.at();
-                let warning = format!("{at} is no longer there: somebody has moved it to another namespace");
+                let warning = format!("{at} has been moved to another namespace");
                 port.drift.update(vec![warning], Vec::new());
                 self.report_drift(index);
             }
@@ -39,7 +39,7 @@ impl Controller {
         port.netdev = Some(now);
         let warnings = port.netdev_warnings().unwrap_or_default();
         port.drift.update(warnings, changes);
-        // What was put right at once was never reported as down.
+        // A difference restored at once was never reported as down.
         let is_turned = before != port.dead_link() && (port.reported_down || port.dead_link().is_some());
         if self.restore(index) {
             return;
@@ -50,8 +50,7 @@ impl Controller {
         self.report_drift(index);
     }
 
-    /// Looks after all netdevs: reads what there is no event for, reports what had to wait, and puts right what had to
-    /// wait.
+    /// Reads properties that have no events, sends deferred reports, and starts deferred restorations.
     pub(super) fn check_netdevs(&mut self) {
         self.poll_netdevs();
         for index in 0..self.ports.len() {
@@ -62,7 +61,7 @@ impl Controller {
         }
     }
 
-    /// Takes in what the device of a port has observed.
+    /// Records what a port's device has observed.
     fn take_observations(&mut self, index: usize) {
         let port = &mut self.ports[index];
         let has_refused = port.refusals() > port.refused_before;
@@ -74,8 +73,8 @@ impl Controller {
         }
     }
 
-    /// Begins to put the netdev of a port right, if somebody has changed it, it is ours alone and the pause since the
-    /// last time is over.
+    /// Starts restoring a netdev that others have changed, if it belongs to the switch and the pause since the last
+    /// restoration is over.
     fn restore(&mut self, index: usize) -> bool {
         let port = &mut self.ports[index];
         let (Some(device), Some(now)) = (port.endpoint.device(), &port.netdev) else { return false };
@@ -95,7 +94,7 @@ impl Controller {
         true
     }
 
-    /// Reports what has been put right. What somebody has changed meanwhile shows when it is looked at again.
+    /// Reports a restoration. The next reading shows changes made meanwhile.
     pub(super) fn receive_restored(&mut self, restored: RestoreResult) {
         let RestoreResult { port: key, was, result } = restored;
         let Some(&index) = self.port_index.get(&key) else { return };
@@ -105,14 +104,14 @@ impl Controller {
             self.mark_up(index);
         }
         let text = match result {
-            Ok(()) => format!("somebody has changed {at}: had {was}; put right"),
-            Err(why) => format!("somebody has changed {at}: has {was}; it cannot be put right: {why}"),
+            Ok(()) => format!("{at} was changed by others: had {was}; restored"),
+            Err(why) => format!("{at} was changed by others: has {was}; restoring failed: {why}"),
         };
         self.report_netdev(index, &text);
         self.read_netdev_of(key);
     }
 
-    /// Reports what is not as a port has it, if that is news.
+    /// Reports new differences.
     fn report_drift(&mut self, index: usize) {
         if self.is_wanted_up(index)
             && let Some(text) = self.ports[index].drift.report(time::now())

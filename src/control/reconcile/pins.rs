@@ -1,7 +1,7 @@
 //! Activation of pins: handles the reports of workers about pinned stations.
 //!
-//! [`activation`](crate::control::compile::activation) decides, and is pure. Here the decision is applied: new rules at all
-//! workers, then the station is learned at its new place, then events are emitted and the state is written.
+//! [`activation`](crate::control::compile::activation) decides. Here a decision is applied: workers get the new rules,
+//! the station is learned at its new port, events are emitted, and the state is stored.
 
 use serde_json::Value;
 
@@ -22,7 +22,7 @@ struct Change {
 }
 
 impl Controller {
-    /// Handles reports, each with the time at which a worker made it: control may be late.
+    /// Handles reports with the time at which a worker made them, since control may be delayed.
     pub(super) async fn apply_pin_reports(&mut self, reports: Vec<(PinReport, MonoTime)>) {
         let now = time::now();
         let (mut changes, mut elsewhere, mut flapping) = (Vec::new(), Vec::new(), Vec::new());
@@ -59,7 +59,7 @@ impl Controller {
         }
         if !changes.is_empty() {
             self.push_config().await;
-            // Frames to it are not flooded until it sends the next frame.
+            // So that frames to it are not flooded until its next frame.
             self.workers.learn(&elsewhere).await;
             changes.into_iter().for_each(|change| self.emit_pin_change(change, now));
             self.persist_activations();
@@ -69,7 +69,7 @@ impl Controller {
         }
     }
 
-    /// The change that a frame of a port has caused.
+    /// Change caused by a frame of a port.
     fn activated(&self, index: usize, station: Station, activated: ActivationEffect) -> Change {
         let (named, mac) = (self.named_port(index), station.mac());
         let text = match activated {
@@ -105,19 +105,19 @@ impl Controller {
         format!("port {id:?} of VM {:?} on network {:?}", vm.unwrap_or_default(), network.unwrap_or_default())
     }
 
-    /// `uplink "up0"`: the uplink that carries an uplink VLAN.
+    /// `uplink "up0"`: the uplink of an uplink VLAN.
     pub(super) fn named_uplink(&self, at: PortId) -> String {
         let trunk = self.forwarding.counting_port(at);
         let uplink = self.ports.iter().find(|port| port.is(trunk));
         uplink.map_or_else(|| "an uplink".into(), |uplink| uplink.endpoint.to_string())
     }
 
-    /// Follows a change from the configuration `before` to the present one.
+    /// Adapts activations to a changed configuration.
     pub(super) fn follow_activations(&mut self, before: &config::Config) {
         self.activations.follow(before, &self.config, |id| has_forwarded(&self.ports, id));
     }
 
-    /// Restores the state of pins from the state file, but of ports that have sent frames since the start.
+    /// Restores stored activations, except of ports that have sent frames since the start.
     pub(super) fn resume_activations(&mut self, stored: &Value) {
         self.activations.restore(stored, |id| has_forwarded(&self.ports, id));
     }
@@ -129,7 +129,7 @@ fn has_forwarded(ports: &[super::Port], id: &str) -> bool {
     port.is_some_and(|port| port.sum(|counters| counters.forwarded.get() + counters.flooded.get()) > 0)
 }
 
-/// The index of a port, and its configuration.
+/// Index and configuration of a port.
 fn find<'c>(ports: &[super::Port], config: &'c config::Config, id: PortId) -> Option<(usize, &'c config::Port)> {
     let index = ports.iter().position(|port| port.is(id))?;
     let ConfigRef::Port { vm, position, .. } = ports[index].endpoint.config_ref else { return None };

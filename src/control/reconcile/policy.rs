@@ -1,5 +1,4 @@
-//! What a port may send, while it changes and while it is used: what was learned behind a port that may
-//! not use it any more is forgotten, and a port that comes to its MAC limit is told of.
+//! Port security at runtime: flushes FDB entries that a stricter configuration forbids, and reports MAC-limit alarms.
 
 use tracing::{info, warn};
 
@@ -13,18 +12,18 @@ use crate::time;
 use crate::wire::Mac;
 use crate::worker::Flush;
 
-/// What a configuration says of a port, if this is one.
+/// Configuration of an endpoint, if it is a port.
 fn configured<'c>(endpoint: &Endpoint, config: &'c Config) -> Option<&'c config::Port> {
     let ConfigRef::Port { vm, position, .. } = endpoint.config_ref else { return None };
     config.vms.get(vm)?.ports.get(position)
 }
 
-/// Frames that have ever come from stations beyond a limit.
+/// Frames received from stations beyond the MAC limit.
 fn mac_limit_excess(port: &Port) -> u64 {
     port.sum(|counters| counters.not_learned.get() + counters.drops_in.get(DropReason::MacLimit))
 }
 
-/// Whether sources that a port could use when it `was` so are refused now that it `is` so.
+/// Whether the new configuration refuses sources that the old one allowed.
 fn is_stricter(was: &config::Port, is: &config::Port) -> bool {
     let allowed = |port: &config::Port| -> Vec<Mac> {
         let pairs = port.allowed_address_pairs.iter().filter_map(|pair| pair.mac);
@@ -41,22 +40,21 @@ fn is_stricter(was: &config::Port, is: &config::Port) -> bool {
 }
 
 impl Controller {
-    /// The place of a port, if sources that it could use `before` are refused now.
+    /// Id of a port whose new configuration refuses sources allowed `before`.
     pub(super) fn stricter(&self, index: usize, was: &Endpoint, before: &Config) -> Option<PortId> {
         let endpoint = &self.ports[index].endpoint;
         let (was, is) = (configured(was, before)?, configured(endpoint, &self.config)?);
         is_stricter(was, is).then_some(endpoint.id)
     }
 
-    /// Forgets what was learned behind these ports: it may be of sources that are refused now, and would
-    /// draw the frames of whoever has them by right.
+    /// Flushes FDB entries of these ports: entries of sources refused now would attract frames of their rightful owner.
     pub(super) async fn flush_ports(&self, ports: Vec<PortId>) {
         for port in ports {
             self.workers.flush(Flush { port_index: Some(port.index()), ..Flush::default() }).await;
         }
     }
 
-    /// Tells which ports have come to their MAC limits, and which are below again.
+    /// Raises and clears MAC-limit alarms.
     pub(super) fn check_mac_limits(&mut self) {
         let now = time::now();
         for index in 0..self.ports.len() {
@@ -67,7 +65,7 @@ impl Controller {
                     let excess = mac_limit_excess(port);
                     port.mac_limit_alarm.observe(excess, now)
                 }
-                // Most have none: nothing is counted for them.
+                // Most ports have none: their counters are not summed.
                 None if port.mac_limit_alarm.is_on() => {
                     let excess = mac_limit_excess(port);
                     port.mac_limit_alarm.turn_off(excess)
@@ -82,20 +80,20 @@ impl Controller {
 
     fn emit_mac_limit(&mut self, index: usize, transition: Transition, limit: Option<MacLimit>) {
         let text = match (transition, limit) {
-            (_, None) => "no longer at its limit of learned stations: it has no limit of its own any more".to_owned(),
+            (_, None) => "no longer at its limit of learned stations: it has no limit of its own".to_owned(),
             (Transition::Raised, Some(MacLimit { stations, policy: AtLimit::Drop })) => {
-                format!("at its limit of {stations} learned stations: frames from others behind it are dropped")
+                format!("at its limit of {stations} learned stations: frames from further stations are dropped")
             }
             (Transition::Raised, Some(MacLimit { stations, policy: AtLimit::ForwardUnlearned })) => {
                 format!(
-                    "at its limit of {stations} learned stations: others behind it are not learned, and frames to them \
-                     are flooded"
+                    "at its limit of {stations} learned stations: further stations are not learned, and frames to \
+                     them are flooded"
                 )
             }
             (Transition::Cleared, Some(MacLimit { stations, .. })) => {
                 let hold = HOLD.as_secs();
                 format!(
-                    "no longer at its limit of {stations} learned stations: none beyond it has spoken for {hold} seconds"
+                    "no longer at its limit of {stations} learned stations: no further station has sent for {hold} seconds"
                 )
             }
         };

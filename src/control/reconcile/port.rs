@@ -1,4 +1,4 @@
-//! A port or an uplink as it is: what it shall be, and whether it has a device.
+//! Runtime state of a port or uplink: configuration reference, device, netdev, timers.
 
 use std::sync::Arc;
 
@@ -15,50 +15,49 @@ use crate::sys::netns::Identity;
 use crate::telemetry::PortCounters;
 use crate::time::MonoTime;
 
-/// A port or an uplink, as it is.
+/// Runtime state of a port or uplink.
 #[derive(Debug)]
 pub struct Port {
-    /// What it shall be.
+    /// Desired state.
     pub endpoint: Endpoint,
-    /// What it is.
+    /// Actual state.
     pub state: State,
     /// Its counters, one for each worker.
     pub counters: Vec<Arc<PortCounters>>,
-    /// Tells it from every other port there ever was, also of the same id.
+    /// Unique among all ports of this run, also of the same id.
     pub(super) key: u64,
-    /// It has been told that it is down, and not yet that it is up again.
+    /// Reported as down, and not as up since.
     pub(super) reported_down: bool,
-    /// Whether we made its netdev, once that is known.
+    /// Whether the switch created its netdev; `None` while unknown.
     pub(super) made: Option<bool>,
     /// The namespace its device was opened in.
     pub(super) namespace: Option<Identity>,
-    /// The properties that its netdev had when its device was opened, or has had since, as far as they are known.
+    /// Last known properties of its netdev, from the opening of its device on.
     pub(super) netdev: Option<Properties>,
-    /// The offload work that its device takes, where that can change while it is open.
+    /// Offloads that its device accepts, if they can change while it is open.
     pub(super) egress: Option<Egress>,
     /// What its device observes about its frames.
     pub(super) observed: Option<Observed>,
-    /// Frames that its device had refused before it was opened, and whether more were since, at the last look.
+    /// Frames refused by its device before it was opened; whether there were more at the last check.
     pub(super) refused_before: u64,
     pub(super) has_refused: bool,
-    /// What of its netdev is not as it has it.
+    /// Differences of its netdev from the settings.
     pub(super) drift: Drift,
-    /// The last look at links that had begun before its device was opened: it and those before do not
-    /// count.
+    /// Readings of links up to this number began before its device was opened, and do not count.
     pub(super) min_read: u64,
-    /// It is not opened as long as devices are being closed: one of them may be in its way.
+    /// Not opened while devices are being closed: one of them may conflict.
     pub(super) open_deferred: bool,
     /// Whether its device, if it is open, may lose VLAN tags.
     pub(super) may_lose_tags: bool,
-    /// Devices of its own that are being closed.
+    /// Number of its own devices being closed.
     pub(super) closing: u32,
-    /// When it is tried again while it is down.
+    /// Time of the next attempt.
     pub(super) retry: Backoff,
-    /// The attempt to open it that is under way.
+    /// Attempt in progress.
     pub(super) attempt: Option<Ticket>,
-    /// It is reported that the attempt has not returned.
+    /// The attempt is reported as overdue.
     pub(super) is_overdue: bool,
-    /// Since when its device is held by others, in this series of attempts.
+    /// Since when its device is in use by others, in this series of attempts.
     pub(super) in_use_since: Option<MonoTime>,
     /// When its device was opened.
     pub(super) opened: MonoTime,
@@ -69,42 +68,42 @@ pub struct Port {
 /// Whether a port has a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// It has, and its first queue is polled by this worker, the others by the next ones in turn.
+    /// Open. This worker polls its first queue, the next workers the others.
     Up {
         /// The worker.
         worker: u16,
-        /// How many queues there are.
+        /// Number of queues.
         queues: u16,
-        /// Remarks on how it was opened.
+        /// Warnings from opening.
         notes: String,
-        /// The way that its frames take, of kinds that have several.
+        /// Mode, of kinds that have several.
         mode: Option<String>,
     },
-    /// It is being opened.
+    /// Being opened.
     Opening {
         /// Why it was down before; empty at first.
         reason: String,
     },
-    /// It has not.
+    /// Not open.
     Down {
-        /// Why not; empty at first.
+        /// Reason; empty at first.
         reason: String,
     },
-    /// It is a subport, and its frames come and go by the device of its parent.
+    /// A subport, which uses its parent's device.
     Tagged {
-        /// Whether it was last told to be up, or down.
+        /// State last reported: up?
         reported: Option<bool>,
     },
 }
 
 impl Port {
-    /// Why no frames flow although it has a device: its link, if that is watched.
+    /// Why no frames pass an open device: its link, if watched.
     pub fn dead_link(&self) -> Option<String> {
         let name = self.endpoint.device()?.name();
-        // What it was like before it went says nothing.
+        // The last properties of a missing netdev are outdated.
         match self.netdev.as_ref().filter(|_| !self.drift.is_lost())?.link {
             LinkState { up: false, .. } => Some(format!("its link is down; `ip link set dev {name} up` sets it up")),
-            LinkState { carrier: false, .. } => Some("its link has no carrier: nobody is at its other end".into()),
+            LinkState { carrier: false, .. } => Some("its link has no carrier: the other end is closed or down".into()),
             _ => None,
         }
     }
@@ -114,7 +113,7 @@ impl Port {
         self.sum(|counters| counters.drops_out.get(DropReason::DeviceRefused))
     }
 
-    /// What there is to remark on its netdev now, as far as that is known.
+    /// Warnings about its netdev; `None` while its properties are unknown.
     pub(super) fn netdev_warnings(&self) -> Option<Vec<String>> {
         let (device, now) = (self.endpoint.device()?, self.netdev.as_ref()?);
         let mut warnings = properties::warnings(device, now);
@@ -123,26 +122,26 @@ impl Port {
         Some(warnings)
     }
 
-    /// Remarks on a port that is up: on how it was opened, and on what its netdev is now.
+    /// Warnings of an open port: from opening, and about its netdev.
     pub fn warnings(&self) -> String {
         let State::Up { notes: diagnostics, .. } = &self.state else { return String::new() };
         let diagnostics = Some(diagnostics.as_str()).filter(|diagnostics| !diagnostics.is_empty());
         diagnostics.into_iter().chain(self.drift.warnings().iter().map(String::as_str)).collect::<Vec<_>>().join("; ")
     }
 
-    /// Why it is not open yet, if the attempt to open it has not returned in time.
+    /// Why an overdue attempt has not returned.
     pub fn overdue(&self, now: MonoTime) -> Option<String> {
         let device = self.endpoint.device().filter(|_| self.is_overdue)?;
         match self.attempt.as_ref()?.running_since() {
             Some(since) => {
                 let seconds = now.since(since).as_secs();
-                Some(format!("opening {} has not returned for {seconds} seconds; it goes on when it does", device.at()))
+                Some(format!("opening {} has not returned for {seconds} seconds; continues when it does", device.at()))
             }
-            None => Some(format!("opening {} waits for others there that have not returned", device.at())),
+            None => Some(format!("opening {} waits for earlier calls there that have not returned", device.at())),
         }
     }
 
-    /// Whether this is the port with this id of the switch.
+    /// Whether the port has this id in the forwarding configuration.
     pub fn is(&self, id: PortId) -> bool {
         self.endpoint.id == id
     }

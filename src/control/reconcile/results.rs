@@ -1,4 +1,4 @@
-//! What the control loop hands to background work, and what comes back from it: each result is a [`DeviceEvent`].
+//! Input and results of background work; each result is a [`DeviceEvent`].
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
@@ -19,34 +19,34 @@ use crate::device::{OpenError, Opened, Removal, Settings};
 use crate::sys::netns::{Identity, Netns};
 use crate::time::MonoTime;
 
-/// What came of something that was done elsewhere. Ports are named by their key.
+/// Result of background work. Ports are identified by key.
 #[derive(Debug)]
 pub(super) enum DeviceEvent {
-    /// A device was opened, or not.
+    /// An attempt to open a device.
     Opened(Box<OpenResult>),
-    /// A device is closed for good. There may be a remark on how that went.
+    /// A device is closed; with a warning if that failed in part.
     Closed { port: u64, removed: Option<OrphanNetdev>, warning: Option<String> },
-    /// What an earlier life has left behind is gone, or could not be removed.
+    /// An orphaned netdev was removed, or could not be.
     OrphanRemoved { left: OrphanNetdev, result: Result<Removal, OpenError> },
-    /// Something was written down, or not.
+    /// A commit has ended.
     Committed(CommitDone),
-    /// The state can be used again, or still not; and the changes that wait for that.
+    /// Result of a retry to open the state, and the changes that wait for it.
     StateReopened(Box<Result<Recovered, String>>, VecDeque<Request>),
-    /// Netdevs were looked at.
+    /// Netdevs were read.
     NetdevsRead(NetdevReadings),
-    /// The name of a namespace was looked at.
+    /// A namespace was identified.
     NamespaceIdentified(NamespaceIdentity),
-    /// A netdev was changed, or not.
+    /// A netdev was adjusted.
     Adjusted { port: u64, result: Result<(), OpenError> },
-    /// A netdev that somebody has changed was put right, or not.
+    /// A netdev changed by others was restored.
     Restored(RestoreResult),
 }
 
-/// What came of trying to open a device.
+/// Result of an attempt to open a device.
 #[derive(Debug)]
 pub(super) struct OpenResult {
     pub port: u64,
-    /// How it was to be.
+    /// Settings used.
     pub settings: Settings,
     pub namespace: Option<Identity>,
     /// The properties of its netdev.
@@ -54,122 +54,122 @@ pub(super) struct OpenResult {
     pub result: Result<Opened, OpenError>,
 }
 
-/// What has been found of netdevs in a namespace, by name.
+/// Netdevs of a namespace, by name.
 #[derive(Debug)]
 pub(super) struct NetdevReadings {
     pub netns: Netns,
-    /// Which look it was.
+    /// Number of the reading.
     pub read_id: u64,
     pub found: HashMap<String, io::Result<Option<Properties>>>,
 }
 
-/// What came of looking at a name.
+/// Identity of a namespace.
 #[derive(Debug)]
 pub(super) struct NamespaceIdentity {
     pub netns: Netns,
     /// After an error it is unknown.
     pub identity: io::Result<Option<Identity>>,
-    /// There is a file of its name, and no namespace bound to it.
+    /// A file of this name exists, with no namespace bound to it.
     pub is_unbound: bool,
     pub began: MonoTime,
 }
 
-/// What came of putting a netdev right.
+/// Result of restoring a netdev.
 #[derive(Debug)]
 pub(super) struct RestoreResult {
     /// The port, by its key.
     pub port: u64,
-    /// What was put right, in words.
+    /// Descriptions of the restored properties.
     pub was: Vec<String>,
     pub result: Result<(), OpenError>,
 }
 
-/// What came of writing something down.
+/// Result of a commit.
 #[derive(Debug)]
 pub(super) enum CommitDone {
-    /// What has happened.
+    /// Events.
     Events(Result<(), StoreError>, Vec<Event>),
     /// A change.
     Change(Box<ChangeCommitted>),
-    /// What a change would leave behind that is to be confirmed.
+    /// The orphans of a provisional change.
     Attempt(Result<(), StoreError>, ProvisionalChange),
 }
 
-/// What came of writing down a change.
+/// Result of committing a change.
 #[derive(Debug)]
 pub(super) struct ChangeCommitted {
     pub result: Result<(), ChangeError>,
-    /// What tells of it, and what had happened before and was written down with it.
+    /// Event of the change, and earlier events committed with it.
     pub event: Event,
     pub before: Vec<Event>,
     pub next: AfterCommit,
-    /// The configuration file that was applied with it, if one was.
+    /// The configuration file applied with it, if any.
     pub last_applied: Option<Arc<Value>>,
 }
 
-/// What is done when a change has been written down.
+/// Action after a change is committed.
 #[derive(Debug)]
 pub(super) enum AfterCommit {
-    /// It is made.
+    /// Apply it.
     Apply { config: Box<Config>, transition: Box<Apply> },
-    /// It stays, and does not go back.
+    /// Reply: an unconfirmed change is now permanent.
     Answer { changed: ChangeResult, reply: Reply },
 }
 
-/// A change that goes back unless it is confirmed.
+/// A change that is reverted unless confirmed.
 #[derive(Debug)]
 pub(super) struct ProvisionalChange {
-    /// What is wanted.
+    /// Its configuration.
     pub config: Box<Config>,
-    /// How it is gone over to.
+    /// The change as it will be applied.
     pub transition: Box<Apply>,
-    /// The time for it to be confirmed, from when it has been made.
+    /// Time to confirm, from when it is applied.
     pub within: Duration,
-    /// What has changed.
+    /// Summary of changes.
     pub text: String,
 }
 
-/// The state that could not be used at the start, and can be now.
+/// State that was unusable at the start and is usable now.
 #[derive(Debug)]
 pub(super) struct Recovered {
     pub config: Config,
     pub store: StateStore,
-    /// Measures against loops and storms, and the state of pins.
+    /// Stored mitigation measures and activations.
     pub measures: Value,
     /// The greatest id of a stored event, if known.
     pub last_event: Option<u64>,
 }
 
-/// Where the answer to a change goes.
+/// Reply channel of a change.
 pub(super) type Reply = handle::Reply<Result<ChangeResult, ChangeError>>;
 
-/// A change under way.
+/// A change being applied.
 #[derive(Debug, Default)]
 pub(super) struct Apply {
-    /// What comes of it.
+    /// Its result.
     pub result: ChangeResult,
-    /// Who waits for it.
+    /// The client.
     pub reply: Option<Reply>,
-    /// Ports, by key, for which something is done elsewhere that is waited for.
+    /// Keys of ports with a pending operation.
     pub pending_ops: HashSet<u64>,
-    /// Ports, by key, that are to have a device in the end.
+    /// Keys of ports to be opened.
     pub wanted: HashSet<u64>,
-    /// Since when that is waited for.
+    /// Start of waiting for the operations.
     pub since: MonoTime,
-    /// Whether it goes back unless it is confirmed.
+    /// Whether it is reverted unless confirmed.
     pub to_be_confirmed: bool,
 }
 
 impl Apply {
-    /// Whether something that is done with this port is waited for.
+    /// Whether an operation on this port is pending.
     pub fn awaits(&self, key: u64) -> bool {
         self.pending_ops.contains(&key)
     }
 
-    /// It is not begun.
+    /// Rejects the change before it starts.
     pub fn reject(self, error: ChangeError) {
         if let Some(reply) = self.reply {
-            // Whoever asked may be gone.
+            // The client may have disconnected.
             let _ = reply.send(Err(error));
         }
     }

@@ -1,11 +1,11 @@
-//! Subports, as far as they are told of: they are up as long as their parent is, whose device is theirs.
+//! Events of subports. A subport is up while its parent, whose device it uses, is up.
 
 use super::{Controller, State};
 use crate::control::compile::endpoints::{ConfigRef, EndpointAttachment};
 use crate::control::state::events::EventKind;
 
 impl Controller {
-    /// The subports of a port. They are among the ports of its VM, which stand together.
+    /// Subports of a port. Ports of one VM are contiguous.
     fn subports(&self, parent: usize) -> Vec<usize> {
         let vm = |index: usize| match self.ports.get(index)?.endpoint.config_ref {
             ConfigRef::Port { vm, .. } => Some(vm),
@@ -17,14 +17,14 @@ impl Controller {
         before.chain(after).filter(|&index| self.ports[index].endpoint.parent() == Some(parent)).collect()
     }
 
-    /// Tells of the subports of a port, which may be otherwise now.
+    /// Emits events of subports whose state has changed with their parent.
     pub(super) fn emit_subports(&mut self, parent: usize) {
         for subport in self.subports(parent) {
             self.emit_subport(subport);
         }
     }
 
-    /// Tells whether a subport is up or down, if that is not what was told last.
+    /// Emits an event if a subport's state differs from the last one reported.
     pub(super) fn emit_subport(&mut self, index: usize) {
         let State::Tagged { reported } = self.ports[index].state else { return };
         let now = match self.why_no_frames(index) {
@@ -53,7 +53,7 @@ impl Controller {
         }
     }
 
-    /// Why no frames flow through a subport, if none do; empty if that is not known yet.
+    /// Why a subport is down; `None` if it is up, empty if not known yet.
     fn why_no_frames(&self, index: usize) -> Option<String> {
         let endpoint = &self.ports[index].endpoint;
         let parent = self.ports.get(endpoint.parent()?)?;

@@ -14,6 +14,7 @@ use crate::control::config::{Network, parse_json};
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
 use crate::control::state::Precedence;
 use crate::control::state::event_log::EventFilter;
+use crate::control::state::events::{Event, EventKind};
 use crate::control::state::store::{Store, StoredStation};
 use crate::frame::Pool;
 use crate::wire::{Mac, ProbeKey};
@@ -192,7 +193,7 @@ async fn events_emitted_before_the_state_is_usable_do_not_collide_with_stored_on
             assert_eq!(history(&handle, Some(last)).await.0, emitted);
             assert_eq!(
                 texts(&emitted),
-                ["the state is written again, and changes are taken", "network \"b\" is new, with MTU 1500"]
+                ["the state can be stored again; changes are accepted", "network \"b\" is new, with MTU 1500"]
             );
         },
     )
@@ -370,7 +371,7 @@ async fn a_stop_stores_the_stations_also_while_the_state_is_verified_or_stations
     for (last, is_stored) in [(1, false), (2, true)] {
         let begun = async |controller: &mut Controller| {
             if is_stored {
-                controller.finish_keeping_stations().await;
+                controller.finish_saving_stations().await;
             }
             // The running verification, and stored entries, wait for this.
             let go_on = hang(controller.state.store().unwrap()).await;

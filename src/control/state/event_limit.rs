@@ -1,8 +1,7 @@
-//! How many events one source may cause: a guest that flaps its link or storms floods neither the log, nor the history,
-//! nor the disk.
+//! Limits events per source, so that a guest that flaps its link or storms floods neither log, history nor disk.
 //!
-//! The first events of a source are reported as they come. Of a source that causes more, only the last event is
-//! reported every ten seconds, with how many others there were: so the last word is always true.
+//! The first events of a source are reported at once. Of further ones, only the last is reported every ten seconds,
+//! with the number of the others: so the last state is always reported.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,13 +9,13 @@ use std::time::Duration;
 use crate::control::state::events::{Event, EventKind};
 use crate::time::MonoTime;
 
-/// Events of one source that are reported as they come, within a window.
+/// Events of one source reported at once, per window.
 const BURST: u32 = 20;
 
-/// The window.
+/// Length of the window.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// What tells apart events that stand for the same thing: the later one makes the earlier one void.
+/// Key of events of which a later one supersedes an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Group {
     Link,
@@ -27,7 +26,7 @@ enum Group {
 
 fn group(kind: EventKind) -> Option<Group> {
     match kind {
-        // These are caused by operators, who are limited elsewhere.
+        // Caused by operators, who are limited elsewhere.
         EventKind::Config | EventKind::Lagged => None,
         EventKind::PortUp | EventKind::PortDown => Some(Group::Link),
         EventKind::StormStart | EventKind::StormStop => Some(Group::Storm),
@@ -36,17 +35,17 @@ fn group(kind: EventKind) -> Option<Group> {
     }
 }
 
-/// What one source has caused lately.
+/// Recent events of one source.
 #[derive(Debug)]
 struct Source {
-    /// When the window began.
+    /// Start of the window.
     since: MonoTime,
     reported: u32,
-    /// The last event that was not reported, and how many there were.
+    /// The last suppressed event, and their number.
     suppressed_event: Option<(Event, u64)>,
 }
 
-/// The sources that have caused events lately.
+/// Sources with recent events.
 #[derive(Debug, Default)]
 pub struct EventLimiter(HashMap<(Group, Option<String>, Option<String>), Source>);
 
@@ -54,7 +53,7 @@ impl EventLimiter {
     /// Whether this event is reported now.
     pub fn admit(&mut self, event: &Event, now: MonoTime) -> bool {
         let Some(group) = group(event.kind) else { return true };
-        // A port is one source; what is of a whole VM is another.
+        // A port is a source; a whole VM is another.
         let source = (group, event.vm.clone(), event.ports.first().cloned());
         let source = self.0.entry(source).or_insert(Source { since: now, reported: 0, suppressed_event: None });
         if source.suppressed_event.is_none() && now.since(source.since) >= WINDOW {
@@ -69,7 +68,7 @@ impl EventLimiter {
         false
     }
 
-    /// The last events of those sources whose window is over, each with the number of others. With `all`, of all.
+    /// Last events of sources whose window has ended, each with the number of others. `all`: of all sources.
     pub fn due(&mut self, now: MonoTime, all: bool) -> Vec<Event> {
         let mut due = Vec::new();
         self.0.retain(|_, source| {
@@ -77,7 +76,7 @@ impl EventLimiter {
                 return true;
             }
             let Some((mut event, events)) = source.suppressed_event.take() else { return false };
-            // A source that goes on is reported once in a window.
+            // A source that continues is reported once per window.
             (source.since, source.reported) = (now, BURST);
             let others = events - 1;
             if others > 0 {

@@ -1,7 +1,6 @@
-//! What happened, as far as it is remembered here, and whoever listens to what will.
+//! Recent events in memory, and subscribers to new ones.
 //!
-//! The history of the switch is in its store. The journal has what a switch without a store can
-//! tell, and what is still to be written down.
+//! The store has the history. The event log has what a switch without a store can show, and what is not stored yet.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::SystemTime;
@@ -14,19 +13,19 @@ use crate::control::state::event_limit::EventLimiter;
 use crate::control::state::events::Event;
 use crate::time::{self, MonoTime};
 
-/// Events remembered.
+/// Maximum events in memory.
 const MAX_EVENTS: usize = 10_000;
 
-/// Bytes of events remembered, and of events that are still to be written down.
+/// Maximum bytes of events in memory, and of those not stored yet.
 const BYTES: usize = 8 << 20;
 
-/// Events that a listener may be behind before it misses some.
+/// Events that a subscriber may lag behind before it misses some.
 const MAX_LAG: usize = 1024;
 
-/// What happened lately.
+/// Recent events.
 #[derive(Debug)]
 pub struct EventLog {
-    /// By number. One whose number was reserved comes behind later ones.
+    /// By id. An event with a reserved id is inserted behind later ones.
     recent: BTreeMap<u64, Event>,
     bytes: usize,
     /// Greatest id that is not in `recent` any more: the last one of earlier starts, or the last evicted one.
@@ -35,9 +34,9 @@ pub struct EventLog {
     uncommitted_bytes: usize,
     live: broadcast::Sender<Event>,
     limit: EventLimiter,
-    /// The number of the next event.
+    /// Id of the next event.
     next: u64,
-    /// Which start of the switch this is.
+    /// Identifies this start of the switch.
     start: String,
 }
 
@@ -58,7 +57,7 @@ impl Default for EventLog {
 }
 
 impl EventLog {
-    /// Starts numbering after `last`, the greatest stored id. If it is unknown, ids start at the milliseconds since 1970:
+    /// Starts ids after `last`, the greatest stored id. If it is unknown, ids start at the milliseconds since 1970:
     /// stored events have smaller ids, because no switch emits 1000 events per second for long.
     pub fn begin(&mut self, last: Option<u64>, since: SystemTime) {
         let passed = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -88,8 +87,7 @@ impl EventLog {
         Some(first + shift)
     }
 
-    /// Something has happened, and is to be written down; whether it is reported now, and not later with others of its
-    /// source.
+    /// Appends an event, to be stored. Returns whether it is reported now, and not later with others of its source.
     #[must_use]
     pub fn append(&mut self, event: Event, now: MonoTime) -> bool {
         let is_reported = self.limit.admit(&event, now);
@@ -99,7 +97,7 @@ impl EventLog {
         is_reported
     }
 
-    /// What is reported late, of sources that have caused too much, in its order. With `all`, what is held of any.
+    /// Events of rate-limited sources that are due, in order. `all`: of all sources.
     pub fn flush_limited(&mut self, now: MonoTime, all: bool) -> Vec<Event> {
         let due = self.limit.due(now, all);
         due.iter().cloned().for_each(|event| self.report(event));
@@ -122,14 +120,14 @@ impl EventLog {
         }
     }
 
-    /// An event with its number, and with nothing in it that is too long.
+    /// Assigns an id and truncates long parts.
     pub fn numbered(&mut self, event: Event) -> Event {
         let id = self.next;
         self.next += 1;
         Event { id, start: self.start.clone(), ..event.bounded() }
     }
 
-    /// Something has happened, has its number, and is written down already.
+    /// Appends an event that has an id and is stored.
     pub fn append_committed(&mut self, event: Event) {
         self.bytes += event.size();
         self.recent.insert(event.id, event.clone());
@@ -138,22 +136,22 @@ impl EventLog {
             self.bytes -= oldest.size();
             self.forgotten = self.forgotten.max(id);
         }
-        // Nobody needs to listen.
+        // There may be no subscribers.
         let _ = self.live.send(event);
     }
 
-    /// Whether something is to be written down.
+    /// Whether there are events to store.
     pub fn has_uncommitted(&self) -> bool {
         !self.uncommitted.is_empty()
     }
 
-    /// What is to be written down, once.
+    /// Takes the events to store.
     pub fn take_uncommitted(&mut self) -> Vec<Event> {
         self.uncommitted_bytes = 0;
         std::mem::take(&mut self.uncommitted).into()
     }
 
-    /// What was taken could not be written down on the way on which it was to be, and is still to be.
+    /// Returns events that could not be stored.
     pub fn put_back(&mut self, events: Vec<Event>) {
         self.uncommitted_bytes += events.iter().map(Event::size).sum::<usize>();
         events.into_iter().rev().for_each(|event| self.uncommitted.push_front(event));
@@ -171,28 +169,28 @@ impl EventLog {
         after >= self.forgotten
     }
 
-    /// What is remembered of what has happened, by number.
+    /// Recent events by id.
     pub fn recent(&self) -> Vec<Event> {
         self.recent.values().cloned().collect()
     }
 
-    /// What will happen from now on.
+    /// A receiver of later events.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.live.subscribe()
     }
 }
 
-/// Which events are meant.
+/// Filter of events.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EventFilter {
-    /// Those at this time (RFC 3339) or later.
+    /// At this time (RFC 3339) or later.
     pub since: Option<String>,
-    /// Those with a greater number.
+    /// With a greater id.
     pub after: Option<u64>,
 }
 
 impl EventFilter {
-    /// The same, with its time in the form in which events have it.
+    /// Normalises the time to the form of stored events.
     pub fn normalized(self) -> Result<EventFilter, ChangeError> {
         let since = self.since.map(|text| {
             let parsed = time::parse_rfc3339(&text).map(time::rfc3339);
@@ -204,7 +202,7 @@ impl EventFilter {
         Ok(EventFilter { since: since.transpose()?, after: self.after })
     }
 
-    /// Whether this event is meant.
+    /// Whether this event matches.
     pub fn matches(&self, event: &Event) -> bool {
         self.since.as_ref().is_none_or(|since| event.time >= *since) && self.after.is_none_or(|after| event.id > after)
     }

@@ -1,109 +1,108 @@
-//! What happened: one event for each transition, never one for each frame.
+//! Events: one per transition, never one per frame.
 
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What has happened, in one word.
+/// Kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
-    /// A port or an uplink has its device; frames can flow both ways.
+    /// A port or uplink is up: its device is open, and frames pass.
     PortUp,
-    /// A port or an uplink has lost its device, or has been taken down; or the link below it
-    /// is dead.
+    /// A port or uplink is down: device lost, administratively down, or link down.
     PortDown,
-    /// Somebody has changed the netdev of a port or an uplink: what is not as the port has it, what has been put
-    /// right, or that all is as the port has it again.
+    /// The netdev of a port or uplink was changed by others: differences from the settings, restorations, or that none
+    /// differ any more.
     NetdevChanged,
-    /// Another uplink of a group carries its frames now.
+    /// Another uplink of a group is active.
     Uplink,
-    /// A port has come to its MAC limit, or is below again.
+    /// A port has reached its MAC limit, or is below it again.
     MacLimit,
-    /// Storm limits begin to refuse frames.
+    /// A storm limit starts dropping frames.
     StormStart,
-    /// They have refused none for a while.
+    /// It has dropped none for a while.
     StormStop,
-    /// Somebody joins what the switch keeps apart, and frames can go round.
+    /// A loop was detected.
     LoopStart,
-    /// Something else is done about a loop, or for longer.
+    /// Mitigation of a loop was escalated or extended.
     LoopLevel,
-    /// A loop is over, and nothing is done about it any more.
+    /// A loop has ended, and its mitigation too.
     LoopStop,
-    /// Somebody joins two networks. That is no loop, as long as nobody else does.
+    /// Two networks are bridged: not a loop by itself.
     NetworksBridged,
-    /// A station has moved too often, and stays where it is.
+    /// A station flapped, and is dampened.
     MacDampened,
-    /// A port sends frames as if they came from another VM.
+    /// A port sends from another VM's address.
     SpoofedMac,
-    /// A port names an IP address that its port security does not allow.
+    /// A port uses an IP address that port security does not allow.
     SpoofedIp,
-    /// A port sends frames from the address of another port of its VM, and its port security does not allow that.
+    /// A port sends from a sibling's address, which port security does not allow.
     SiblingMac,
-    /// A port has sent the frame that control waited for: its addresses are pinned to it from now on.
+    /// A port has sent its first frame: its addresses are pinned from now on.
     PortActivated,
-    /// A station that is pinned to a port has announced itself behind an uplink: the pin has yielded.
+    /// A pin has yielded: its station announced itself behind an uplink.
     PinYielded,
-    /// The desired state has been changed.
+    /// The configuration was changed.
     Config,
-    /// Changes cannot be kept any more, or can be again.
+    /// Storing the state fails, or works again.
     State,
-    /// Nothing of the switch: a follower has missed events, because it did not read them in time.
+    /// For a subscriber only: it has missed events by reading too slowly.
     Lagged,
 }
 
-/// One thing that happened, as the API tells it.
+/// An event, as in the API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Its number: each event of a start has the next one. An event about a change reserves its number when storing the
-    /// change begins, and is sent when it is stored: a missing number arrives later. 0, which is not written: a message of
-    /// the API about missing events, or an event of a version without numbers.
+    /// Id: ascending within a start. An event of a change reserves its id when storing the change starts, and is sent
+    /// when it is stored: a missing id arrives later. 0 (omitted): a message of the API about missing events, or an
+    /// event of a version without ids.
     #[serde(skip_serializing_if = "is_none", default)]
     pub id: u64,
     /// The start of the switch that emitted it. Numbers continue after those of earlier starts in the state; without a
     /// state they begin again with each start.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub start: String,
-    /// When: RFC 3339, UTC, milliseconds.
+    /// Time: RFC 3339, UTC, milliseconds.
     pub time: String,
-    /// What.
+    /// Kind.
     pub kind: EventKind,
-    /// The VM it happened to.
+    /// VM.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub vm: Option<String>,
-    /// Its ports; or the uplink that it happened to, which has no VM.
+    /// Ports; or the uplink, without VM.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub ports: Vec<String>,
-    /// The network it happened on.
+    /// Network.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub network: Option<String>,
-    /// The address it is about.
+    /// MAC address.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mac: Option<String>,
-    /// The IP address it is about.
+    /// IP address.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ip: Option<String>,
-    /// What happened, in a sentence.
+    /// Description.
     pub text: String,
 }
 
-/// Bytes of the text of an event; a longer one is cut.
+/// Maximum bytes of the text; a longer one is cut.
 const TEXT: usize = 4096;
 
-/// Ports that an event names.
+/// Maximum ports of an event.
 const PORTS: usize = 64;
 
 impl EventKind {
-    /// As it is written.
+    /// Keyword.
     pub fn name(self) -> String {
-        // A kind is a text to serde, and nothing else.
+        // Serde represents a kind as a string.
         serde_json::to_value(self).ok().and_then(|kind| Some(kind.as_str()?.to_owned())).unwrap_or_default()
     }
 }
 
 impl Event {
-    /// Something that happens at `time`, of which nothing else is known yet.
+    /// An event of this kind at `time`, without details.
     pub fn new(kind: EventKind, time: SystemTime) -> Event {
         let time = crate::time::rfc3339(time);
         let (id, start) = (0, String::new());
@@ -121,7 +120,7 @@ impl Event {
         }
     }
 
-    /// The same, with nothing in it that is longer than an event may be.
+    /// Truncates its parts to their maximum lengths.
     pub fn bounded(mut self) -> Event {
         shorten(&mut self.text, TEXT);
         if self.ports.len() > PORTS {
@@ -131,7 +130,7 @@ impl Event {
         self
     }
 
-    /// About how many bytes it takes up.
+    /// Approximate size in bytes.
     pub fn size(&self) -> usize {
         let texts = [&self.vm, &self.network, &self.mac, &self.ip].map(|text| text.as_ref().map_or(0, String::len));
         let ports: usize = self.ports.iter().map(|port| port.len() + size_of::<String>()).sum();
@@ -144,7 +143,7 @@ fn is_none(id: &u64) -> bool {
     *id == 0
 }
 
-/// Cuts a text to `most` bytes, and says so at its end.
+/// Cuts a text to `most` bytes, and marks that.
 pub fn shorten(text: &mut String, most: usize) {
     if text.len() > most {
         let end = (0..=most).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);

@@ -1,10 +1,9 @@
-//! The configuration with which a switch begins: merges the configuration file as it was last applied, the file as it is
-//! now, and the stored state.
+//! The initial configuration: merges the configuration file as last applied, the file now, and the stored state.
 //!
-//! The rule at a start: the file is what an operator edits, and the state is what the API has made of it. Both are merged
-//! ([`merge`]): what the file has changed since it was last applied is applied, what was changed by API stays, and where
-//! both have changed the same the file has precedence. The log and an event say what that changes in the state.
-//! `[switch]` is always as the file has it. A file that is to replace the state takes its place as it is.
+//! Operators edit the file, and the API changes the state. Both are merged ([`merge`]): edits of the file since it was
+//! last applied are applied, API changes stay, and the file has precedence if both changed the same. Differences from
+//! the stored state are logged and emitted as an event. `[switch]` is always the file's. A file that is to replace the
+//! state is used alone.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,78 +24,78 @@ use crate::control::state::events::{Event, EventKind};
 use crate::control::state::store::{self, DesiredState, Store, StoreError};
 use crate::time;
 
-/// Differences told in the log, at most.
+/// Maximum differences in the log.
 const MAX_CHANGES_LOGGED: usize = 50;
 
-/// Differences told in an event, at most.
+/// Maximum differences in an event.
 const MAX_CHANGES_IN_EVENT: usize = 20;
 
-/// How long a state that another process has open is waited for: a switch that is stopping, a backup.
+/// Time to wait for a state that another process has open: a stopping switch, a backup.
 const BUSY: Duration = Duration::from_secs(10);
 
-/// Between two looks whether it is still in use.
+/// Interval of checks whether it is still in use.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Maximum duration of one access to the disk during the start. After that the switch starts without the state, and
 /// retries it.
 pub const DISK_AT_START: Duration = Duration::from_secs(10);
 
-/// What a file is to the state.
+/// Precedence of file and state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precedence {
-    /// Both are merged.
+    /// Merge both.
     #[default]
     Merge,
     /// The file replaces the state.
     Replace,
 }
 
-/// How to begin again with a state that could not be used.
+/// Settings of a retry of unusable state.
 #[derive(Debug)]
 pub(super) struct ReopenSettings {
     file: Option<ConfigFile>,
     path: PathBuf,
     precedence: Precedence,
-    /// Held by the thread that opens the store, also after the opening has timed out: a disk that hangs holds one thread.
+    /// Held by the thread that opens the store, even after the timeout: a hung disk blocks one thread only.
     opening: Arc<Mutex<()>>,
 }
 
-/// Why a switch cannot begin.
+/// Why a switch cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// There is neither a file nor a state.
+    /// Neither file nor state exists.
     #[error("{path} keeps no state yet, so there is nothing to resume; name a configuration with --config FILE")]
     NothingStored {
-        /// Where it was looked for.
+        /// Path of the state.
         path: String,
     },
-    /// The state cannot be read, and there is no file.
+    /// The state is unreadable, and there is no file.
     #[error("{0}")]
     Store(#[from] StoreError),
-    /// The state is not a configuration that this version understands.
+    /// The state is no configuration known to this version.
     #[error("the state at {path} is not understood and is left as it is: {why}")]
     NotUnderstood {
-        /// Where it is kept.
+        /// Path.
         path: String,
-        /// Why.
+        /// Reason.
         why: String,
     },
 }
 
-/// What a start over a file would make of a state.
+/// Effects of a start with a file on a state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartPreview {
-    /// Differences from the stored state, a sentence for each.
+    /// Differences from the stored state.
     pub changes: Vec<String>,
-    /// What was changed by API and would not hold any more, and why.
+    /// API changes that would be dropped, with reasons.
     pub dropped: Vec<String>,
-    /// What of the state is not understood, and would be kept as it is.
+    /// Unknown parts of the state, which would be kept.
     pub unknown: Vec<String>,
 }
 
 impl StateStore {
-    /// With which configuration to begin, and where its changes are kept: over `file`, if there is
-    /// one, else over what is kept at `path`.
+    /// Determines the initial configuration and opens the state: with `file` if given, otherwise from the state at
+    /// `path`.
     pub async fn open(
         file: Option<ConfigFile>,
         path: Option<&Path>,
@@ -110,8 +109,8 @@ impl StateStore {
         open_over(ReopenSettings { file, path, precedence, opening: Arc::default() }.into()).await
     }
 
-    /// Begins again, if the state could not be used. With the same configuration, or with one that has what only the
-    /// state has; an error: it still cannot.
+    /// Retries unusable state. Returns the same configuration, or one with what only the state has. Error: still
+    /// unusable.
     pub async fn reopen(&self) -> Option<Result<(Config, StateStore), String>> {
         let Backend::Broken(_, again) = &self.backend else { return None };
         Some(match open(again, Duration::ZERO).await {
@@ -120,7 +119,7 @@ impl StateStore {
         })
     }
 
-    /// One over a file, beside which nothing is known.
+    /// For a file without state.
     fn at(backend: Backend, file: ConfigFile) -> (Config, StateStore) {
         let (last_applied, unknown) = (last_applied(&file).into(), Arc::default());
         let (orphans, is_due, events) = (Orphans::new(), false, Vec::new());
@@ -128,7 +127,7 @@ impl StateStore {
     }
 }
 
-/// What of a file is compared with its next edit: all but `[switch]`, which is fixed at each start.
+/// Part of a file that is compared with its next edit: all but `[switch]`, which is fixed at each start.
 pub fn last_applied(file: &ConfigFile) -> Value {
     let mut raw = file.raw.clone();
     if let Some(keys) = raw.as_object_mut() {
@@ -137,12 +136,12 @@ pub fn last_applied(file: &ConfigFile) -> Value {
     raw
 }
 
-/// What the file meant when it was last applied, as this version of the switch reads it; nothing if that is not known.
+/// The file as last applied, as parsed by this version; none if unknown.
 pub(super) fn applied(last_applied: &Value) -> Config {
     config::read_stored(last_applied).map(|stored| stored.config).unwrap_or_default()
 }
 
-/// What a file makes of a state that it is applied to.
+/// Result of applying a file to a state.
 fn apply(
     file: &ConfigFile,
     desired: &DesiredState,
@@ -159,11 +158,11 @@ fn apply(
     (merged, preview)
 }
 
-/// Begins with a file, a state, or both. A state that another process has open is waited for.
+/// Opens the state and merges. Waits for a state that another process has open.
 async fn open_over(again: Arc<ReopenSettings>) -> Result<(Config, StateStore), StartError> {
     let path = again.path.clone();
     if again.file.is_none() && !path.exists() {
-        // Looking for a state does not make one.
+        // Checking for a state does not create one.
         return Err(StartError::NothingStored { path: path.display().to_string() });
     }
     let why = match open(&again, BUSY).await {
@@ -176,20 +175,21 @@ async fn open_over(again: Arc<ReopenSettings>) -> Result<(Config, StateStore), S
     if matches!(why, StoreError::Hangs { .. }) {
         return without_state(&again, why.into());
     }
-    // What cannot be written, or is in use, may still be read.
+    // A state that is read-only or in use may still be readable.
     let peeked = timeout(DISK_AT_START, spawn_blocking(move || store::peek(&path))).await;
     let Ok(Ok(Ok(desired))) = peeked else { return without_state(&again, why.into()) };
     match merge_over(&again, desired, Backend::Broken(why.to_string(), again.clone())) {
         Ok(OpenedState { config, store: state_store, .. }) => {
             error!("{why}. The switch runs as the state says, and takes no changes until the state can be written");
-            // Whoever has it open may want what is left over. A later retry merges the file again and emits the events.
+            // The process that has it open may need the orphans. A later retry merges the file again and emits the
+            // events.
             Ok((config, StateStore { orphans: Orphans::new(), events: Vec::new(), ..state_store }))
         }
         Err(why) => without_state(&again, why),
     }
 }
 
-/// Begins with an open store.
+/// Merges with an open store.
 async fn open_with_store(
     again: &Arc<ReopenSettings>,
     store: Store,
@@ -211,22 +211,22 @@ async fn open_with_store(
     }
 }
 
-/// Begins with the file alone, as the state cannot be used.
+/// Uses the file alone, because the state is unusable.
 fn without_state(again: &Arc<ReopenSettings>, why: StartError) -> Result<(Config, StateStore), StartError> {
     let Some(file) = again.file.clone() else { return Err(why) };
     error!("{why}. The switch runs as the configuration file says, and takes no changes until the state can be used");
     Ok(StateStore::at(Backend::Broken(why.to_string(), again.clone()), file))
 }
 
-/// A beginning that is still to be kept.
+/// An initial configuration that is not stored yet.
 struct OpenedState {
     config: Config,
     store: StateStore,
-    /// What is kept until then.
+    /// Data kept until then.
     before: Option<DesiredState>,
 }
 
-/// What becomes of a file and a state.
+/// Merges a file with a state.
 fn merge_over(
     again: &ReopenSettings,
     desired: Option<DesiredState>,
@@ -256,7 +256,7 @@ fn merge_over(
             (state.clone(), before.last_applied.clone(), Vec::new())
         }
     };
-    // What only the state had is of no use any more.
+    // Unknown parts of the state are dropped.
     let mut orphans = orphans::from_value(&before.orphans);
     orphans.extend(orphans::netdevs(state));
     let orphans = &orphans - &orphans::netdevs(&config);
@@ -268,7 +268,7 @@ fn merge_over(
     Ok(OpenedState { config, store, before: Some(before) })
 }
 
-/// Says in the log, and in events, what a file makes of a state.
+/// Logs and records events about what a file changes in a state.
 fn log_start(
     path: &Path,
     file: &ConfigFile,
@@ -330,8 +330,7 @@ async fn open(again: &ReopenSettings, busy: Duration) -> Result<(Store, Option<D
     }
 }
 
-/// The configuration that is kept at `path`, by default where a switch keeps it. It is looked at only, whoever has it
-/// open.
+/// The configuration stored at `path`, by default at the default path. Reads only, even if another process has it open.
 pub fn stored(path: Option<&Path>) -> Result<Config, StartError> {
     let default = SwitchSettings::default().state;
     let path = path.or(default.as_deref()).unwrap_or(Path::new(""));
@@ -343,8 +342,8 @@ pub fn stored(path: Option<&Path>) -> Result<Config, StartError> {
     Ok(parse_stored(&desired, shown)?.config)
 }
 
-/// What a start over `file` would make of the state at `path`; `None` if there is none. It is looked at only, also while
-/// a switch has it open.
+/// Effects of a start with `file` on the state at `path`; `None` if there is none. Reads only, even if a switch has it
+/// open.
 pub fn preview(file: &ConfigFile, path: &Path) -> Result<Option<StartPreview>, StartError> {
     if !path.exists() {
         return Ok(None);
@@ -358,7 +357,7 @@ fn parse_stored(desired: &DesiredState, path: String) -> Result<StoredConfig, St
     config::read_stored(&desired.config).map_err(|why| StartError::NotUnderstood { path, why: why.to_string() })
 }
 
-/// Sentences, each on a line of its own, not too many.
+/// Texts, one per line, limited in number.
 fn one_per_line(changes: &[String]) -> String {
     let mut text: String = changes.iter().take(MAX_CHANGES_LOGGED).map(|messages| format!("\n  {messages}")).collect();
     if changes.len() > MAX_CHANGES_LOGGED {
@@ -367,7 +366,7 @@ fn one_per_line(changes: &[String]) -> String {
     text
 }
 
-/// Sentences one behind the other, not too many.
+/// Texts joined, limited in number.
 fn on_one_line(changes: &[String]) -> String {
     let mut text = changes.iter().take(MAX_CHANGES_IN_EVENT).map(String::as_str).collect::<Vec<_>>().join("; ");
     if changes.len() > MAX_CHANGES_IN_EVENT {

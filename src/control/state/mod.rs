@@ -26,17 +26,17 @@ use crate::control::desired::orphans::{self, Orphans};
 use crate::control::state::events::Event;
 use crate::control::state::store::{DesiredState, Store, StoreError, StoredStation};
 
-/// Where changes are kept, and beside what. Clones share it.
+/// The state store with the data stored beside the configuration. Clones share it.
 #[derive(Debug, Clone)]
 pub struct StateStore {
     backend: Backend,
-    /// The configuration file as it was last applied, as it is written and without `[switch]`; null without one.
+    /// The configuration file as last applied: raw, without `[switch]`; null without a file.
     last_applied: Arc<Value>,
-    /// What of the state this version does not understand.
+    /// Parts of the state unknown to this version.
     unknown: Arc<UnknownParts>,
-    /// What was left behind before.
+    /// Stored orphans.
     orphans: Orphans,
-    /// What the switch begins with could not be kept.
+    /// The initial configuration is not stored yet.
     is_due: bool,
     /// Events about changes of the configuration file that the start merged into the state.
     events: Vec<Event>,
@@ -44,23 +44,23 @@ pub struct StateStore {
 
 #[derive(Debug, Clone)]
 enum Backend {
-    /// Nowhere: nothing is to be kept.
+    /// No state configured.
     None,
-    /// In the store.
+    /// The store.
     Open(Arc<Store>),
-    /// They should be, and cannot now: why, and what to try again.
+    /// The state is unusable: reason, and settings of the retry.
     Broken(String, Arc<ReopenSettings>),
 }
 
 impl StateStore {
-    /// The state still cannot be used: why.
+    /// The state is still unusable, with the reason.
     pub fn still_broken(&mut self, reason: String) {
         if let Backend::Broken(why, _) = &mut self.backend {
             *why = reason;
         }
     }
 
-    /// What of `config` and beside it is kept.
+    /// The desired state to store for `config`.
     fn desired(&self, config: &Config, orphans: &Orphans) -> DesiredState {
         let mut stored = config.to_sparse();
         self.unknown.restore_into(&mut stored);
@@ -71,7 +71,7 @@ impl StateStore {
         }
     }
 
-    /// Keeps what a switch begins with, unless that is what is kept already.
+    /// Stores the initial configuration, unless it is stored already.
     async fn commit_initial(&mut self, config: &Config, before: Option<DesiredState>, wait: Duration) {
         if before.is_some_and(|before| before == self.desired(config, &self.orphans)) {
             return;
@@ -86,8 +86,7 @@ impl StateStore {
         self.is_due = true;
     }
 
-    /// Keeps a configuration, what it leaves behind, and what happened on the way to it. When this
-    /// returns it is kept.
+    /// Stores a configuration, its orphans and events durably.
     pub async fn commit(&self, config: &Config, orphans: &Orphans, events: Vec<Event>) -> Result<(), ChangeError> {
         match &self.backend {
             Backend::None => Ok(()),
@@ -99,7 +98,7 @@ impl StateStore {
         }
     }
 
-    /// Keeps what the switch has begun with, if that is still due, and what happened.
+    /// Stores the initial configuration, if still due, and events.
     pub async fn commit_due(&self, config: &Config, orphans: &Orphans, events: Vec<Event>) -> Result<(), StoreError> {
         match self.store() {
             Some(store) => store.commit(self.desired(config, orphans), events).await,
@@ -107,13 +106,12 @@ impl StateStore {
         }
     }
 
-    /// What the switch has begun with is kept.
+    /// The initial configuration is stored.
     pub fn mark_committed(&mut self) {
         self.is_due = false;
     }
 
-    /// Keeps what is left behind beside the configuration that is kept, and what happened. When this
-    /// returns it is kept.
+    /// Stores orphans beside the stored configuration, and events, durably.
     pub async fn commit_orphans(&self, orphans: &Orphans, events: Vec<Event>) -> Result<(), StoreError> {
         match self.store() {
             Some(store) => store.commit_orphans(orphans::to_value(orphans), events).await,
@@ -121,32 +119,32 @@ impl StateStore {
         }
     }
 
-    /// The configuration file as it was last applied, without `[switch]`.
+    /// The configuration file as last applied, without `[switch]`.
     pub fn last_applied(&self) -> &Value {
         &self.last_applied
     }
 
-    /// Another configuration file has been applied.
+    /// Records another applied configuration file.
     pub fn set_last_applied(&mut self, last_applied: Arc<Value>) {
         self.last_applied = last_applied;
     }
 
-    /// What a file makes of the configuration in force.
+    /// Merges a file with the current configuration.
     pub fn merge(&self, file: &ConfigFile, config: &Config) -> Merged {
         merge(&last_applied::applied(&self.last_applied), &file.config, config)
     }
 
-    /// What an earlier life has left behind.
+    /// Orphans of earlier runs.
     pub fn orphans(&self) -> Orphans {
         self.orphans.clone()
     }
 
-    /// Whether what the switch has begun with is still to be kept.
+    /// Whether the initial configuration is still to be stored.
     pub fn is_due(&self) -> bool {
         self.is_due
     }
 
-    /// Whether changes can be taken at all.
+    /// Whether changes can be accepted.
     pub fn check(&self) -> Result<(), ChangeError> {
         match &self.backend {
             Backend::Broken(why, _) => Err(ChangeError::switch("store_failed", why.as_str())),
@@ -154,7 +152,7 @@ impl StateStore {
         }
     }
 
-    /// The store, if there is one.
+    /// The store, if any.
     pub fn store(&self) -> Option<&Arc<Store>> {
         match &self.backend {
             Backend::Open(store) => Some(store),
@@ -162,7 +160,7 @@ impl StateStore {
         }
     }
 
-    /// Writes down what happened.
+    /// Stores events.
     pub async fn append_events(&self, events: Vec<Event>) -> Result<(), StoreError> {
         match self.store() {
             Some(store) if !events.is_empty() => store.append_events(events).await,
@@ -187,8 +185,7 @@ impl StateStore {
         std::mem::take(&mut self.events)
     }
 
-    /// Closes the store, if there is one and no clone of this is left: its file is whole, and free for
-    /// the next one, when this returns.
+    /// Closes the store, if any and this is the last clone. The file is complete and unlocked when this returns.
     pub async fn close(self) {
         if let Backend::Open(store) = self.backend
             && let Some(store) = Arc::into_inner(store)
@@ -197,7 +194,7 @@ impl StateStore {
         }
     }
 
-    /// What was known of loops before.
+    /// Takes the stored state of loops.
     pub async fn take_loops(&self) -> Value {
         let Some(store) = self.store() else { return Value::Null };
         store.loops().await.unwrap_or_else(|why| {
@@ -206,8 +203,7 @@ impl StateStore {
         })
     }
 
-    /// At most `most` of the stations that were learned before, from a place on (the first is 0), and the place at which
-    /// it goes on, if there are more.
+    /// At most `most` stored stations from a cursor on (the first is 0), and the next cursor, if there are more.
     pub async fn take_stations(&self, from: i64, most: usize) -> (Vec<StoredStation>, Option<i64>) {
         let Some(store) = self.store() else { return (Vec::new(), None) };
         store.stations_page(from, most).await.unwrap_or_else(|why| {
@@ -216,7 +212,7 @@ impl StateStore {
         })
     }
 
-    /// Looks for damage in the state that does not show at a start.
+    /// Checks the parts of the state that a start does not check.
     pub async fn verify(&self) {
         if let Some(store) = self.store()
             && let Err(why) = store.verify().await

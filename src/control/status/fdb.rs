@@ -1,5 +1,4 @@
-//! Learned stations in the words of the configuration: as they are shown, and as they are kept over
-//! a restart.
+//! FDB entries with configured names, for the API and the store.
 
 use std::collections::HashMap;
 
@@ -14,7 +13,7 @@ use crate::control::state::store::StoredStation;
 use crate::switch::{FdbEntry, ForwardingConfig, NetworkId, PortId, Station};
 use crate::time::MonoTime;
 
-/// The ports and networks at one time, by their places. It needs nothing else to be there still.
+/// Names of ports and networks at one time, by id. Independent of later changes.
 #[derive(Debug)]
 pub struct FdbIndex {
     ports: HashMap<PortId, Entry>,
@@ -22,7 +21,7 @@ pub struct FdbIndex {
 
 #[derive(Debug)]
 struct Entry {
-    /// The port; or the uplink, the one that carries in front, and then the other one of its group.
+    /// Port; or uplinks of the group, the active one first.
     ids: Vec<String>,
     is_uplink: bool,
     network: NetworkId,
@@ -37,7 +36,7 @@ impl Entry {
 }
 
 impl FdbIndex {
-    /// As things are now.
+    /// The current names.
     pub fn of(config: &Config, ports: &[Port], allocator: &IdAllocator, groups: &Groups) -> FdbIndex {
         let entry = |ids, is_uplink, network: usize, network_id| {
             let of = &config.networks[network];
@@ -58,15 +57,14 @@ impl FdbIndex {
         FdbIndex { ports: ports.chain(outsides).collect() }
     }
 
-    /// The port behind which a station is and its age in seconds, unless the port is no more, or
-    /// the station has aged.
+    /// Port and age in seconds of a station; `None` if the port is gone or the station has aged.
     fn find(&self, learned: &FdbEntry, now: MonoTime) -> Option<(&Entry, u32)> {
         let entry = self.ports.get(&learned.port).filter(|entry| entry.network == learned.station.network())?;
         let age = now.secs().saturating_sub(learned.last_seen);
         (age < entry.ageing).then_some((entry, age))
     }
 
-    /// All stations at `now`: the pinned, the frozen, then the learned, each by network and address.
+    /// All stations at `now`: pinned, dampened, then learned, each by network and MAC address.
     pub fn responses(&self, config: &ForwardingConfig, learned: Vec<FdbEntry>, now: MonoTime) -> Vec<StationView> {
         let view = |learned: FdbEntry, kind| {
             let (entry, age_seconds) = self.find(&learned, now)?;
@@ -84,7 +82,7 @@ impl FdbIndex {
             .pinned()
             .filter_map(|(station, port)| view(FdbEntry { station, port, last_seen }, StationKind::Pinned));
         let dampened: HashMap<Station, PortId> = config.dampened().collect();
-        // Where one was learned is of no account as long as it is frozen.
+        // A dampened station's learned entry is ignored.
         let learned = learned.into_iter().filter(|learned| !dampened.contains_key(&learned.station));
         let learned = learned.filter_map(|learned| view(learned, StationKind::Learned));
         let dampened = dampened.iter().map(|(&station, &port)| FdbEntry { station, port, last_seen });
@@ -94,7 +92,7 @@ impl FdbIndex {
         all
     }
 
-    /// The stations that are worth keeping at `now`.
+    /// The stations to store at `now`.
     pub fn to_stored(&self, learned: Vec<FdbEntry>, now: MonoTime) -> Vec<StoredStation> {
         let stored = |learned: FdbEntry| {
             let (entry, age_seconds) = self.find(&learned, now)?;
@@ -104,8 +102,8 @@ impl FdbIndex {
         learned.into_iter().filter_map(stored).collect()
     }
 
-    /// What of it can still be right at `now`, in the order in which it was heard: a port that is
-    /// no more, or on another network, takes its stations with it.
+    /// The stored stations that are still valid at `now`, in order: those of removed ports, or ports on another
+    /// network, are dropped.
     pub fn resolve_stored(&self, stored: Vec<StoredStation>, now: MonoTime) -> Vec<FdbEntry> {
         let by_name: HashMap<(&str, &str), (PortId, &Entry)> = self
             .ports

@@ -1,4 +1,4 @@
-//! Answers to questions: the state of the switch as it is shown.
+//! Builds status responses from configuration and runtime state.
 
 pub mod fdb;
 
@@ -22,25 +22,25 @@ use crate::switch::{DropReason, NetworkId, PortId};
 use crate::telemetry::audit::Snapshot;
 use crate::time;
 
-/// What there is to report on.
+/// Sources of the status.
 pub struct StatusBuilder<'a> {
-    /// What shall be.
+    /// Configuration.
     pub config: &'a Config,
-    /// What is: ports and uplinks.
+    /// Runtime state of ports and uplinks.
     pub ports: &'a [Port],
-    /// Where ports and networks stand.
+    /// Ids of ports and networks.
     pub ids: &'a IdAllocator,
-    /// Which uplinks carry the frames of their groups.
+    /// Active uplinks of groups.
     pub groups: &'a Groups,
-    /// The cores of the workers.
+    /// Cores of the workers.
     pub cores: &'a [usize],
     /// The workers.
     pub workers: &'a WorkerHandles,
-    /// Ports that mitigation holds, with the reason.
+    /// Quarantined ports, with reason.
     pub quarantined: HashMap<PortId, Option<String>>,
-    /// Which ports are active, and which pins have yielded.
+    /// Active ports, and pins that have yielded.
     pub activations: &'a Activations,
-    /// Since when everything is counted.
+    /// Start of the counters.
     pub since: SystemTime,
     /// Frame slots of the workers.
     pub pool: &'static Pool,
@@ -86,7 +86,7 @@ impl StatusBuilder<'_> {
         })
     }
 
-    /// The port that has the device by which the frames of this one come and go: it or its parent.
+    /// The port whose device carries this one's frames: itself or its parent.
     fn endpoint_of<'p>(&'p self, port: &'p Port) -> &'p Port {
         port.endpoint.parent().and_then(|parent| self.ports.get(parent)).unwrap_or(port)
     }
@@ -133,7 +133,7 @@ impl StatusBuilder<'_> {
         self.ports.iter().filter_map(view).collect()
     }
 
-    /// Why a port or an uplink is as it is.
+    /// Reason of the status of a port or uplink.
     fn reason(&self, port: &Port) -> String {
         let Some(device_port) = port.endpoint.parent().and_then(|parent| self.ports.get(parent)) else {
             return self.own_reason(port);
@@ -168,7 +168,7 @@ impl StatusBuilder<'_> {
         self.could_flow(port) && !self.quarantined.contains_key(&port.endpoint.id)
     }
 
-    /// Whether frames can flow through a port, if they may.
+    /// Operational status of a port.
     fn could_flow(&self, port: &Port) -> bool {
         let device_port = self.endpoint_of(port);
         matches!(device_port.state, State::Up { .. })
@@ -265,7 +265,7 @@ impl StatusBuilder<'_> {
             .collect()
     }
 
-    /// Why frames died, by port and direction.
+    /// Drop counters by port and direction.
     pub fn drops(&self) -> Vec<DropView> {
         let mut all = Vec::new();
         for port in self.ports {
@@ -294,7 +294,7 @@ impl StatusBuilder<'_> {
         all
     }
 
-    /// Whether everything is accounted for, as the workers themselves have it.
+    /// Counter audit.
     pub async fn audit(&self) -> AuditView {
         let audit = self.workers.audit().await;
         let port = |port: &Port| {
@@ -351,14 +351,14 @@ impl StatusBuilder<'_> {
         }
     }
 
-    /// The configuration, in the shape in which it is written.
+    /// The configuration, as raw tables.
     pub fn config(&self) -> serde_json::Value {
-        // Its types have no map with other keys than texts, which is all that could fail.
+        // Serialising fails only for maps with keys that are no strings.
         serde_json::to_value(self.config).unwrap_or_default()
     }
 }
 
-/// A device, as it shall be and as it is.
+/// Status of a device.
 fn device(wanted: &Device, port: &Port) -> DeviceView {
     let (name, netns) = (wanted.name().to_owned(), wanted.netns().map(str::to_owned));
     let view = DeviceView { kind: wanted.kind().into(), name, netns, ..DeviceView::default() };
@@ -384,7 +384,7 @@ fn worker(port: &Port) -> Option<u16> {
     }
 }
 
-/// What is counted of a port or an uplink, over its queues.
+/// Counters of a port or uplink, sum of its queues.
 fn counts(port: &Port) -> CountsView {
     CountsView {
         rx_frames: port.sum(|c| c.rx_frames.get()),
@@ -408,7 +408,7 @@ fn counts(port: &Port) -> CountsView {
     }
 }
 
-/// Frames to reserved groups that were refused at a port, by the name of the group.
+/// Frames to reserved groups dropped at a port, by group.
 fn reserved_groups(port: &Port) -> BTreeMap<String, u64> {
     let mut groups = BTreeMap::new();
     for (group, frames) in port.counters.iter().flat_map(|counters| counters.reserved_groups.iter()) {
@@ -417,7 +417,7 @@ fn reserved_groups(port: &Port) -> BTreeMap<String, u64> {
     groups
 }
 
-/// Frames that died at a port, either direction, by reason.
+/// Frames dropped at a port, both directions, by reason.
 fn drops(port: &Port) -> BTreeMap<String, u64> {
     let mut drops = BTreeMap::new();
     for counters in &port.counters {

@@ -1,14 +1,14 @@
-//! Keys of a port that are set: what stands in a file then.
+//! Applies changed keys to a port's raw table.
 
 use crate::control::config::{Named, PortKeys, PortSecurity, raw};
 
-/// The port as it is written once these keys have been set.
+/// The port's table with these keys set.
 pub fn over(mut port: raw::Port, keys: &PortKeys) -> raw::Port {
     clear(&mut port, &keys.cleared);
     merge(port, keys.given.clone())
 }
 
-/// What is said of the VM once these keys have been set.
+/// The VM's settings with these keys set.
 pub fn apply_vm_patch(mut vm: raw::VmKeys, keys: &PortKeys) -> raw::VmKeys {
     for key in keys.cleared.iter().filter_map(|key| key.strip_prefix("vm.")) {
         vm.clear(key);
@@ -20,7 +20,7 @@ pub fn apply_vm_patch(mut vm: raw::VmKeys, keys: &PortKeys) -> raw::VmKeys {
     raw::VmKeys { storm, ..keys.vm.clone().or(vm) }
 }
 
-/// Makes it as if these keys had not been written.
+/// Clears these keys.
 fn clear(port: &mut raw::Port, keys: &[String]) {
     for key in keys {
         match (key.split_once('.'), &mut port.device) {
@@ -29,23 +29,23 @@ fn clear(port: &mut raw::Port, keys: &[String]) {
             _ => {}
         }
         match key.as_str() {
-            // Two words for one thing, of which the other one is kept.
+            // Synonyms, of which the other one is stored.
             "port_security_enabled" => port.clear("port_security"),
             _ if key.starts_with("storm.") => {
                 if let Some(raw::Storm::Table(classes)) = &mut port.storm {
                     classes.clear(&key["storm.".len()..]);
                 }
             }
-            // Without a limit there is nothing to be done at it.
+            // Without a limit the policy has no effect.
             "mac_limit" => port.clear("mac_limit_policy"),
             _ => {}
         }
     }
 }
 
-/// The keys of `now`, but for those that `keys` has.
+/// The keys of `now`, overridden by `keys`.
 fn merge(mut now: raw::Port, mut keys: raw::Port) -> raw::Port {
-    // Two words for one thing: whoever says one of them means it, whatever the other was.
+    // Synonyms: either one replaces both.
     now.port_security_enabled = None;
     if let Some(enabled) = keys.port_security_enabled {
         now.port_security = now.port_security.filter(|security| (security == PortSecurity::Off.name()) != enabled);
@@ -58,7 +58,7 @@ fn merge(mut now: raw::Port, mut keys: raw::Port) -> raw::Port {
     raw::Port { port_id: now.port_id.take(), device, storm, ..keys.or(now) }
 }
 
-/// A class that is set is as it stands there, and the others stay.
+/// Overrides each given class; others stay.
 fn merge_storm(now: Option<raw::Storm>, keys: Option<raw::Storm>) -> Option<raw::Storm> {
     match (now, keys) {
         (Some(raw::Storm::Table(now)), Some(raw::Storm::Table(keys))) => Some(raw::Storm::Table(keys.or(now))),

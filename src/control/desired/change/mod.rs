@@ -1,7 +1,7 @@
-//! A change to the desired state, and why it may be refused.
+//! Changes of the desired state, and their errors.
 //!
-//! [`Change::to`] is pure: from a configuration to the one that is wanted instead. Everything that
-//! can be known without touching the host is checked here, against the same admission as a file.
+//! [`Change::to`] is pure: old configuration to new one. Checks all that needs no access to the host, with the same
+//! validation as a file.
 
 mod keys;
 #[cfg(test)]

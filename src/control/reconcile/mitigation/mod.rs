@@ -1,16 +1,15 @@
-//! Loops and storms: what workers find and count, what follows from it, and that it comes true.
+//! Detection and mitigation of loops and storms.
 //!
-//! Four times a second there is a *turn*: counters are looked at, what has been heard since is judged, measures
-//! and rules follow, and probes are sent. What is decided is in [`loops`](crate::control::loops), and pure; here
-//! it is done. A probe that says something new is not kept waiting for the turn.
+//! Four times a second (a *turn*), counters are read, reports judged, measures and rules applied, and probes sent.
+//! [`loops`](crate::control::loops) decides; this module acts. A probe with news is handled at once.
 //!
 //! ```text
-//!   probe      loop probes: what is sent, and what comes back
-//!   monitor    counters: storms, ports that are disabled for them, spoofed MAC addresses
+//!   probe      loop probes sent and returned
+//!   monitor    counters: storms, ports disabled for them, spoofed MAC addresses
 //!   notify     events, also of refused senders in ARP and IP (`spoofed_ip`)
-//!   persist    what is kept over a restart
-//!   status     what is shown of all this
-//!   siblings   ports that use the address of a sibling, and how to allow it
+//!   persist    state kept over a restart
+//!   status     status of loops and storms
+//!   siblings   ports that use a sibling's address, and how to allow it
 //! ```
 
 mod monitor;
@@ -43,31 +42,31 @@ use crate::time::{self, MonoTime};
 use crate::wire::ProbeKey;
 use crate::worker::{EventReceiver, Flush, WorkerEvent};
 
-/// Stations that move of which control has not decided yet, at most; those behind are told again by the workers.
+/// Maximum flaps awaiting a decision; workers report further ones again.
 const MAX_FLAPS: usize = 4096;
 
-/// All that is known of loops and storms, and what is done about them.
+/// State of detection and mitigation.
 #[derive(Debug)]
 pub struct Mitigation {
     events: EventReceiver,
     topology: Topology,
-    /// By place in the switch: all ports, and the networks on lines to the outside.
+    /// Ports and uplink VLANs, by id in the forwarding configuration.
     endpoints: HashMap<PortId, Endpoint>,
     ids: HashMap<Endpoint, PortId>,
     probed: Vec<ProbedPort>,
-    /// Networks with a port that may use more than its own address.
+    /// Networks with a port that may use further addresses.
     with_pairs: HashSet<String>,
     loops: LoopTable,
     dampening: Dampening,
     flaps: Vec<FlapEvent>,
     monitor: StormMonitor,
     spoof_reports: SpoofReports,
-    /// The addresses of siblings that ports were refused.
+    /// Refused uses of siblings' addresses.
     sibling_sources: SpoofReports,
-    /// What storm limits refused at the last turn.
+    /// Frames refused by storm limits at the last turn.
     refused: HashMap<Endpoint, RefusedCount>,
     disabled: BTreeMap<Endpoint, DisabledPort>,
-    /// What the rules in force have been made with.
+    /// Measures in the current rules.
     active: MitigationState,
     sent: SentProbes,
     ticks: u64,
@@ -76,7 +75,7 @@ pub struct Mitigation {
 }
 
 impl Mitigation {
-    /// Nothing is known yet. Probes are sent under this key, and workers tell what they find.
+    /// Initial state. `key` authenticates probes; workers send `events`.
     pub fn new(key: ProbeKey, events: EventReceiver) -> Mitigation {
         Mitigation {
             events,
@@ -101,22 +100,22 @@ impl Mitigation {
         }
     }
 
-    /// What is done, in the terms of the switch.
+    /// Active measures, as the switch applies them.
     pub(super) fn active_measures(&self) -> &MitigationState {
         &self.active
     }
 
-    /// What workers find next.
+    /// Next event of a worker.
     pub(super) async fn next(&mut self) -> Option<WorkerEvent> {
         self.events.recv().await
     }
 
-    /// The loop for which a port is held, if it is for one.
+    /// The loop for which a port is quarantined, if any.
     fn loop_holding(&self, end: &Endpoint) -> Option<&Loop> {
         self.loops.loops().find(|of| of.quarantined(&self.topology).contains(end))
     }
 
-    /// What follows from all that is known.
+    /// Measures required now.
     fn wanted(&self) -> MitigationState {
         let mitigation = self.loops.measures(&self.topology);
         let mut quarantined: HashSet<PortId> = mitigation
@@ -141,7 +140,7 @@ impl Mitigation {
         }
     }
 
-    /// The places of all ports of VMs that take part in a loop, on its networks.
+    /// Ids of all VM ports in a loop, on its networks.
     fn ports_of(&self, of: &Loop) -> Vec<PortId> {
         let ends = of.ends();
         let takes_part =
@@ -151,7 +150,7 @@ impl Mitigation {
 }
 
 impl Controller {
-    /// Follows the configuration: who is there now. Rules that are made after this have the measures for them.
+    /// Updates the topology to the configuration. Rules compiled later have measures for the new ports.
     pub(super) fn update_topology(&mut self) {
         let mut ends: Vec<(PortId, Endpoint, usize)> = Vec::new();
         for port in &self.ports {
@@ -163,7 +162,7 @@ impl Controller {
         }
         for outside in uplink_vlans(&self.config, &self.ids) {
             let network = self.config.networks[outside.network].id.clone();
-            // Of a group the preferred one, whichever carries.
+            // A group is represented by its preferred uplink, active or not.
             let Some(uplink) = outside.group.members.first().and_then(|&member| self.config.uplinks.get(member)) else {
                 continue;
             };
@@ -189,7 +188,7 @@ impl Controller {
         mitigation.active = mitigation.wanted();
     }
 
-    /// A turn.
+    /// One turn.
     pub(super) async fn mitigate(&mut self) {
         let now = time::now();
         self.mitigation.ticks += 1;
@@ -203,7 +202,7 @@ impl Controller {
         self.persist_loops();
     }
 
-    /// Something that workers have found, and what else they have meanwhile.
+    /// Handles a worker's event and those queued behind it.
     pub(super) async fn handle_event(&mut self, event: WorkerEvent) {
         let now = time::now();
         let (mut next, mut is_new) = (Some(event), false);
@@ -229,15 +228,14 @@ impl Controller {
         }
         if is_new {
             let Mitigation { loops, topology, refused, .. } = &mut self.mitigation;
-            // What was refused has been counted.
+            // The refused frames are counted.
             refused.values_mut().for_each(|refused| refused.more = 0);
             let events = loops.update(topology, refused, now);
             self.enforce(events, Vec::new()).await;
         }
     }
 
-    /// Dampens stations at the ports to which they are pinned. Each stands with its port and the port to which it must not
-    /// move.
+    /// Dampens pinned stations. Each comes with its port, and the port to which it must not move.
     pub(super) async fn dampen_at(&mut self, stations: Vec<(Station, PortId, PortId)>, now: MonoTime) {
         let mut dampened = Vec::new();
         for (station, at, from) in stations {
@@ -254,7 +252,7 @@ impl Controller {
         self.enforce(Vec::new(), dampened).await;
     }
 
-    /// Decides on the stations that moved too often.
+    /// Decides which flapping stations to dampen, and where.
     fn dampen_flapping(&mut self, now: MonoTime) -> Vec<(Station, DampenedMac)> {
         let mitigation = &mut self.mitigation;
         let ends = &mitigation.endpoints;
@@ -266,7 +264,7 @@ impl Controller {
             };
             let network = self.config.networks.iter().find(|network| network.id == was.network);
             let seconds = network.map_or(60, |network| network.dampening_seconds);
-            // one that has gone since is no home
+            // the origin may have been removed since
             let home = if mitigation.endpoints.contains_key(&origin) { origin } else { from };
             let ports = [from, to, home];
             let suspects = ports.map(|id| mitigation.is_suspect(id));
@@ -280,8 +278,7 @@ impl Controller {
         dampened
     }
 
-    /// Puts in force what follows from all that is known, then tells what has happened, and lets be forgotten what
-    /// was learned by it.
+    /// Applies the required measures, emits events, and flushes FDB entries learned through a loop.
     async fn enforce(&mut self, events: Vec<LoopEvent>, dampened: Vec<(Station, DampenedMac)>) {
         let wanted = self.mitigation.wanted();
         let mut after: HashSet<PortId> =
@@ -311,7 +308,7 @@ impl Controller {
         self.flush_in_background(after);
     }
 
-    /// Lets be forgotten what was learned behind these ports. That takes its time where very much is.
+    /// Flushes FDB entries of these ports in a task, because a large FDB takes long.
     fn flush_in_background(&self, ports: HashSet<PortId>) {
         if ports.is_empty() {
             return;
@@ -322,12 +319,12 @@ impl Controller {
             for port in ports {
                 forgotten += workers.flush(Flush { port_index: Some(port.index()), ..Flush::default() }).await;
             }
-            debug!(forgotten, "what was learned by a loop or a storm has been forgotten");
+            debug!(forgotten, "FDB entries learned through a loop or storm have been flushed");
         });
     }
 
-    /// Lifts what holds a port: measures against loops that it is in, its quarantine for a storm, and the freezes of
-    /// stations at it and from it.
+    /// Releases a port: ends measures against its loops, its storm quarantine, and dampening of stations at it and from
+    /// it.
     pub(super) async fn release(&mut self, port: &str) -> Result<ChangeResult, ChangeError> {
         let Some(id) = self.ids.port(port) else {
             if self.ids.trunk(port).is_none() {
@@ -335,7 +332,7 @@ impl Controller {
             }
             return Ok(self.release_at(port, |_| false).await);
         };
-        // A freeze is of the VM: it has moved among its ports as well.
+        // Dampening applies to the VM: its station has moved among its ports too.
         let vm = self.mitigation.endpoints.get(&id).and_then(|end| end.vm.clone());
         let of_vm = self.mitigation.endpoints.iter().filter(|(_, end)| end.vm == vm).map(|(&id, _)| id);
         let of_vm: HashSet<PortId> = of_vm.collect();

@@ -1,4 +1,4 @@
-//! Counters: who is held to storm limits, who is disabled for that, and who sends the addresses of others.
+//! Reads counters: storm episodes, ports disabled for storms, spoofed MAC addresses.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -15,31 +15,31 @@ use crate::control::reconcile::Port;
 use crate::switch::{DropReason, NetworkId, PortId, SpoofEvent, Station, StormClass, VmId};
 use crate::time::MonoTime;
 
-/// Storms that are over and still shown, at most.
+/// Maximum ended storms shown.
 const MAX_ENDED: usize = 100;
 
-/// Whose limit refuses, and what it is of.
+/// A storm limit, by owner and class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum StormKind {
-    /// A port's, of broadcast.
+    /// Broadcast of a port.
     Broadcast,
-    /// A port's, of multicast.
+    /// Multicast of a port.
     Multicast,
-    /// A port's, of unknown unicast.
+    /// Unknown unicast of a port.
     UnknownUnicast,
-    /// A port's, of spanning tree.
+    /// Spanning tree of a port.
     Bpdu,
-    /// A VM's on a network, of whichever class.
+    /// All classes of a VM on a network.
     Vm,
-    /// A VM's on a network, of copies.
+    /// Copies for a VM on a network.
     Copies,
 }
 
-/// The limits of a port.
+/// Limits of a port.
 pub(super) const OF_PORT: [StormKind; 4] =
     [StormKind::Broadcast, StormKind::Multicast, StormKind::UnknownUnicast, StormKind::Bpdu];
 
-/// The limits of a VM on a network.
+/// Limits of a VM on a network.
 pub(super) const OF_VM: [StormKind; 2] = [StormKind::Vm, StormKind::Copies];
 
 impl StormKind {
@@ -75,64 +75,64 @@ impl StormKind {
     }
 }
 
-/// A port that is held for a storm.
+/// A port quarantined for a storm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct DisabledPort {
-    /// Since when.
+    /// Start.
     pub since: MonoTime,
-    /// Until when; `None`: until it is released by hand.
+    /// End; `None`: until released by hand.
     pub until: Option<MonoTime>,
-    /// The limit that was hit.
+    /// The exceeded limit.
     pub class: String,
-    /// How the storm was, once it is over.
+    /// The storm's episode, once it has ended.
     pub episode: Option<Episode>,
 }
 
-/// What is known of one port.
+/// Storms and spoofing of one port.
 #[derive(Debug, Default)]
 struct PortMonitor {
     storms: [Storm; 4],
-    /// Of whichever class.
+    /// All classes together.
     any: Storm,
-    /// Set at the first look.
+    /// Created at the first reading.
     spoof_alarm: Option<Alarm>,
-    /// What it was last seen to send of others.
+    /// The last foreign station from which it sent.
     last_spoofed: Option<Station>,
 }
 
-/// Whose storm it is.
+/// Source of a storm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum StormSource {
-    /// A port's or an uplink's.
+    /// A port or uplink.
     Port(PortId),
-    /// That of a VM on a network.
+    /// A VM on a network.
     Vm(VmId, NetworkId),
 }
 
-/// All that is watched.
+/// Storms and spoofing of all ports.
 #[derive(Debug, Default)]
 pub(super) struct StormMonitor {
     ports: HashMap<PortId, PortMonitor>,
     vms: HashMap<(VmId, NetworkId), [Storm; 2]>,
-    /// The VMs that storm, or did a moment ago.
+    /// VMs with a storm, current or just ended.
     storming_vms: HashSet<VmId>,
-    /// The classes that hit the common limit, and the limit on copies, when the storm began.
+    /// Classes that exceeded a VM's limits when the storm began.
     hits: HashMap<(VmId, NetworkId, StormKind), Vec<StormClass>>,
     pub(super) ended: VecDeque<StormStatus>,
 }
 
 impl StormMonitor {
-    /// Forgets the ports that are no more.
+    /// Removes the state of removed ports.
     pub(super) fn retain(&mut self, is_there: impl Fn(PortId) -> bool) {
         self.ports.retain(|&id, _| is_there(id));
     }
 
-    /// Whether storm limits refuse frames of this VM.
+    /// Whether this VM has a storm.
     pub(super) fn storms(&self, owner: VmId) -> bool {
         self.storming_vms.contains(&owner)
     }
 
-    /// The classes that hit a limit of a VM when the storm began.
+    /// Classes that exceeded a VM's limit when the storm began.
     pub(super) fn hits(&self, who: StormSource, class: StormKind) -> &[StormClass] {
         match who {
             StormSource::Vm(owner, network) => self.hits.get(&(owner, network, class)).map_or(&[], Vec::as_slice),
@@ -140,14 +140,14 @@ impl StormMonitor {
         }
     }
 
-    /// A port has sent a frame that names the station of another VM.
+    /// Records that a port sent from the station of another VM.
     pub(super) fn record_spoof(&mut self, spoofed: SpoofEvent) {
         if let Some(gauges) = self.ports.get_mut(&spoofed.at) {
             gauges.last_spoofed = Some(spoofed.station);
         }
     }
 
-    /// The storms that there are.
+    /// Active storms.
     pub(super) fn active_storms(&self) -> Vec<(StormSource, StormKind, Episode)> {
         let ports = self.ports.iter().flat_map(|(&id, gauges)| {
             OF_PORT.into_iter().zip(&gauges.storms).map(move |(class, storm)| (StormSource::Port(id), class, storm))
@@ -158,7 +158,7 @@ impl StormMonitor {
         ports.chain(vms).filter_map(|(who, class, storm)| Some((who, class, storm.episode()?))).collect()
     }
 
-    /// Remembers a storm that is over.
+    /// Records an ended storm.
     pub(super) fn record_ended(&mut self, view: StormStatus) {
         if self.ended.len() == MAX_ENDED {
             self.ended.pop_front();
@@ -167,7 +167,7 @@ impl StormMonitor {
     }
 }
 
-/// What is done about a storm of a port.
+/// Configured action for a storm of a port, and recovery time in seconds.
 pub(super) fn action(config: &Config, config_ref: ConfigRef, class: StormKind) -> (StormAction, u32) {
     let text = (StormAction::DropEvent, 0);
     match config_ref {
@@ -197,7 +197,7 @@ pub(super) fn action(config: &Config, config_ref: ConfigRef, class: StormKind) -
                 let storm = config.storm_of_uplink(&config.uplinks[index]);
                 storm.limit(class).map(|limit| limit.action)
             });
-            // An uplink is not closed for what others send by it.
+            // An uplink is never disabled for traffic of others.
             match limit {
                 Some(StormAction::Drop) => (StormAction::Drop, 0),
                 _ => text,
@@ -206,21 +206,21 @@ pub(super) fn action(config: &Config, config_ref: ConfigRef, class: StormKind) -
     }
 }
 
-/// What has happened to a limit.
+/// Transition of a storm limit.
 struct LimitTransition {
     who: StormSource,
     class: StormKind,
     transition: Transition,
-    /// The ports whose frames it refused lately.
+    /// Ports whose frames it has refused recently.
     ports: Vec<usize>,
 }
 
 impl Controller {
-    /// Looks at all counters that tell of storms and of foreign sources.
+    /// Reads all counters of storms and spoofed sources.
     pub(super) fn check_counters(&mut self, now: MonoTime) {
         let mut turned: Vec<LimitTransition> = Vec::new();
         let mut guarded = Vec::new();
-        // By VM and network: what was refused of each of the two limits, and by which ports.
+        // By VM and network: frames refused by each of the two limits, and the ports concerned.
         let mut vms: HashMap<(VmId, NetworkId), ([u64; 2], Vec<usize>)> = HashMap::new();
         let Mitigation { monitor, refused, endpoints, .. } = &mut self.mitigation;
         monitor.storming_vms.clear();
@@ -300,7 +300,7 @@ impl Controller {
         }
     }
 
-    /// Takes the classes that have hit a limit of a VM.
+    /// Records the classes that have exceeded a VM's limit.
     fn take_hits(&mut self, who: StormSource, class: StormKind) {
         let (StormSource::Vm(owner, network), Some(index)) = (who, self.of(who)) else { return };
         let names = self.names(index);
@@ -315,7 +315,7 @@ impl Controller {
 
     fn end_storm(&mut self, who: StormSource, class: StormKind, episode: Episode, now: MonoTime) {
         let view = self.storm_view(who, class, &episode, Some(now));
-        // What it was of is of the past.
+        // Forgets the classes of the last storm.
         self.take_hits(who, class);
         let Some(view) = view else { return };
         let disabled = match who {
@@ -324,7 +324,7 @@ impl Controller {
             }
             StormSource::Vm(..) => None,
         };
-        // It is over because the port is closed: that is told when it is open again.
+        // It ended because the port is disabled: reported when the port is released.
         if let Some(disabled) = disabled
             && disabled.class == class.name()
         {
@@ -335,7 +335,7 @@ impl Controller {
         self.mitigation.monitor.record_ended(view);
     }
 
-    /// Opens the ports whose time in quarantine for a storm is over, and those whose limit has been lifted.
+    /// Releases ports whose storm quarantine has expired or whose limit has been removed.
     pub(super) fn release_disabled(&mut self, now: MonoTime) {
         if !self.mitigation.disabled.is_empty() {
             let lifted: HashSet<Endpoint> = self
@@ -357,7 +357,7 @@ impl Controller {
         }
     }
 
-    /// Whether the limit for which a port is held still says so.
+    /// Whether the limit for which a port is disabled still has that action.
     fn may_disable(&self, end: &Endpoint, disabled: &DisabledPort) -> bool {
         let Some(&id) = self.mitigation.ids.get(end) else { return true };
         let Some(port) = self.ports.iter().find(|port| port.is(id)) else { return true };
@@ -378,7 +378,7 @@ impl Controller {
         }
     }
 
-    /// A port by which this storm is.
+    /// A port of this storm.
     pub(super) fn of(&self, who: StormSource) -> Option<usize> {
         self.ports.iter().position(|port| match (who, port.endpoint.config_ref) {
             (StormSource::Port(id), _) => port.endpoint.id == id,
@@ -389,7 +389,7 @@ impl Controller {
 }
 
 impl Mitigation {
-    /// Those ports that are held for a storm of which `is_meant` speaks, which are not from now on.
+    /// Removes and returns the disabled ports that match `is_meant`.
     pub(super) fn take_disabled(
         &mut self,
         is_meant: impl Fn(&Endpoint, &DisabledPort) -> bool,
@@ -400,7 +400,7 @@ impl Mitigation {
         expected.into_iter().filter_map(|end| self.disabled.remove_entry(&end)).collect()
     }
 
-    /// Whether the VM of this port storms, or is in a loop.
+    /// Whether the port's VM has a storm or is in a loop.
     pub(super) fn is_suspect(&self, id: PortId) -> bool {
         let Some(end) = self.endpoints.get(&id) else { return false };
         self.refused.contains_key(end) || end.vm.as_ref().is_some_and(|vm| self.loops.is_suspect(vm, &end.network))

@@ -1,4 +1,4 @@
-//! What is told of loops, storms and stations that move: one event for each transition.
+//! Events of loops, storms and dampened stations: one per transition.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ use crate::time::MonoTime;
 use crate::wire::Prefix;
 
 impl Controller {
-    /// Tells of a loop.
+    /// Emits an event of a loop.
     pub(super) fn emit_loop_event(&mut self, events: LoopEvent) {
         let topology = &self.mitigation.topology;
         let find = |key| self.mitigation.loops.find(key);
@@ -69,7 +69,7 @@ impl Controller {
         self.emit(kind != EventKind::LoopStop, event);
     }
 
-    /// Tells that storm limits begin to refuse frames.
+    /// Emits the start of a storm.
     pub(super) fn emit_storm_start(&mut self, who: StormSource, class: StormKind, action: StormAction, recovery: u32) {
         let Some(index) = self.of(who) else { return };
         let (whose, ports) = self.storm_owner(who);
@@ -86,7 +86,7 @@ impl Controller {
         self.emit_storm(EventKind::StormStart, index, ports, text);
     }
 
-    /// Tells that a storm is over.
+    /// Emits the end of a storm.
     pub(super) fn emit_storm_stop(&mut self, view: &StormStatus) {
         let found = self.ports.iter().position(|port| match port.endpoint.config_ref {
             ConfigRef::Port { vm, position, .. } => {
@@ -107,7 +107,7 @@ impl Controller {
         self.emit_storm(EventKind::StormStop, index, ports, view.text.clone());
     }
 
-    /// Tells that a port is open again that was held for a storm.
+    /// Emits the release of a port disabled for a storm.
     pub(super) fn emit_reopened(&mut self, end: &Endpoint, disabled: &DisabledPort, why: &str) {
         let Some(index) = self.mitigation.ids.get(end).and_then(|&id| self.ports.iter().position(|port| port.is(id)))
         else {
@@ -133,7 +133,7 @@ impl Controller {
         self.emit(kind == EventKind::StormStart, event);
     }
 
-    /// Tells that a port begins to send what belongs to others.
+    /// Emits that a port sends from another VM's address.
     pub(super) fn emit_spoofed_mac(&mut self, index: usize, station: Option<Station>) {
         let Some(end) = self.mitigation.endpoints.get(&self.ports[index].endpoint.id).cloned() else { return };
         let of = station.and_then(|station| {
@@ -156,7 +156,7 @@ impl Controller {
         self.emit(true, event);
     }
 
-    /// Announces a sender above Ethernet that a port was refused, unless that has been announced lately.
+    /// Emits that an L3 sender was refused, rate-limited per port.
     pub(super) fn report_spoofed_ip(&mut self, SpoofedIp { at, sender }: SpoofedIp, now: MonoTime) {
         let Some(index) = self.ports.iter().position(|port| port.is(at)) else { return };
         let ConfigRef::Port { vm, position, .. } = self.ports[index].endpoint.config_ref else { return };
@@ -169,7 +169,7 @@ impl Controller {
         self.emit(true, event);
     }
 
-    /// Tells that a station stays where it is for a while.
+    /// Emits that a station is dampened.
     pub(super) fn emit_dampened(&mut self, station: Station, dampened: &DampenedMac) {
         let Mitigation { endpoints, topology, .. } = &self.mitigation;
         let (Some(at), Some(from)) = (endpoints.get(&dampened.at), endpoints.get(&dampened.from)) else { return };
@@ -197,7 +197,7 @@ impl Controller {
         self.emit(true, event);
     }
 
-    /// Whose storm it is, and the ports that it is of.
+    /// Description of a storm's source, and its ports.
     pub(super) fn storm_owner(&self, who: StormSource) -> (String, Vec<String>) {
         let Some(index) = self.of(who) else { return (String::new(), Vec::new()) };
         let names = self.names(index);
@@ -214,7 +214,7 @@ impl Controller {
         }
     }
 
-    /// All ports of the VM of a port, on its network.
+    /// Ports of the same VM on the same network.
     fn siblings(&self, index: usize) -> Vec<String> {
         let ConfigRef::Port { vm, network, .. } = self.ports[index].endpoint.config_ref else { return Vec::new() };
         let network = &self.config.networks[network].id;
@@ -222,7 +222,7 @@ impl Controller {
         ports.map(|port| port.port_id.clone()).collect()
     }
 
-    /// The limit that is hit, as people read it.
+    /// Description of an exceeded limit.
     pub(super) fn limit(&self, who: StormSource, index: usize, class: StormKind) -> LimitText {
         let names = self.names(index);
         let set = |keys: &[String]| {
@@ -296,17 +296,17 @@ impl Controller {
     }
 }
 
-/// A limit that is hit, as people read it.
+/// Description of an exceeded limit.
 pub(super) struct LimitText {
-    /// What is sent.
+    /// Kind of traffic.
     sent: String,
-    /// The key and its value.
+    /// Key and value.
     what: String,
-    /// How it is lifted.
+    /// How to lift the limit.
     pub(super) release: String,
 }
 
-/// A word as a shell takes it.
+/// A word quoted for a shell.
 fn shell(word: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/@%+,".contains(&byte);
     match !word.is_empty() && word.bytes().all(is_plain) && !word.starts_with('-') {
@@ -315,7 +315,7 @@ fn shell(word: &str) -> String {
     }
 }
 
-/// The sentence about a sender that was refused, with the key that allows it.
+/// Text about a refused sender, with the key that allows it.
 fn spoofed_ip(names: &Labels<'_>, port: &Port, sender: RefusedSender, announcement: Report) -> String {
     let whose = format!(
         "port {:?} of VM {:?} on network {:?}",
@@ -354,7 +354,7 @@ fn spoofed_ip(names: &Labels<'_>, port: &Port, sender: RefusedSender, announceme
     format!("{whose} {what}, which is not allowed: dropped as spoofed_ip; {remedy}{bound}")
 }
 
-/// What a storm is made of.
+/// Kind of traffic of a storm class.
 fn sent(class: StormClass) -> &'static str {
     match class {
         StormClass::Broadcast => "broadcast",

@@ -1,5 +1,4 @@
-//! What of loops and storms is kept over a restart: written down when it changes, and beside the
-//! stations now and then.
+//! Stores and restores the state of loops and storms: on changes, and with the FDB.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,15 +14,15 @@ use crate::control::loops::snapshot::{self, Clocks};
 use crate::control::loops::topology::{Endpoint, Topology};
 use crate::time::{self, Stamp};
 
-/// The longest that a port can be held for a storm, but for those that are to be released by hand: a day.
+/// Maximum quarantine for a storm with a recovery time: a day.
 const MAX_QUARANTINE: Duration = Duration::from_secs(86_400);
 
-/// Where that is.
+/// State of storing and restoring.
 #[derive(Debug, Default)]
 pub(super) struct Persistence {
-    /// What was kept before, until it is known who is there.
+    /// Stored state, until the topology is known.
     loaded: Option<Value>,
-    /// Something is otherwise than it was written down.
+    /// The state has changed since it was stored.
     pub(super) is_due: bool,
     write: Option<JoinHandle<()>>,
 }
@@ -59,51 +58,50 @@ fn restore_disabled(stored: &Value, topology: &Topology, clocks: Clocks) -> BTre
 }
 
 impl Mitigation {
-    /// What was kept before, for when it is known who is there.
+    /// Sets stored state, to be restored once the topology is known.
     pub(in crate::control::reconcile) fn load(&mut self, stored: Value) {
         self.persistence.loaded = (!stored.is_null()).then_some(stored);
     }
 
-    /// Takes over what was kept before, if that has not been done.
+    /// Restores stored state, once.
     pub(super) fn restore(&mut self) {
         let Some(mut stored) = self.persistence.loaded.take() else { return };
         let clocks = match Stamp::deserialize(&stored["stamp"]) {
             Ok(stamp) => Clocks::since(&stamp, &Stamp::now(), time::now()),
-            // A switch before this one kept the wall clock alone.
+            // Earlier versions stored the wall clock only.
             Err(_) => clocks(),
         };
-        // What has been found since the start is more recent.
+        // State detected since the start is more recent.
         for (end, disabled) in restore_disabled(&stored["disabled"], &self.topology, clocks) {
             self.disabled.entry(end).or_insert(disabled);
         }
         self.loops.add(snapshot::restore(stored["loops"].take(), &self.topology, clocks));
         let (loops, disabled) = (self.loops.loops().count(), self.disabled.len());
         if loops + disabled > 0 {
-            info!(loops, disabled, "measures against loops and storms go on that were in force before");
+            info!(loops, disabled, "measures against loops and storms of the last run are active again");
         }
     }
 }
 
-/// This moment by both clocks.
+/// The current time by both clocks.
 pub(super) fn clocks() -> Clocks {
     Clocks { now: time::now(), wall: time::wall() }
 }
 
 impl Controller {
-    /// Notes that what is known is to be written down, changed or not: how much was suppressed, and when loops were seen
-    /// last.
+    /// Requests storing, changed or not: counts of suppressed frames and times of loops age.
     pub(in crate::control::reconcile) fn mark_loops_dirty(&mut self) {
         let Mitigation { loops, disabled, persistence: persisted, .. } = &mut self.mitigation;
         persisted.is_due |= loops.loops().next().is_some() || !disabled.is_empty();
     }
 
-    /// Writes the state of pins as soon as possible.
+    /// Stores activations as soon as possible.
     pub(in crate::control::reconcile) fn persist_activations(&mut self) {
         self.mitigation.persistence.is_due = true;
         self.persist_loops();
     }
 
-    /// Begins to write down what is known, if that is due and not under way.
+    /// Starts storing the state, if requested and not in progress.
     pub(in crate::control::reconcile) fn persist_loops(&mut self) {
         let Mitigation { loops: table, disabled, persistence: persisted, .. } = &mut self.mitigation;
         let under_way = persisted.write.as_ref().is_some_and(|write| !write.is_finished());
@@ -120,12 +118,12 @@ impl Controller {
         });
         persisted.write = Some(tokio::spawn(async move {
             if let Err(why) = store.put_loops(stored).await {
-                warn!("what is done about loops has not been kept: {why}");
+                warn!("storing the measures against loops failed: {why}");
             }
         }));
     }
 
-    /// Waits until what is known has been written down.
+    /// Waits until the state is stored.
     pub(in crate::control::reconcile) async fn finish_persisting_loops(&mut self) {
         for _ in 0..2 {
             if let Some(write) = self.mitigation.persistence.write.take() {

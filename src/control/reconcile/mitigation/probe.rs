@@ -1,4 +1,4 @@
-//! Loop probes: which are sent when, and what comes back.
+//! Loop probes: schedule, and handling of returned ones.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::wire::{Mac, Probe, ProbeKey};
 /// A port that is probed.
 #[derive(Debug)]
 pub(super) struct ProbedPort {
-    /// Among the ports of the controller.
+    /// Index among the controller's ports.
     index: usize,
     id: PortId,
     mac: Mac,
@@ -25,8 +25,8 @@ pub(super) struct ProbedPort {
     interval: Duration,
 }
 
-/// All ports that are: those of VMs that have two at least, wherever these are. One alone cannot be looped with
-/// another one, nor bridged.
+/// All probed ports: those of VMs with at least two ports, on any networks. A VM with one port can neither loop nor
+/// bridge.
 pub(super) fn probed_ports(config: &Config, ports: &[Port]) -> Vec<ProbedPort> {
     let probed = ports.iter().enumerate().filter_map(|(index, port)| {
         let ConfigRef::Port { vm, position, network, network_id, owner } = port.endpoint.config_ref else {
@@ -46,12 +46,12 @@ pub(super) fn probed_ports(config: &Config, ports: &[Port]) -> Vec<ProbedPort> {
     probed.collect()
 }
 
-/// The probes that were sent lately. What was not sent did not come back.
+/// Probes sent recently; any other is not ours.
 #[derive(Debug)]
 pub(super) struct SentProbes {
     key: ProbeKey,
     next: u64,
-    /// In order, without gaps: the port, and when.
+    /// Port and time, in order of numbers without gaps.
     recent: VecDeque<(PortId, MonoTime)>,
 }
 
@@ -60,7 +60,7 @@ impl SentProbes {
         SentProbes { key, next: 0, recent: VecDeque::new() }
     }
 
-    /// The number of the next one, out of this port.
+    /// Records the next probe, sent by this port. Returns its number.
     fn send(&mut self, port: PortId, now: MonoTime) -> u64 {
         while self.recent.front().is_some_and(|&(_, sent)| now.since(sent) > MAX_AGE) {
             self.recent.pop_front();
@@ -70,7 +70,7 @@ impl SentProbes {
         self.next - 1
     }
 
-    /// The port out of which a probe was sent, if it was, and not too long ago.
+    /// The port that sent a probe, if it did so recently.
     fn find(&self, probe: &Probe, now: MonoTime) -> Option<PortId> {
         let first = self.next - self.recent.len() as u64;
         let place = usize::try_from(probe.sequence.checked_sub(first)?).ok()?;
@@ -80,10 +80,10 @@ impl SentProbes {
 }
 
 impl Mitigation {
-    /// A probe has come back. Whether that says anything new.
+    /// Records a returned probe. Returns whether it is news.
     pub(super) fn receive_probe(&mut self, returned_probe: ReturnedProbe, now: MonoTime) -> bool {
         let Some(from) = self.sent.find(&returned_probe.probe, now) else { return false };
-        // Whoever has been detached meanwhile has left.
+        // A port may have been detached meanwhile.
         match (self.endpoints.get(&from), self.endpoints.get(&returned_probe.at)) {
             (Some(from), Some(at)) => self.loops.record_probe(from.clone(), at.clone(), now),
             _ => false,
@@ -92,11 +92,11 @@ impl Mitigation {
 }
 
 impl Controller {
-    /// Sends the probes of this turn.
+    /// Sends this turn's probes.
     pub(super) async fn send_probes(&mut self, now: MonoTime) {
         let Mitigation { probed, loops, sent, ticks, monitor, .. } = &mut self.mitigation;
         let mut probes = Vec::new();
-        // Of the VM before: its ports stand together.
+        // Result for the last VM: ports of one VM are contiguous.
         let mut last: Option<(&str, bool)> = None;
         for (place, port) in probed.iter().enumerate() {
             let suspected = match last {
@@ -123,7 +123,7 @@ impl Controller {
     }
 }
 
-/// Whether a port has a device whose link is not known to be dead: else a probe is a drop and nothing more.
+/// Whether a port has a device whose link is not known to be dead; otherwise a probe would only be dropped.
 fn has_link(ports: &[Port], index: usize) -> bool {
     let Some(port) = ports.get(index) else { return false };
     let last_applied = port.endpoint.parent().and_then(|parent| ports.get(parent)).unwrap_or(port);

@@ -1,4 +1,4 @@
-//! One address at several ports: which setting allows it, where it is right.
+//! An address used at several ports, and the setting that allows it.
 
 use super::Controller;
 use crate::control::compile::endpoints::ConfigRef;
@@ -8,7 +8,7 @@ use crate::switch::{RefusedSender, SiblingSource};
 use crate::time::MonoTime;
 
 impl Controller {
-    /// Announces that a port was refused the address of a sibling, unless that has been announced lately.
+    /// Emits that a port was refused a sibling's address, rate-limited.
     pub(super) fn report_sibling_source(&mut self, SiblingSource { at, station }: SiblingSource, now: MonoTime) {
         let Some(index) = self.ports.iter().position(|port| port.is(at)) else { return };
         let ConfigRef::Port { vm, position, .. } = self.ports[index].endpoint.config_ref else { return };
@@ -37,7 +37,7 @@ impl Controller {
     }
 }
 
-/// The setting under which a station may move between two ports, and when that is right.
+/// The setting that allows a station to move between two ports, and its use.
 pub(super) fn remedy(a: &Endpoint, b: &Endpoint) -> String {
     match (&a.vm, &b.vm) {
         (Some(vm), Some(other)) if vm == other => {

@@ -1,4 +1,4 @@
-//! What is shown of loops and storms.
+//! Status of loops and storms.
 
 use std::collections::HashMap;
 
@@ -14,12 +14,12 @@ use crate::switch::{DropReason, PortId};
 use crate::time::{MonoTime, rfc3339};
 
 impl Mitigation {
-    /// Whether a port is held.
+    /// Whether a port is quarantined.
     pub fn is_quarantined(&self, id: PortId) -> bool {
         self.active.quarantined.contains(&id)
     }
 
-    /// The ports that are held, with the reason.
+    /// Quarantined ports, with reason.
     pub fn quarantined(&self) -> HashMap<PortId, Option<String>> {
         self.active.quarantined.iter().map(|&id| (id, self.quarantine_reason(id))).collect()
     }
@@ -42,7 +42,7 @@ impl Mitigation {
         Some(format!("held for a {} storm, {until}; {release}", disabled.class))
     }
 
-    /// All loops, the notices behind them, and then those that are over, the latest first.
+    /// Active loops, then notices, then ended loops, the latest first.
     pub fn loops(&self) -> Vec<LoopStatus> {
         let clocks = clocks();
         let there = self.loops.loops().map(|of| view(of, None, &self.topology, clocks));
@@ -51,7 +51,7 @@ impl Mitigation {
         there.chain(notices).chain(over).collect()
     }
 
-    /// How many loops, storms and freezes there were, and what became of probes.
+    /// Counts of loops, storms, dampened stations and probes.
     pub fn counts(&self, ports: &[Port]) -> LoopCounts {
         let drops = |reason| ports.iter().map(|port| port.sum(|counters| counters.drops_in.get(reason))).sum();
         LoopCounts {
@@ -66,7 +66,7 @@ impl Mitigation {
 }
 
 impl Controller {
-    /// All storms, and then those that are over, the latest first.
+    /// Active storms, then ended ones, the latest first.
     pub(in crate::control::reconcile) fn storms(&self) -> Vec<StormStatus> {
         let mut there: Vec<StormStatus> = self
             .mitigation
@@ -81,7 +81,7 @@ impl Controller {
         there.into_iter().chain(self.mitigation.monitor.ended.iter().rev().cloned()).collect()
     }
 
-    /// A storm as it is shown.
+    /// Status of a storm.
     pub(super) fn storm_view(
         &self,
         who: StormSource,

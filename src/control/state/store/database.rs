@@ -1,22 +1,20 @@
-//! The open file, as the thread of the store has it.
+//! The open database of the store's thread.
 //!
-//! **The journal is a write-ahead log, with `synchronous = FULL`.** A commit appends to the log and
-//! waits once for the disk, where a rollback journal waits three or four times; a change is answered
-//! that much sooner. A power cut loses no answered commit: the log is on the disk before the answer,
-//! and so is its name, because the database syncs the directory when it makes one. Plain `NORMAL`
-//! would be as quick as no promise.
+//! **The journal is a write-ahead log, with `synchronous = FULL`.** A commit appends to the log and syncs once, while a
+//! rollback journal syncs three or four times; changes are answered that much earlier. A power cut loses no answered
+//! commit: the log is on the disk before the answer, and so is its directory entry, because the database syncs the
+//! directory when it creates the log. `NORMAL` would promise nothing.
 //!
-//! **The lock is the database's own**, held as long as the file is open (`locking_mode = EXCLUSIVE`).
-//! The kernel gives it back when the process ends, however it ends. It is also given back when this
-//! process closes any other descriptor of the file: so nothing but the database may open it.
+//! **The lock is the database's own**, held while the file is open (`locking_mode = EXCLUSIVE`). The kernel releases it
+//! when the process ends in any way, but also when this process closes any other descriptor of the file: nothing else
+//! may open it.
 //!
-//! **The history is bounded** in number and in bytes: what is too old goes with the commit that makes
-//! it so. Events are numbered without gaps, so finding the oldest costs one look.
+//! **The history is bounded** in events and bytes: the commit that exceeds a bound deletes the oldest. Events are
+//! numbered without gaps, so that finding the oldest costs one query.
 //!
-//! **Stations are saved in steps**, each a transaction of its own, into that one of two sets of tables
-//! which is not current. The last step makes it current. Whatever happens on the way, the current set
-//! is whole. They are not worth the last room on a disk: the log cannot be emptied into a file that
-//! cannot grow, and then nothing can be kept any more. So some is left for the desired state.
+//! **Stations are saved in steps**, each a transaction of its own, to the set of tables that is not current. The last
+//! step makes it current, so that the current set is always complete. Some disk space is reserved for the desired
+//! state: if the file cannot grow, the log cannot be checkpointed, and nothing can be stored.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -35,12 +33,12 @@ use crate::control::state::events::Event;
 use crate::time::Stamp;
 use crate::wire::Mac;
 
-/// How much of the history is kept: the newest.
+/// Bounds of the history; the newest events are kept.
 #[derive(Debug, Clone, Copy)]
 pub struct History {
-    /// At most so many events.
+    /// Maximum events.
     pub events: i64,
-    /// And at most so many bytes of them; one event is kept whatever its size.
+    /// Maximum bytes; one event is kept whatever its size.
     pub bytes: i64,
 }
 
@@ -50,21 +48,20 @@ impl Default for History {
     }
 }
 
-/// The log is cut to this many bytes when it has been longer.
+/// Size in bytes to which a longer log is truncated.
 const LOG_LIMIT: i64 = 16 << 20;
 
-/// Stations are saved only while there is more room than this: the log at its longest, the file by as
-/// much longer, and as much again for changes.
+/// Minimum free space for saving stations: the longest log, as much growth of the file, and as much again for changes.
 const RESERVE: u64 = 16 << 20;
 
 /// Maximum number of stored events after the one with the greatest id. Ids are reserved before events are stored, so that
 /// events can be stored out of order.
 const MAX_OUT_OF_ORDER: i64 = 1000;
 
-/// How long to wait for a lock. A tool that has a look is done by then; a switch is not.
+/// Timeout of the lock: enough for a tool that reads, not for a running switch.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The tables whose damage shows only when they are read: those that a start does not wait for.
+/// Tables that are not checked at a start.
 pub const TABLES: [&str; 5] = ["events", "places_0", "stations_0", "places_1", "stations_1"];
 
 /// The open file.
@@ -76,12 +73,12 @@ pub struct Database {
     saving: Option<StationSave>,
 }
 
-/// A save of stations that is under way.
+/// A save of stations in progress.
 #[derive(Debug)]
 struct StationSave {
-    /// Into which set of tables.
+    /// Set of tables.
     set: i64,
-    /// The places known so far: network, port, number.
+    /// Ports so far: network, port, number.
     places: HashMap<String, HashMap<String, i64>>,
     next_place: i64,
 }
@@ -92,7 +89,7 @@ impl Database {
         Database::open_with(path, first, History::default())
     }
 
-    /// The same, with this much of a history.
+    /// The same, with other bounds of the history.
     pub fn open_with(
         path: &Path,
         first: Option<&DesiredState>,
@@ -109,7 +106,7 @@ impl Database {
         |why| StoreError::from_sqlite(&self.path, why)
     }
 
-    /// What is kept under this name.
+    /// A stored part.
     fn part(&self, part: &str) -> Result<Option<Value>, StoreError> {
         let text: Option<String> = self
             .connection
@@ -130,7 +127,7 @@ impl Database {
         let read = |part| self.part(part);
         match (read("base")?, read("config")?) {
             (Some(last_applied), Some(config)) => {
-                // Switches before this one had none.
+                // Earlier versions had none.
                 let orphans = read("leftovers")?.unwrap_or_default();
                 Ok(Some(DesiredState { last_applied, config, orphans }))
             }
@@ -143,23 +140,23 @@ impl Database {
         StoreError::Corrupt { path: self.path.clone(), why }
     }
 
-    /// Keeps a desired state and events: all or nothing, on the disk.
+    /// Stores a desired state and events durably, all or nothing.
     pub fn commit(&mut self, desired: &DesiredState, events: &[Event]) -> Result<(), StoreError> {
         self.put(&parts(desired, &version()), events)
     }
 
-    /// Stores orphans, if any are given, and events: all or nothing, on the disk.
+    /// Stores orphans, if given, and events durably, all or nothing.
     pub fn append_events(&mut self, orphans: Option<&Value>, events: &[Event]) -> Result<(), StoreError> {
         let parts: Vec<_> = orphans.map(|orphans| ("leftovers", orphans)).into_iter().collect();
         self.put(&parts, events)
     }
 
-    /// Keeps what is known of loops, on the disk.
+    /// Stores the state of loops durably.
     pub fn put_loops(&mut self, loops: &Value) -> Result<(), StoreError> {
         self.put(&[("loops", loops)], &[])
     }
 
-    /// What was known of loops; null if that was nothing.
+    /// The stored state of loops; null without.
     pub fn loops(&self) -> Result<Value, StoreError> {
         Ok(self.part("loops")?.unwrap_or_default())
     }
@@ -190,7 +187,7 @@ impl Database {
         let texts = read().map_err(self.to_store_error())?;
         let events: Vec<Event> = texts.iter().rev().filter_map(|text| parse_event(text)).collect();
         if events.len() < texts.len() {
-            // Kinds of events are added without a new format.
+            // New kinds of events do not change the format.
             warn!("{} events were told by a later version of vifswitch and are left out", texts.len() - events.len());
         }
         Ok(events)
@@ -198,7 +195,7 @@ impl Database {
 
     /// The greatest id of a stored event, including events of unknown kinds; 0 without events.
     pub fn last_event(&self) -> Result<u64, StoreError> {
-        // A start waits for this, so it reads the newest events only.
+        // A start waits for this: reads the newest events only.
         let find = "SELECT max(json_extract(json, '$.id')) FROM
             (SELECT json FROM events ORDER BY number DESC LIMIT ?1) WHERE json_valid(json)";
         let found: Option<i64> =
@@ -206,7 +203,7 @@ impl Database {
         Ok(found.unwrap_or_default().cast_unsigned())
     }
 
-    /// Begins to save stations. A save that was begun before and not finished is given up.
+    /// Starts a save of stations. Abandons an unfinished one.
     pub fn begin_stations(&mut self) -> Result<(), StoreError> {
         self.check_room()?;
         let current: i64 = self
@@ -220,14 +217,13 @@ impl Database {
         Ok(())
     }
 
-    /// Adds stations to the save that has been begun. If this fails, it is given up.
+    /// Adds stations to the save. Abandons it on failure.
     pub fn add_stations(&mut self, stations: &[StoredStation]) -> Result<(), StoreError> {
         let Some(mut saving) = self.saving.take() else { return Err(StoreError::Closed) };
         match self.try_add_stations(stations, &mut saving) {
             Ok(()) => self.saving = Some(saving),
             Err(why) => {
-                // The room that it takes may be what a commit needs next. If this fails too, the
-                // next save does it.
+                // Frees its space, which a commit may need next. If this fails too, the next save does it.
                 let _ = self.transact(|transaction| clear(transaction, saving.set));
                 return Err(why);
             }
@@ -266,7 +262,7 @@ impl Database {
         })
     }
 
-    /// Makes the stations that have been added the current ones, as of `now`, and forgets those before.
+    /// Makes the added stations current, as of `now`, and deletes the earlier ones.
     pub fn finish_stations(&mut self, now: &Stamp) -> Result<(), StoreError> {
         let Some(StationSave { set, .. }) = self.saving.take() else { return Err(StoreError::Closed) };
         self.transact(|transaction| {
@@ -279,8 +275,8 @@ impl Database {
         })
     }
 
-    /// Of the stations saved last `most` from a place on, older by the time from then to `now`, and the place at which it
-    /// goes on, if there are more.
+    /// At most `most` of the stations saved last from a cursor on, aged by the time from then to `now`, and the next
+    /// cursor, if there are more.
     pub fn stations(
         &self,
         now: &Stamp,
@@ -293,7 +289,7 @@ impl Database {
                 Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
             })
             .map_err(self.to_store_error())?;
-        // A switch before this one kept the wall clock alone, and may have saved since.
+        // Earlier versions stored the wall clock only, and may have saved since.
         let stamp = self.part("stations")?.and_then(|stamp| serde_json::from_value::<Stamp>(stamp).ok());
         let stamp = stamp.filter(|stamp| stamp.wall_millis == saved_at).unwrap_or(Stamp::of_wall(saved_at));
         let passed = u32::try_from(stamp.age(now).as_secs()).unwrap_or(u32::MAX);
@@ -318,12 +314,12 @@ impl Database {
         Ok((found.into_iter().map(|(_, station)| station).collect(), next))
     }
 
-    /// Looks for damage in a table.
+    /// Checks a table for damage.
     pub fn verify(&self, table: &str) -> Result<(), StoreError> {
         quick_check(&self.connection, &self.path, table)
     }
 
-    /// What one of the settings of the database is, as a text.
+    /// A setting of the database as text.
     #[cfg(test)]
     pub fn pragma(&self, name: &str) -> String {
         let read = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
@@ -334,7 +330,7 @@ impl Database {
         }
     }
 
-    /// Does something to the file: all of it or, on an error, nothing.
+    /// Runs a transaction: all or, on an error, nothing.
     fn transact(&mut self, work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>) -> Result<(), StoreError> {
         let all = || {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -345,14 +341,14 @@ impl Database {
     }
 }
 
-/// An event as it is stored; `None` if it is of a kind that this version does not know.
+/// A stored event; `None` for an unknown kind.
 fn parse_event(text: &str) -> Option<Event> {
     let mut value = serde_json::from_str(text).ok()?;
     renamed::event(&mut value);
     serde_json::from_value(value).ok()
 }
 
-/// Opens the file for us alone, and looks all of it through.
+/// Opens the file exclusively, and checks it.
 fn connect(path: &Path) -> Result<Connection, StoreError> {
     let messages = |why| StoreError::from_sqlite(path, why);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -361,7 +357,7 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
         return Err(StoreError::ReadOnly { path: path.to_owned() });
     }
     database.busy_timeout(LOCK_TIMEOUT).map_err(messages)?;
-    // Before anything is read: then the index of the log is in our memory, not in a third file.
+    // Before any read: then the log's index is in our memory, not in a third file.
     database.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(messages)?;
     database.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(messages)?;
     database.pragma_update(None, "cell_size_check", true).map_err(messages)?;
@@ -373,12 +369,12 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
         return Err(StoreError::Corrupt { path: path.to_owned(), why: format!("its journal stays {journal_mode}") });
     }
     database.pragma_update_and_check(None, "journal_size_limit", LOG_LIMIT, |_| Ok(())).map_err(messages)?;
-    // Damage of what is wanted is better known now than after the first change. The rest may be large.
+    // Damage of the desired state must show now, not after the first change. The other tables may be large.
     quick_check(&database, path, "desired")?;
     Ok(database)
 }
 
-/// Looks for damage in a table.
+/// Checks a table for damage.
 fn quick_check(database: &Connection, path: &Path, table: &str) -> Result<(), StoreError> {
     let found: rusqlite::Result<String> =
         database.query_row(&format!("PRAGMA quick_check('{table}')"), [], |row| row.get(0));
@@ -388,7 +384,7 @@ fn quick_check(database: &Connection, path: &Path, table: &str) -> Result<(), St
     }
 }
 
-/// Adds events, with the time each and its text, behind the others.
+/// Appends events, with time and text.
 fn append(transaction: &Transaction<'_>, events: &[(i64, String)]) -> rusqlite::Result<()> {
     let last = transaction
         .query_row("SELECT number, ends FROM events ORDER BY number DESC LIMIT 1", [], |row| {
@@ -405,15 +401,14 @@ fn append(transaction: &Transaction<'_>, events: &[(i64, String)]) -> rusqlite::
     Ok(())
 }
 
-/// Drops what is too old.
+/// Deletes events beyond the bounds.
 fn prune(transaction: &Transaction<'_>, history: History) -> rusqlite::Result<()> {
     let (last, ends): (i64, i64) =
         transaction.query_row("SELECT number, ends FROM events ORDER BY number DESC LIMIT 1", [], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })?;
     transaction.execute("DELETE FROM events WHERE number <= ?1", [last - history.events])?;
-    // From the oldest on, those with which it is too many bytes. What is not dropped here is looked
-    // at once, to find that out.
+    // From the oldest on, those beyond the byte limit. Reads one event that is not deleted.
     let mut find = transaction.prepare("SELECT number, ends - octet_length(json) FROM events ORDER BY number")?;
     let mut rows = find.query([])?;
     let mut too_old = 0;
@@ -432,7 +427,7 @@ fn clear(transaction: &Transaction<'_>, set: i64) -> rusqlite::Result<()> {
     transaction.execute_batch(&format!("DELETE FROM stations_{set}; DELETE FROM places_{set};"))
 }
 
-/// Microseconds since 1970 at which this text is.
+/// Parses a time to microseconds since 1970.
 fn micros(text: &str) -> Result<i64, StoreError> {
     let time: Result<Timestamp, _> = text.parse();
     time.map(Timestamp::as_microsecond).map_err(|_| StoreError::NotATime { text: text.to_owned() })

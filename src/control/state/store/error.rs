@@ -1,121 +1,121 @@
-//! Why the store could not do what it was asked to, and what would help.
+//! Errors of the store, with remedies.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rusqlite::ErrorCode;
 
-/// Why the store could not do what it was asked to. Nothing of the request has been kept then.
+/// An error of the store. The request changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Its directory cannot be made or used.
+    /// The directory cannot be created or used.
     #[error("{}: cannot make or use this directory: {why}; the state needs one that the switch may write to", path.display())]
     Directory {
-        /// The directory.
+        /// Its path.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the system.
         why: io::Error,
     },
-    /// The file cannot be made, or looked at.
+    /// The file cannot be created or examined.
     #[error("{}: cannot make or look at this file: {why}", path.display())]
     File {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the system.
         why: io::Error,
     },
-    /// Its disk does not answer.
+    /// The disk does not answer.
     #[error("{}: the disk does not answer within {seconds} s; check the file system that it is on", path.display())]
     Hangs {
-        /// The file.
+        /// Its path.
         path: PathBuf,
         /// Duration of the wait.
         seconds: u64,
     },
-    /// Somebody else has it open.
+    /// Another process has the file open.
     #[error("{}: in use by another process: a second switch, or a tool that has it open; each switch needs a state file of its own", path.display())]
     InUse {
-        /// The file.
+        /// Its path.
         path: PathBuf,
     },
-    /// It may be read, not written, or neither.
+    /// Missing permission to read or write.
     #[error("{}: cannot be opened or written to; the file, its directory and their file system must let the switch write", path.display())]
     ReadOnly {
-        /// The file.
+        /// Its path.
         path: PathBuf,
     },
-    /// There is no room left for it.
+    /// The disk is full.
     #[error("{}: no space left on its file system; nothing has been kept, make room and try again", path.display())]
     Full {
-        /// The file.
+        /// Its path.
         path: PathBuf,
     },
-    /// What room is left is for the desired state.
+    /// The remaining space is reserved for the desired state.
     #[error("{}: less than {} MiB left on its file system, which are for changes; stations are saved when there is more", path.display(), reserve >> 20)]
     Scarce {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// How many bytes there should be at least.
+        /// Minimum free bytes.
         reserve: u64,
     },
-    /// What is in it is not what has been written.
+    /// The file is corrupt.
     #[error("{}: damaged: {why}; move it away together with {}-wal, if that is there, and the switch begins anew", path.display(), path.display())]
     Corrupt {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// In which way.
+        /// Kind of damage.
         why: String,
     },
-    /// It is somebody else's.
+    /// The file belongs to another program.
     #[error("{}: not a state file of vifswitch but {what}; move it away, or keep the state elsewhere", path.display())]
     Foreign {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// What it is.
+        /// What it is instead.
         what: &'static str,
     },
-    /// The file was moved away, and its journal stayed. It would be taken for that of a new file.
+    /// The file was moved away without its journal, which would be applied to a new file.
     #[error("{}: left behind by a state file that is not there any more; put {} back or move this away too", journal.display(), path.display())]
     LeftBehind {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// What is left of it.
+        /// The remaining file.
         journal: PathBuf,
     },
-    /// A later version of the switch has made it.
+    /// The file has a later format.
     #[error("{}: of a later version of vifswitch (its format is {found}, the latest known here is {known}); run that version, or move the file away", path.display())]
     Newer {
-        /// The file.
+        /// Its path.
         path: PathBuf,
         /// Its format.
         found: i64,
-        /// The latest that we know.
+        /// Latest supported format.
         known: i64,
     },
-    /// A text is not a point in time.
+    /// Invalid time.
     #[error("{text:?} is not a time; one looks like 2026-01-31T12:00:00.000Z or 2026-01-31T14:00:00+02:00")]
     NotATime {
         /// The text.
         text: String,
     },
-    /// Anything else.
+    /// Other database error.
     #[error("{}: {why}", path.display())]
     Failed {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// What the database says.
+        /// Error of the database.
         why: rusqlite::Error,
     },
-    /// There can be no thread for it.
+    /// Creating the thread failed.
     #[error("the store cannot have a thread: {0}")]
     Thread(io::Error),
-    /// The thread of the store is gone.
+    /// The thread has ended.
     #[error("the store has been closed")]
     Closed,
 }
 
 impl StoreError {
-    /// The same, said of a file of which another one is a copy.
+    /// The same for the original of a copied file.
     pub(super) fn at(self, original: &Path) -> StoreError {
         let path = original.to_owned();
         match self {
@@ -127,12 +127,12 @@ impl StoreError {
         }
     }
 
-    /// Whether another request would end the same as long as the file stays open: it has to be opened again.
+    /// Whether the file must be reopened: further requests would fail as well.
     pub(super) fn is_of_the_open_file(&self) -> bool {
         matches!(self, StoreError::ReadOnly { .. } | StoreError::Failed { .. } | StoreError::Corrupt { .. })
     }
 
-    /// From what the database says about the file at `path`.
+    /// From a database error for the file at `path`.
     pub(super) fn from_sqlite(path: &Path, why: rusqlite::Error) -> StoreError {
         let path = path.to_owned();
         match why.sqlite_error_code() {

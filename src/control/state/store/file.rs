@@ -1,7 +1,7 @@
-//! The file of the store before it is opened: where it is, and how it comes to be.
+//! Path, creation and identification of the store's file.
 //!
-//! A new file gets its name when it is complete and contains the desired state. So a file that is empty or has half a
-//! schema was not left behind by a kill: it is damaged, and is treated so.
+//! A new file gets its name when it is complete and contains the desired state. A kill thus never leaves an empty file
+//! or half a schema: such a file is damaged.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -14,29 +14,28 @@ use rusqlite::{Connection, OpenFlags};
 use super::error::StoreError;
 use super::{DesiredState, rows};
 
-/// Owner and group may look into the directory.
+/// Mode of the directory: owner and group may enter.
 const DIRECTORY_MODE: u32 = 0o750;
 
-/// The owner may write, the group may read.
+/// Mode of the file: the owner may write, the group may read.
 const FILE_MODE: u32 = 0o640;
 
-/// Says that the file is ours: "vifs".
+/// Application id of our files: "vifs".
 const APPLICATION: i64 = 0x7669_6673;
 
-/// The lowest version of the format whose readers understand what we write. It is raised only if they would take
-/// something for what it is not; what they may leave alone raises [`VERSION`](rows::VERSION).
+/// Minimum format version that can read our files. Raised only for changes that older versions would misread; others
+/// raise [`VERSION`](rows::VERSION).
 const FORMAT: i64 = 1;
 
-/// What a FIFO, a directory or a device is to the store.
+/// Description of a FIFO, directory or device.
 pub const NO_FILE: &str = "something that is no file at all";
 
-/// No database is shorter, and the database takes a file that is for an empty one of its own.
+/// Minimum length of a database: the library treats a shorter file as an empty one.
 const SHORTEST: u64 = 512;
 
-/// Its tables. `part` is one of `base`, `config`, `orphans`, `loops`,
-/// `version` (of the format, and of the switch that has written last). `at` is in microseconds since 1970, `ends` the bytes
-/// of all events ever up to this one. Stations are saved in turn into one of two sets, so that there
-/// is a whole one at any time; `current` says which, and since when, in milliseconds since 1970.
+/// Schema. `part`: `base`, `config`, `orphans`, `loops`, `version` (of the format, and of the switch that wrote last).
+/// `at`: microseconds since 1970. `ends`: bytes of all events up to this one. Stations are saved alternately to two
+/// sets of tables, so that one is always complete; `current` tells which, and since when, in milliseconds since 1970.
 const SCHEMA: &str = "
     CREATE TABLE desired (part TEXT NOT NULL PRIMARY KEY, json TEXT NOT NULL) STRICT;
     CREATE TABLE events (number INTEGER PRIMARY KEY, at INTEGER NOT NULL, ends INTEGER NOT NULL, json TEXT NOT NULL) STRICT;
@@ -51,7 +50,7 @@ const SCHEMA: &str = "
 /// Returns the absolute path of the store's file. Creates a missing directory, and a missing file with the desired state
 /// `first`.
 pub fn provide(path: &Path, first: Option<&DesiredState>) -> Result<PathBuf, StoreError> {
-    // The database reads a meaning into ":memory:" and "file:…"; it reads none into "/…".
+    // The library interprets ":memory:" and "file:…", but not absolute paths.
     let path = std::path::absolute(path).map_err(|why| StoreError::File { path: path.to_owned(), why })?;
     match fs::metadata(&path) {
         Ok(file) if !file.is_file() => Err(StoreError::Foreign { path, what: NO_FILE }),
@@ -67,7 +66,7 @@ pub fn provide(path: &Path, first: Option<&DesiredState>) -> Result<PathBuf, Sto
     }
 }
 
-/// Checks that the file is ours, and in a format that we know.
+/// Checks application id and format.
 pub fn recognise(database: &Connection, path: &Path) -> Result<(), StoreError> {
     let read = |pragma: &str| -> Result<i64, StoreError> {
         database.pragma_query_value(None, pragma, |row| row.get(0)).map_err(|why| StoreError::from_sqlite(path, why))
@@ -81,7 +80,7 @@ pub fn recognise(database: &Connection, path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// How many bytes the file system has left for us.
+/// Free bytes of the file system.
 pub fn room(path: &Path) -> io::Result<u64> {
     let system = rustix::fs::statvfs(path)?;
     Ok(system.f_bavail.saturating_mul(system.f_frsize))
@@ -105,15 +104,15 @@ fn make(path: &Path, first: Option<&DesiredState>) -> Result<(), StoreError> {
         _ => StoreError::File { path: path.to_owned(), why },
     };
     let new = tempfile::Builder::new().prefix(".state-").tempfile_in(directory).map_err(file)?;
-    // Whatever the umask is.
+    // Independent of the umask.
     new.as_file().set_permissions(Permissions::from_mode(FILE_MODE)).map_err(file)?;
     fill(new.path(), first).map_err(|why| StoreError::from_sqlite(path, why))?;
-    // Not over one that somebody else has made meanwhile.
+    // Does not replace a file created meanwhile.
     new.persist_noclobber(path).map_err(|e| file(e.error))?;
     sync(directory).map_err(file)
 }
 
-/// Writes the tables and the desired state into a file, and syncs it.
+/// Writes schema and desired state to a file, and syncs it.
 fn fill(path: &Path, first: Option<&DesiredState>) -> rusqlite::Result<()> {
     let mut connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     connection.pragma_update(None, "synchronous", "EXTRA")?;
@@ -126,19 +125,19 @@ fn fill(path: &Path, first: Option<&DesiredState>) -> rusqlite::Result<()> {
     connection.close().map_err(|(_, why)| why)
 }
 
-/// Makes a directory and those above it, such that they are there after a power cut.
+/// Creates a directory and its parents durably.
 fn make_directory(directory: &Path) -> io::Result<()> {
     let missing = directory.ancestors().take_while(|directory| !directory.exists()).count();
     DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
     directory.ancestors().skip(1).take(missing).try_for_each(sync)
 }
 
-/// Waits until the entries of a directory are on the disk.
+/// Syncs a directory.
 fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// The file whose name is that of `path` with `suffix` behind it.
+/// The path with `suffix` appended.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);

@@ -1,11 +1,9 @@
-//! What outlives the switch, in one file: the desired state, the history of events, the stations
-//! that were learned, and what is done about loops.
+//! The state file: desired state, events, learned stations, measures against loops.
 //!
-//! The file is an SQLite database with a thread of its own, which does one thing after the other in
-//! the order in which it was asked. What [`Store::commit`] has answered survives `kill -9` and a power
-//! cut. `database.rs` says how.
+//! An SQLite database with a thread of its own, which executes requests in order. What [`Store::commit`] has confirmed
+//! survives `kill -9` and a power cut; see `database.rs`.
 //!
-//! A request whose answer nobody waits for any more is carried out all the same.
+//! A request is executed even if its reply is no longer awaited.
 
 mod database;
 mod error;

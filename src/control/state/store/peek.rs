@@ -1,8 +1,8 @@
-//! A look at a state that another process may have open, or that may not be written to.
+//! Reads a state that another process may have open, or that is read-only.
 //!
-//! The file and its log are copied, and the copy is opened. So nothing is locked, made or changed where they are. The log
-//! has all that is not in the file yet, and the database empties it into the file before it begins it anew: as long as
-//! it has not begun anew while both were copied, the copies belong together.
+//! Copies file and log, and opens the copy: nothing is locked, created or changed at the original. The log has all that
+//! is not in the file yet; the database checkpoints it into the file before it restarts the log. If the log was not
+//! restarted while both were copied, the copies are consistent.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use super::database::Database;
 use super::{DesiredState, StoreError, file};
 
-/// Bytes of a log's head, which are others when it begins anew.
+/// Bytes of a log's header, which differ after a restart.
 const HEAD: usize = 32;
 
-/// How often it is tried to copy both while the log does not begin anew.
+/// Maximum attempts at copying both consistently.
 const TRIES: usize = 10;
 
-/// What the file at `path` says is wanted. Nothing is changed where it is.
+/// The desired state in the file at `path`. Changes nothing.
 pub fn peek(path: &Path) -> Result<Option<DesiredState>, StoreError> {
     let failed = |why| StoreError::File { path: path.to_owned(), why };
     // Reading a FIFO waits for a writer.
@@ -27,7 +27,7 @@ pub fn peek(path: &Path) -> Result<Option<DesiredState>, StoreError> {
     let directory = tempfile::tempdir().or_else(|_| tempfile::tempdir_in("/dev/shm")).map_err(failed)?;
     let copy = directory.path().join("state.db");
     copy_both(path, &copy).map_err(failed)?;
-    // What is wrong with the copy is wrong with the file.
+    // Errors of the copy are those of the file.
     Ok(Database::open(&copy, None).map_err(|why| why.at(path))?.1)
 }
 
@@ -38,7 +38,7 @@ fn copy_both(path: &Path, copy: &Path) -> io::Result<()> {
         fs::copy(path, copy)?;
         match fs::copy(&log, &log_copy) {
             Err(why) if why.kind() == io::ErrorKind::NotFound => {
-                // None from the try before.
+                // Removes that of the attempt before.
                 let _ = fs::remove_file(&log_copy);
             }
             copied => drop(copied?),
@@ -50,7 +50,7 @@ fn copy_both(path: &Path, copy: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::ResourceBusy, "it is being written to all the time"))
 }
 
-/// The head of a log; empty without one.
+/// Header of a log; empty without one.
 fn head(log: &PathBuf) -> io::Result<Vec<u8>> {
     let mut head = Vec::new();
     match File::open(log) {

@@ -1,11 +1,10 @@
-//! The file as the thread of the store holds it: opened again when it was given up, and made again when it is gone.
+//! The store's open file: reopened after errors, recreated when gone.
 //!
-//! A disk may be full, hang or be taken away and come back. So an error that may be one of the open file closes it, and
-//! the next request opens it again. Somebody may move the file away, or its directory: what is written into a file that
-//! has no name any more is lost. So each request looks whether the path still leads to the open file.
+//! A disk may be full, hang, or disappear and return. An error that may concern the open file therefore closes it, and
+//! the next request reopens it. Someone may move the file or its directory, and writes to a file without a name are
+//! lost; so each request checks that the path still leads to the open file.
 //!
-//! A file that is made or opened again may not have what is wanted. It gets that first: otherwise the next start would
-//! begin with less.
+//! A recreated or reopened file first gets the desired state, so that the next start has all of it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -18,12 +17,12 @@ use super::database::Database;
 use super::{DesiredState, StoreError};
 use crate::control::state::events::Event;
 
-/// The file at one path, open as far as it can be.
+/// The file at a path, open if possible.
 #[derive(Debug)]
 pub struct StoreHandle {
     path: PathBuf,
     open: Option<Open>,
-    /// What is wanted, as far as it was kept; nothing yet of a new file.
+    /// The desired state last stored; none for a new file.
     desired: Option<DesiredState>,
 }
 
@@ -42,19 +41,19 @@ impl StoreHandle {
         Ok(StoreHandle { path, open, desired })
     }
 
-    /// What is wanted.
+    /// The desired state.
     pub fn desired(&self) -> Option<&DesiredState> {
         self.desired.as_ref()
     }
 
-    /// Keeps a desired state and events: all or nothing, on the disk.
+    /// Stores a desired state and events durably, all or nothing.
     pub fn commit(&mut self, desired: DesiredState, events: &[Event]) -> Result<(), StoreError> {
         self.work(|database| database.commit(&desired, events))?;
         self.desired = Some(desired);
         Ok(())
     }
 
-    /// Stores orphans, if any are given, and events: all or nothing, on the disk.
+    /// Stores orphans, if given, and events durably, all or nothing.
     pub fn note(&mut self, orphans: Option<Value>, events: &[Event]) -> Result<(), StoreError> {
         self.work(|database| database.append_events(orphans.as_ref(), events))?;
         if let (Some(orphans), Some(desired)) = (orphans, &mut self.desired) {
@@ -63,7 +62,7 @@ impl StoreHandle {
         Ok(())
     }
 
-    /// Does something with the open file.
+    /// Runs an operation on the open file.
     pub fn work<T>(&mut self, work: impl FnOnce(&mut Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let done = self.database().and_then(work);
         if done.as_ref().is_err_and(StoreError::is_of_the_open_file) {
@@ -78,7 +77,7 @@ impl StoreHandle {
             && open.file != identity(&self.path)
         {
             warn!("{} is not there any more, and is made anew", self.path.display());
-            // Before: what is left of it beside it goes with it.
+            // First: its leftover log is removed with it.
             self.open = None;
         }
         if self.open.is_none() {
@@ -90,12 +89,12 @@ impl StoreHandle {
             }
             self.open = Some(Open { database, file: identity(&self.path) });
         }
-        // It has just been opened, if it was not open before.
+        // Open by now.
         self.open.as_mut().map(|open| &mut open.database).ok_or(StoreError::Closed)
     }
 }
 
-/// Which file is at a path. Looking does not open it: that would give back its lock.
+/// Identity of the file at a path. Does not open it: closing would release the lock.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     let file = fs::metadata(path).ok()?;
     Some((file.dev(), file.ino()))

@@ -1,0 +1,133 @@
+//! Answers requests. Changes are applied one at a time; others queue behind the change in progress.
+
+use tokio::task::spawn_blocking;
+
+use super::Controller;
+use crate::control::api::handle::{Flush, Request};
+use crate::control::desired::change::ChangeError;
+use crate::control::status::StatusBuilder;
+use crate::switch::PortId;
+use crate::time;
+use crate::worker;
+
+impl Controller {
+    /// Answers a request, or queues it.
+    pub(super) async fn answer(&mut self, request: Request) {
+        // The client has disconnected: drops its request.
+        if request.is_abandoned() {
+            return;
+        }
+        match request {
+            request if request.is_change() && self.is_busy() => self.waiting.push_back(request),
+            request if request.is_change() && self.state.check().is_err() => {
+                // The cause of the failure may have gone since the last retry.
+                let mut changes = std::mem::take(&mut self.waiting);
+                changes.push_front(request);
+                self.retry_state(changes);
+            }
+            request if request.is_change() => self.apply_change(request).await,
+            Request::Diff(change, reply) => drop(reply.send(self.outcome(&change).map(|(_, changed)| changed))),
+            Request::Events(which, reply) => self.read_events(which, reply),
+            Request::Release(port, reply) => {
+                let released = self.release(&port).await;
+                let _ = reply.send(released);
+            }
+            Request::Flush(flush, reply) => match self.resolve_flush(&flush) {
+                Err(error) => drop(reply.send(Err(error))),
+                Ok(flush) => {
+                    let workers = self.workers.clone();
+                    tokio::spawn(async move {
+                        let mut flushed = 0u64;
+                        for flush in flush {
+                            flushed += u64::from(workers.flush(flush).await);
+                        }
+                        let _ = reply.send(Ok(flushed));
+                    });
+                }
+            },
+            Request::Fdb(reply) => {
+                // Runs in a task, because a large FDB would delay other requests.
+                let (workers, config) = (self.workers.clone(), self.forwarding.clone());
+                let directory = self.fdb_index();
+                tokio::spawn(async move {
+                    // A dropped reply channel tells the client to retry.
+                    let Some(learned) = workers.stations().await else { return };
+                    // Naming and sorting a million entries takes seconds.
+                    let views = move || drop(reply.send(directory.responses(&config, learned, time::now())));
+                    let _ = spawn_blocking(views).await;
+                });
+            }
+            request => self.read(request).await,
+        }
+    }
+
+    /// Starts a change. The caller ensures that no other change is in progress.
+    pub(super) async fn apply_change(&mut self, request: Request) {
+        match request {
+            Request::Change(change, confirm, reply) => self.change(change, confirm, reply).await,
+            Request::Confirm(reply) => self.confirm(reply),
+            Request::Reload(file, reply) => self.reload(*file, reply),
+            // Not changes.
+            _ => {}
+        }
+    }
+
+    /// Answers a request that reads status.
+    async fn read(&self, request: Request) {
+        let report = StatusBuilder {
+            config: &self.config,
+            ports: &self.ports,
+            ids: &self.ids,
+            groups: &self.groups,
+            cores: &self.cores,
+            workers: &self.workers,
+            quarantined: self.mitigation.quarantined(),
+            activations: &self.activations,
+            since: self.since,
+            pool: self.pool,
+        };
+        match request {
+            Request::Ports(reply) => drop(reply.send(report.ports())),
+            Request::Uplinks(reply) => drop(reply.send(report.uplinks())),
+            Request::Vms(reply) => drop(reply.send(report.vms())),
+            Request::Networks(reply) => drop(reply.send(report.networks().await)),
+            Request::Workers(reply) => drop(reply.send(report.workers())),
+            Request::Drops(reply) => drop(reply.send(report.drops())),
+            Request::Loops(reply) => drop(reply.send(self.mitigation.loops())),
+            Request::Storms(reply) => drop(reply.send(self.storms())),
+            Request::LoopCounts(reply) => drop(reply.send(self.mitigation.counts(&self.ports))),
+            Request::Audit(reply) => drop(reply.send(report.audit().await)),
+            Request::Config(reply) => drop(reply.send(report.config())),
+            // Handled by `answer`.
+            Request::Fdb(_)
+            | Request::Change(..)
+            | Request::Confirm(_)
+            | Request::Reload(..)
+            | Request::Diff(..)
+            | Request::Events(..)
+            | Request::Release(..)
+            | Request::Flush(..) => {}
+        }
+    }
+
+    /// Resolves names to worker flushes: one for a port, one per network for an uplink.
+    ///
+    /// # Errors
+    /// The network or port is unknown.
+    fn resolve_flush(&self, flush: &Flush) -> Result<Vec<worker::Flush>, ChangeError> {
+        let network = flush
+            .network
+            .as_deref()
+            .map(|id| self.ids.network(id).ok_or_else(|| ChangeError::unknown_network(&self.config, id)));
+        let wanted = worker::Flush { network: network.transpose()?, port_index: None, mac: flush.mac, cursor: 0 };
+        let Some(id) = flush.port.as_deref() else { return Ok(vec![wanted]) };
+        let after = |place: PortId| worker::Flush { port_index: Some(place.index()), ..wanted };
+        if let Some(port) = self.ids.port(id) {
+            return Ok(vec![after(port)]);
+        }
+        let uplink = self.config.uplinks.iter().find(|uplink| uplink.id == id);
+        let uplink = uplink.ok_or_else(|| ChangeError::unknown_port(&self.config, id))?;
+        let tagged = uplink.networks.iter().filter_map(|of| self.ids.uplink_vlan(&uplink.group_name(), &of.network_id));
+        Ok(tagged.map(after).collect())
+    }
+}
