@@ -448,9 +448,21 @@ pub fn page(mut stream: impl Read + Write, path: &str) -> String {
     write!(stream, "GET {path} HTTP/1.1\r\nhost: vifswitch\r\nconnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let (head, mut body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-    body.to_owned()
+    if !head.contains("transfer-encoding: chunked") {
+        return body.to_owned();
+    }
+    let mut text = String::new();
+    loop {
+        let (len, rest) = body.split_once("\r\n").unwrap();
+        let (chunk, rest) = rest.split_at(usize::from_str_radix(len, 16).unwrap());
+        if chunk.is_empty() {
+            return text;
+        }
+        text.push_str(chunk);
+        body = rest.strip_prefix("\r\n").unwrap();
+    }
 }
 
 /// Timeout of sockets.
