@@ -710,6 +710,15 @@ fn command_lines_are_accepted() {
 }
 
 #[test]
+fn the_ci_runs_the_test_command_of_the_readme() {
+    let ci = fs::read_to_string(root().join(".ci/run")).unwrap();
+    let runs = ci.lines().find_map(|line| line.strip_prefix("exec \"$(dirname \"$0\")/../")).unwrap().replace('"', "");
+    let is_documented =
+        |(at, command): &(String, Vec<String>)| at.starts_with("README.md") && command.join(" ") == runs;
+    assert!(shown().iter().any(is_documented), "README.md does not show `{runs}`");
+}
+
+#[test]
 fn help_and_check_run() {
     let run = |arguments: &[String], directory: &Path| {
         Command::new(env!("CARGO_BIN_EXE_vifswitch")).args(arguments).current_dir(directory).output().unwrap()
