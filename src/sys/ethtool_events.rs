@@ -61,8 +61,8 @@ impl EthtoolEvents {
     }
 }
 
-/// Name of the netdev in a notification.
-fn name_in(message: &[u8], family: u16) -> Option<String> {
+/// Name of the netdev in a notification of the family with this id.
+pub fn name_in(message: &[u8], family: u16) -> Option<String> {
     let kind = message.get(4..6).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes)?;
     let header = attribute(message.get(HEADERS..).filter(|_| kind == family)?, HEADER)?;
     let name = Attributes(header).find(|&(kind, _)| kind == DEV_NAME)?.1;

@@ -79,13 +79,19 @@ impl From<&Link> for LinkState {
 #[derive(Debug)]
 pub struct LinkEvents {
     socket: OwnedFd,
-    /// Known netdevs by index.
-    table: HashMap<u32, (String, LinkState)>,
+    table: LinkTable,
+    buffer: Vec<u8>,
+}
+
+/// Known netdevs, by which messages are compared.
+#[derive(Debug, Clone, Default)]
+pub struct LinkTable {
+    /// By index.
+    links: HashMap<u32, (String, LinkState)>,
     /// During a dump: indices reported since it began.
     pending: Option<HashSet<u32>>,
     /// Repeat the dump when it ends.
     again: bool,
-    buffer: Vec<u8>,
 }
 
 impl LinkEvents {
@@ -94,8 +100,7 @@ impl LinkEvents {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?; // NETLINK_ROUTE is 0
         bind(&socket, &SocketAddrNetlink::new(0, GROUP))?;
-        let mut events =
-            LinkEvents { socket, table: HashMap::new(), pending: None, again: false, buffer: vec![0; ROOM] };
+        let mut events = LinkEvents { socket, table: LinkTable::default(), buffer: vec![0; ROOM] };
         events.ask_for_all()?;
         Ok(events)
     }
@@ -115,8 +120,8 @@ impl LinkEvents {
                 Ok((_, len)) if len > buffer.len() => self.ask_for_all(),
                 Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok((len, _)) => {
-                    let taken = self.take(&buffer[..len], &mut names);
-                    let again = self.pending.is_none() && std::mem::take(&mut self.again);
+                    let taken = self.table.take(&buffer[..len], &mut names);
+                    let again = self.table.pending.is_none() && std::mem::take(&mut self.table.again);
                     if again { taken.and_then(|()| self.ask_for_all()) } else { taken }
                 }
                 Err(Errno::NOBUFS) => self.ask_for_all(),
@@ -135,8 +140,8 @@ impl LinkEvents {
     /// Requests a dump of all netdevs; its messages are processed as events. If one is in progress, another one
     /// follows, because the current one may have passed what was lost.
     fn ask_for_all(&mut self) -> io::Result<()> {
-        if self.pending.is_some() {
-            self.again = true;
+        if self.table.pending.is_some() {
+            self.table.again = true;
             return Ok(());
         }
         let mut header = NetlinkHeader::default();
@@ -147,12 +152,18 @@ impl LinkEvents {
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
         sendto(&self.socket, &bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
-        self.pending = Some(HashSet::new());
+        self.table.pending = Some(HashSet::new());
         Ok(())
     }
+}
 
-    /// Processes received messages.
-    fn take(&mut self, mut bytes: &[u8], names: &mut HashSet<String>) -> io::Result<()> {
+impl LinkTable {
+    /// Processes received messages. Adds the names of changed netdevs to `names`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses the dump.
+    pub fn take(&mut self, mut bytes: &[u8], names: &mut HashSet<String>) -> io::Result<()> {
         while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
             // Netdevs changed during the dump, which may be inconsistent.
             self.again |= message.header.flags & NLM_F_DUMP_INTR != 0;
@@ -181,7 +192,7 @@ impl LinkEvents {
         }
         // The message does not contain the features.
         let other_features = message.attributes.contains(&LinkAttribute::Event(LinkEvent::Features));
-        match self.table.insert(state.index, (name.clone(), state)) {
+        match self.links.insert(state.index, (name.clone(), state)) {
             Some((was, before)) if was == name && before == state && !other_features => {}
             Some((was, _)) => names.extend([was, name]),
             None => drop(names.insert(name)),
@@ -189,13 +200,13 @@ impl LinkEvents {
     }
 
     fn forget(&mut self, index: u32, names: &mut HashSet<String>) {
-        names.extend(self.table.remove(&index).map(|(name, _)| name));
+        names.extend(self.links.remove(&index).map(|(name, _)| name));
     }
 
     /// Ends a dump: netdevs not reported in it are gone.
     fn finish(&mut self, names: &mut HashSet<String>) {
         let Some(seen) = self.pending.take() else { return };
-        let gone = self.table.extract_if(|index, _| !seen.contains(index));
+        let gone = self.links.extract_if(|index, _| !seen.contains(index));
         names.extend(gone.map(|(_, (name, _))| name));
     }
 }
@@ -245,12 +256,6 @@ mod tests {
     use rtnetlink::packet_core::Emitable;
     use rtnetlink::packet_route::link::LinkFlags;
 
-    /// A receiver with an empty table and no dump in progress.
-    fn missed_events() -> LinkEvents {
-        let events = within(&Netns::Host, LinkEvents::open).unwrap().unwrap();
-        LinkEvents { pending: None, ..events }
-    }
-
     fn link(index: u32, name: &str, up: bool, mtu: u32) -> LinkMessage {
         let mut message = LinkMessage::default();
         message.header.index = index;
@@ -271,7 +276,7 @@ mod tests {
         all
     }
 
-    fn to_io_error(events: &mut LinkEvents, messages: Vec<RouteNetlinkMessage>) -> Vec<String> {
+    fn to_io_error(events: &mut LinkTable, messages: Vec<RouteNetlinkMessage>) -> Vec<String> {
         let mut names = HashSet::new();
         events.take(&bytes(messages.into_iter().map(NetlinkPayload::from).collect()), &mut names).unwrap();
         let mut names: Vec<String> = names.into_iter().collect();
@@ -282,7 +287,7 @@ mod tests {
     #[test]
     fn only_changes_are_reported() {
         use RouteNetlinkMessage::{DelLink, NewLink};
-        let mut events = missed_events();
+        let mut events = LinkTable::default();
         assert_eq!(
             to_io_error(&mut events, vec![NewLink(link(7, "a", true, 1500)), NewLink(link(8, "b", true, 1500))]),
             ["a", "b"]
@@ -321,7 +326,7 @@ mod tests {
     #[test]
     fn netdevs_missing_from_a_dump_are_gone() {
         use RouteNetlinkMessage::NewLink;
-        let mut events = missed_events();
+        let mut events = LinkTable::default();
         to_io_error(&mut events, vec![NewLink(link(7, "a", true, 1500)), NewLink(link(8, "b", true, 1500))]);
         events.pending = Some(HashSet::new());
         assert_eq!(
@@ -332,7 +337,7 @@ mod tests {
         events.finish(&mut names);
         assert_eq!(names, HashSet::from(["a".to_owned()]));
         events.finish(&mut names);
-        assert_eq!(events.table.len(), 2, "once");
+        assert_eq!(events.links.len(), 2, "once");
     }
 
     #[test]
@@ -340,13 +345,13 @@ mod tests {
         let mut events = within(&Netns::Host, LinkEvents::open).unwrap().unwrap();
         // The kernel answers the dump request synchronously.
         assert!(events.read().unwrap().contains("lo"));
-        assert!(events.pending.is_none(), "the dump is complete");
+        assert!(events.table.pending.is_none(), "the dump is complete");
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_parsed(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = missed_events().take(&bytes, &mut HashSet::new());
+            let _ = LinkTable::default().take(&bytes, &mut HashSet::new());
         }
     }
 }

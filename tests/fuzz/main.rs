@@ -11,20 +11,27 @@ mod limits;
 mod oracle;
 mod parts;
 mod rng;
+mod targets;
 mod topology;
 mod world;
 
 use std::cell::RefCell;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use vifswitch::switch::DropReason;
 
 use frames::{CLASSES, MAX_LEN, SentFrame};
+use rng::Rng;
 use world::{FRAMES, Failure, Score, World, hex};
 
 /// Frames of the short run.
 const SHORT: u64 = 3 * FRAMES;
 const SEED: u64 = 5;
+
+/// Runs of each input of a corpus.
+const MUTATIONS: usize = 30;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
@@ -117,6 +124,54 @@ fn print(score: &Score) {
         score.lengths.iter().filter(|&&len| len <= MAX_LEN).count()
     );
     println!("{due} frames were due and arrived; {frames} frames, none that policy forbids");
+}
+
+/// Each input of the kept corpora, and some mutations of it: changed, inserted and removed bytes, and parts of others.
+#[test]
+fn kept_inputs_and_their_mutations_pass() {
+    let corpora = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
+    let mut rng = Rng::new(number("SEED").unwrap_or(SEED));
+    for (name, run) in targets::ALL {
+        let mut paths: Vec<_> = fs::read_dir(corpora.join(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        let inputs: Vec<_> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
+        assert!(!inputs.is_empty(), "{name} has no corpus");
+        for (path, input) in paths.iter().zip(&inputs) {
+            let mut mutated = input.clone();
+            for mutation in 0..MUTATIONS {
+                if let Err(why) = catch_unwind(|| run(&mutated)) {
+                    let bytes = hex(&mutated);
+                    panic!("{name}: {}: mutation {mutation} of {}: {bytes}", events(&*why), path.display());
+                }
+                mutated = mutate(input, &inputs, &mut rng);
+            }
+        }
+    }
+}
+
+/// One to four random changes.
+fn mutate(input: &[u8], others: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
+    let mut bytes = input.to_vec();
+    for _ in 0..rng.within(1, 4) {
+        let at = rng.below(bytes.len() + 1);
+        let end = rng.within(at, bytes.len().min(at + 16));
+        let other = &others[rng.below(others.len())];
+        let start = rng.below(other.len() + 1);
+        let part = &other[start..rng.within(start, other.len())];
+        let len = rng.below(8);
+        match rng.below(5) {
+            0 => drop(bytes.splice(at..end, rng.some(end - at))),
+            1 => drop(bytes.splice(at..at, rng.some(len))),
+            2 => drop(bytes.drain(at..end)),
+            3 => drop(bytes.splice(at..end, part.iter().copied())),
+            _ => {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte ^= 1 << rng.below(8);
+                }
+            }
+        }
+    }
+    bytes
 }
 
 #[test]

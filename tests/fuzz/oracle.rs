@@ -393,6 +393,7 @@ mod tests {
             suppress: index == 1,
             promiscuous: false,
             limit: None,
+            storm: None,
         };
         let mut places: Vec<_> = (0..4).map(place).collect();
         places[0].guarding = SecurityMode::MacIp(vec![(OWN[0], Some((v4(7), 32))), (OWN[0], Some((v6(7), 128)))]);

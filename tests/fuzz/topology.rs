@@ -4,7 +4,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use vifswitch::device::loopback::{LoopbackCapacity, RxMemory};
-use vifswitch::switch::{AtLimit, Binding, MacLimit, PortId, ReservedMask, Security};
+use vifswitch::switch::{
+    AtLimit, Binding, ClassLimit, MacLimit, PortId, PortPolicer, Rate, ReservedMask, Security, StormClass, StormLimits,
+    VmPolicer,
+};
 use vifswitch::wire::{Mac, Prefix};
 
 use crate::rng::Rng;
@@ -41,6 +44,8 @@ pub struct PortModel {
     pub promiscuous: bool,
     /// MAC limit, and whether frames beyond it are dropped.
     pub limit: Option<(usize, bool)>,
+    /// Flooded frames at once by class: broadcast, multicast, unknown unicast.
+    pub storm: Option<[u64; 3]>,
 }
 
 #[derive(Debug, Clone)]
@@ -67,9 +72,21 @@ pub struct Topology {
     vifs: usize,
     trunks: Vec<Option<(usize, u16)>>,
     wires: Vec<UplinkSpec>,
+    /// By owner and network: flooded frames at once, and their policers.
+    pub vms: Vec<(Option<[u64; 3]>, VmPolicer)>,
 }
 
 const NETS: usize = 3;
+const OWNERS: usize = 5;
+
+/// Storm limits with these bursts, at rates that refill little between two bursts of a test.
+fn storm_limits(storm: Option<[u64; 3]>) -> StormLimits {
+    let Some(bursts) = storm else { return StormLimits::OFF };
+    let with = |limits: StormLimits, (class, burst)| {
+        limits.with(class, Some(ClassLimit::frames(Rate::new(50 * burst, burst))))
+    };
+    StormClass::ALL.into_iter().zip(bursts).fold(StormLimits::OFF, with)
+}
 
 /// Addresses that are no port's own and that many use.
 pub fn wild(number: usize) -> Address {
@@ -109,7 +126,7 @@ impl Topology {
             2 => vec![one],
             _ => vec![],
         };
-        let owners: Vec<_> = (0..vifs).map(|_| rng.below(5)).collect();
+        let owners: Vec<_> = (0..vifs).map(|_| rng.below(OWNERS)).collect();
         let mut places: Vec<PortModel> = (0..vifs)
             .map(|index| {
                 let base = trunks[index].map_or(index, |(parent, _)| parent);
@@ -128,6 +145,7 @@ impl Topology {
                     suppress: false,
                     promiscuous: false,
                     limit: limited.then(|| (rng.within(1, 10), rng.percent(50))),
+                    storm: None,
                 }
             })
             .collect();
@@ -146,6 +164,7 @@ impl Topology {
                 suppress: false,
                 promiscuous: false,
                 limit: None,
+                storm: None,
             }));
         }
         let bases = (0..vifs + wires.len())
@@ -157,13 +176,14 @@ impl Topology {
             })
             .collect();
         let nets = vec![NetworkModel { mtu: 1500, anti_spoof: true, mask: 0xfffd }; NETS];
-        Topology { nets, places, bases, workers: 1 + (world % 3) as u16, vifs, trunks, wires }
+        let vms = (0..OWNERS * NETS).map(|_| (None, VmPolicer::default())).collect();
+        Topology { nets, places, bases, workers: 1 + (world % 3) as u16, vifs, trunks, wires, vms }
     }
 
     /// A topology of these ports and devices, without a lab.
     #[cfg(test)]
     pub fn of(places: Vec<PortModel>, bases: Vec<CableModel>, nets: Vec<NetworkModel>) -> Topology {
-        Topology { nets, places, bases, workers: 1, vifs: 3, trunks: Vec::new(), wires: Vec::new() }
+        Topology { nets, places, bases, workers: 1, vifs: 3, trunks: Vec::new(), wires: Vec::new(), vms: Vec::new() }
     }
 
     /// Number of ports of VMs; they come first.
@@ -198,6 +218,16 @@ impl Topology {
             // A configuration that control refuses is not generated.
             let pinned = self.pinned(network, own) == Some(index);
             self.places[index].suppress = pinned && rng.percent(40);
+        }
+    }
+
+    /// Randomises storm limits.
+    pub fn randomize_storms(&mut self, rng: &mut Rng) {
+        for place in &mut self.places[..self.vifs] {
+            place.storm = any_storm(25, rng);
+        }
+        for (storm, _) in &mut self.vms {
+            *storm = any_storm(15, rng);
         }
     }
 
@@ -241,6 +271,14 @@ impl Topology {
                 (config.admin_up, config.quarantined) = (place.up, place.quarantined);
                 config.security = place.guarding.to_security();
                 (config.unknown_unicast, config.promiscuous) = (!place.suppress, place.promiscuous);
+                let shared = self.workers > 1;
+                let state = config.storm.state.clone();
+                config.storm = PortPolicer { limits: storm_limits(place.storm), shared, state };
+                config.vm_policer = self.vm(place).map(|(storm, policer)| VmPolicer {
+                    limits: storm_limits(*storm),
+                    shared,
+                    ..policer.clone()
+                });
                 config.mac_limit = place.limit.map(|(stations, drop)| MacLimit {
                     stations: stations as u32,
                     policy: if drop { AtLimit::Drop } else { AtLimit::ForwardUnlearned },
@@ -259,6 +297,11 @@ impl Topology {
         up && !quarantined && !self.bases[base].standby && (base >= self.vifs || self.places[base].up)
     }
 
+    /// Storm limits of a port's VM on its network.
+    pub fn vm(&self, place: &PortModel) -> Option<&(Option<[u64; 3]>, VmPolicer)> {
+        self.vms.get(place.owner.checked_mul(NETS)? + place.network)
+    }
+
     /// Port of a tag on a device; 0 is untagged.
     pub fn port_at(&self, base: usize, vid: u16) -> Option<usize> {
         self.places.iter().position(|place| place.base == base && place.vid == vid)
@@ -272,6 +315,11 @@ impl Topology {
         let is_wanted = |place: &PortModel| place.up && (place.base >= self.vifs || self.places[place.base].up);
         these.next().filter(|&only| these.next().is_none() && is_wanted(&self.places[only]))
     }
+}
+
+/// Storm limits, with this chance in percent.
+fn any_storm(chance: usize, rng: &mut Rng) -> Option<[u64; 3]> {
+    rng.percent(chance).then(|| [0; 3].map(|_| rng.within(1, 40) as u64))
 }
 
 fn any_ip(rng: &mut Rng) -> Option<(IpAddr, u8)> {

@@ -105,10 +105,7 @@ impl World {
         while sent < frames {
             if sent / EPOCH > epoch {
                 epoch = sent / EPOCH;
-                self.balance()?;
-                self.topology.randomize(&mut rng(seed, world, 1 + epoch));
-                self.topology.apply(&mut self.lab);
-                self.tables = Tables::begin(&self.lab);
+                self.begin_epoch((seed, world), epoch)?;
             }
             let many = maker.rng.pick(&[1, 8, 48, 64]).min((frames - sent) as usize);
             let (mut shots, mut has_super) = (Vec::new(), false);
@@ -124,6 +121,25 @@ impl World {
             self.lab.advance(Duration::from_millis(maker.rng.below(100) as u64));
         }
         self.end(score)
+    }
+
+    /// Sets the policies of an epoch.
+    pub fn begin_epoch(&mut self, (seed, world): (u64, u64), epoch: u64) -> Result<(), Failure> {
+        self.balance()?;
+        self.topology.randomize(&mut rng(seed, world, 1 + epoch));
+        self.topology.apply(&mut self.lab);
+        self.tables = Tables::begin(&self.lab);
+        Ok(())
+    }
+
+    /// Sets storm limits, until the next epoch.
+    pub fn limit_storms(&mut self, number: u64) {
+        self.topology.randomize_storms(&mut Rng::new(number));
+        self.topology.apply(&mut self.lab);
+    }
+
+    pub fn advance(&mut self, time: Duration) {
+        self.lab.advance(time);
     }
 
     /// Sends a burst and checks what is received.
@@ -180,6 +196,7 @@ impl World {
         }
         self.join(shots, &mut sent, chunks, &dropped)?;
         self.check(shots, &sent, &dropped, score)?;
+        self.check_storms(&sent)?;
         self.tables.check(&self.topology, &self.lab).or_else(|what| wrong(what, None))
     }
 
@@ -280,6 +297,36 @@ impl World {
                 return wrong(what, Some(whole.shot));
             }
             *whole.got.entry(place).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Checks that no more frames to groups were flooded at once than the storm limits allow.
+    fn check_storms(&self, sent: &[Sent]) -> Result<(), Failure> {
+        // By port, or by VM and network; and by class.
+        let mut flooded: HashMap<(bool, usize, usize), u64> = HashMap::new();
+        for one in sent {
+            let Some(to) = address(&one.bytes, 0).filter(|to| to[0] & 1 == 1 && !is_link_local_group(&one.bytes))
+            else {
+                continue;
+            };
+            if one.got.is_empty() {
+                continue;
+            }
+            let place = &self.topology.places[one.place];
+            let class = usize::from(to != [0xff; 6]);
+            let frames = one.leave.parts(&one.bytes).map_or(1, |(_, parts)| parts as u64);
+            let of_vm = self.topology.vm(place).and_then(|(storm, _)| *storm);
+            let vm = place.owner.wrapping_mul(self.topology.nets.len()).wrapping_add(place.network);
+            for (limits, key) in [(place.storm, (false, one.place, class)), (of_vm, (true, vm, class))] {
+                let Some(limit) = limits.map(|limits| limits[class]) else { continue };
+                let sum = flooded.entry(key).or_default();
+                // More than a burst costs a burst.
+                *sum += frames.min(limit);
+                if *sum > limit {
+                    return wrong(format!("{sum} frames flooded at once, the limit is {limit}"), Some(one.shot));
+                }
+            }
         }
         Ok(())
     }
