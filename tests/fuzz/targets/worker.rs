@@ -40,9 +40,9 @@ pub fn run(data: &[u8]) {
     });
 }
 
-/// A burst of frames, at most one of them a GSO packet.
+/// A burst of frames, or a single one with offload work: what becomes of it may equal another frame.
 fn burst(input: &mut Input<'_>, world: &World) -> Vec<SentFrame> {
-    let (mut shots, mut has_super) = (Vec::new(), false);
+    let mut shots = Vec::new();
     let many = input.byte() % 16 + 1;
     while shots.len() < many.into() && !input.0.is_empty() {
         let places = &world.topology.places;
@@ -64,11 +64,11 @@ fn burst(input: &mut Input<'_>, world: &World) -> Vec<SentFrame> {
         if bytes.is_empty() {
             continue;
         }
-        let is_super = OffloadFields::read(&offload).is_super();
-        if !(is_super && has_super) {
-            shots.push(SentFrame { base, bytes, offload, class: NOISE, honest: false });
+        let shot = SentFrame { base, bytes, offload, class: NOISE, honest: false };
+        if !OffloadFields::read(&offload).is_nothing() {
+            return vec![shot];
         }
-        has_super |= is_super;
+        shots.push(shot);
     }
     shots
 }
