@@ -143,14 +143,10 @@ impl Scenario {
         Nic::new(self.namespace(CULPRIT), "gb").send(&noise(mac, 0));
     }
 
-    /// All events, from the JSON stream. Skips the chunk sizes between the lines.
+    /// All events, from the JSON stream.
     pub fn events(&self) -> Vec<Value> {
-        self.daemon
-            .page("/v1/events")
-            .lines()
-            .filter(|line| line.starts_with('{'))
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+        let read = |line: &str| serde_json::from_str(line).unwrap();
+        self.daemon.page("/v1/events").lines().filter(|line| !line.is_empty()).map(read).collect()
     }
 
     pub fn events_of(&self, kind: &str) -> Vec<Value> {

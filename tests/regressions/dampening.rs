@@ -104,7 +104,7 @@ fn a_port_without_security_cannot_take_over_a_virtual_address() {
     scene.speaks(1, &advert(0));
     scene.nics[2].send(&advert(1));
     let refused =
-        || scene.daemon.drops(&scene.vifs[2], "foreign_source") + scene.daemon.drops(&scene.vifs[2], "spoofed_mac");
+        || scene.daemon.drops(&scene.vifs[2], "foreign_source") + scene.daemon.drops(&scene.vifs[2], "spoofed_source");
     await_that("a frame of the other router to be refused", || (refused() > 0).then_some(()));
     assert_eq!(scene.place().0, "port-2");
 }
