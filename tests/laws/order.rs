@@ -121,7 +121,9 @@ fn run(plugs: &[PortSpec], workers: u16, memory: RxMemory, stations: Stations, a
             }
             Act::Poll(worker, times) => {
                 let worker = worker % lab.workers.len();
-                (0..times).for_each(|_| drop(lab.workers[worker].poll_once(lab.now)));
+                for _ in 0..times {
+                    let _ = lab.workers[worker].poll_once(lab.now);
+                }
             }
         }
     }
