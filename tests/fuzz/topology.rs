@@ -219,6 +219,7 @@ impl Topology {
             let pinned = self.pinned(network, own) == Some(index);
             self.places[index].suppress = pinned && rng.percent(40);
         }
+        self.randomize_storms(rng);
     }
 
     /// Randomises storm limits.

@@ -9,7 +9,7 @@ use vifswitch::wire::Offload;
 
 use crate::frames::{CLASSES, FrameGenerator, SentFrame};
 use crate::limits::Tables;
-use crate::oracle::{OffloadFields, Seen, address, is_barred, is_kept_from, is_link_local_group};
+use crate::oracle::{OffloadFields, Seen, address, behind_tags, is_barred, is_kept_from, is_link_local_group};
 use crate::parts;
 use crate::rng::Rng;
 use crate::topology::{Address, SecurityMode, Topology};
@@ -222,12 +222,15 @@ impl World {
                 // The tag may have replaced a priority tag.
                 let mut before = bytes.clone();
                 (before[14], before[15]) = (before[14] & 0xf0, 0);
-                replaced = Some((before, leave));
-                bytes.drain(12..16);
-                let Some(pulled) = leave.pulled(4) else {
-                    return wrong(format!("device {base}: offload header does not fit: {}", hex(&bytes)), None);
-                };
-                leave = pulled;
+                replaced = Some((before.clone(), leave));
+                match leave.pulled(4) {
+                    Some(pulled) => {
+                        bytes.drain(12..16);
+                        leave = pulled;
+                    }
+                    // Its checksum begins in the tag, which has replaced another one.
+                    None => bytes = before,
+                }
             }
         }
         let Some(place) = self.topology.port_at(base, vid) else {
@@ -241,7 +244,11 @@ impl World {
             by_bytes.get(bytes).copied().filter(|&index| sent[index].leave == leave)
         };
         let whole = sent.iter().find(|one| one.leave.is_super()).map(|one| one.bytes.as_slice());
-        let is_priority = |bytes: &[u8]| matches!(bytes.get(12..16), Some([0x81, 0x00, high, 0]) if high & 15 == 0);
+        // Up to the EtherType behind its tags.
+        let begins_as_whole = |bytes: &[u8]| {
+            let head = whole.and_then(|whole| whole.get(..behind_tags(whole)? + 2));
+            head.is_some_and(|head| bytes.starts_with(head))
+        };
         let is_known = |bytes: &Vec<u8>, leave: OffloadFields| {
             same_as(bytes, leave).is_some()
                 || sent.iter().any(|one| {
@@ -250,7 +257,7 @@ impl World {
         };
         if let Some((before, leave_before)) = replaced
             && !is_known(&bytes, leave)
-            && (is_known(&before, leave_before) || whole.is_some_and(is_priority) && !is_priority(&bytes))
+            && (is_known(&before, leave_before) || begins_as_whole(&before))
         {
             (bytes, leave) = (before, leave_before);
         }
