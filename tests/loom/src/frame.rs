@@ -3,30 +3,22 @@
 #[path = "../../../src/frame/pool.rs"]
 mod pool;
 
-use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 
+use crate::cell::Cell;
 use pool::{NONE, Pool};
 
 /// A frame of the same size as the product's.
 #[derive(Debug)]
 pub struct Frame(pub [u64; 4]);
 
-/// By slot, a cell that only its holder accesses: loom reports a second one.
-struct Slots(Box<[UnsafeCell<u32>]>);
-
-// SAFETY: loom checks each access.
-unsafe impl Send for Slots {}
-// SAFETY: as for `Send`.
-unsafe impl Sync for Slots {}
+/// By slot, a cell that only its holder accesses: the model fails at a second one.
+struct Slots(Box<[Cell<u32>]>);
 
 impl Slots {
     fn write(&self, slot: u32) {
-        self.0[slot as usize].with_mut(|cell| {
-            // SAFETY: the caller holds the slot, or the model fails.
-            unsafe { *cell += 1 }
-        });
+        self.0[slot as usize].with_mut(|cell| *cell += 1);
     }
 }
 
@@ -41,7 +33,7 @@ fn pool(slots: u32) -> (&'static Pool, Arc<Slots>) {
         pool.push(slot);
         slot = next;
     }
-    (pool, Arc::new(Slots((0..slots).map(|_| UnsafeCell::new(0)).collect())))
+    (pool, Arc::new(Slots((0..slots).map(|_| Cell::new(0)).collect())))
 }
 
 /// While one thread pops a chunk, another pops it and the one below and pushes the first again: the tag of the top

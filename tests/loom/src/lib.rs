@@ -8,6 +8,7 @@
 
 extern crate self as rtrb; // `ring` stands in for it
 
+mod cell;
 pub mod frame;
 mod ring;
 pub mod switch;

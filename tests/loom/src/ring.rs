@@ -2,26 +2,23 @@
 //!
 //! One slot of it stands for 512 of a real ring, so that models meet full rings.
 
-use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::cell::Cell;
 
 /// Slots of a real ring that one slot here stands for.
 const SCALE: usize = 512;
 
 #[derive(Debug)]
 pub struct RingBuffer<T> {
-    slots: Box<[UnsafeCell<Option<T>>]>,
+    /// Only the producer accesses a slot before `tail` says that it is filled, only the consumer until `head` says that
+    /// it is empty.
+    slots: Box<[Cell<Option<T>>]>,
     /// Number of values popped and pushed so far.
     head: AtomicUsize,
     tail: AtomicUsize,
 }
-
-// SAFETY: only the producer accesses a slot before `tail` says that it is filled, only the consumer until `head` says
-// that it is empty. Loom checks it.
-unsafe impl<T: Send> Send for RingBuffer<T> {}
-// SAFETY: as for `Send`.
-unsafe impl<T: Send> Sync for RingBuffer<T> {}
 
 #[derive(Debug)]
 pub struct Producer<T>(Arc<RingBuffer<T>>);
@@ -37,12 +34,12 @@ pub enum PushError<T> {
 impl<T> RingBuffer<T> {
     #[allow(clippy::new_ret_no_self)] // as the original
     pub fn new(capacity: usize) -> (Producer<T>, Consumer<T>) {
-        let slots = (0..capacity / SCALE).map(|_| UnsafeCell::new(None)).collect();
+        let slots = (0..capacity / SCALE).map(|_| Cell::new(None)).collect();
         let ring = Arc::new(RingBuffer { slots, head: AtomicUsize::new(0), tail: AtomicUsize::new(0) });
         (Producer(Arc::clone(&ring)), Consumer(ring))
     }
 
-    fn slot(&self, number: usize) -> &UnsafeCell<Option<T>> {
+    fn slot(&self, number: usize) -> &Cell<Option<T>> {
         &self.slots[number % self.slots.len()]
     }
 }
@@ -59,10 +56,7 @@ impl<T> Producer<T> {
             return Err(PushError::Full(value));
         }
         let tail = self.0.tail.load(Ordering::Relaxed);
-        self.0.slot(tail).with_mut(|slot| {
-            // SAFETY: the slot is empty.
-            unsafe { *slot = Some(value) }
-        });
+        self.0.slot(tail).with_mut(|slot| *slot = Some(value));
         self.0.tail.store(tail + 1, Ordering::Release);
         Ok(())
     }
@@ -78,10 +72,7 @@ impl<T> Consumer<T> {
             return None;
         }
         let head = self.0.head.load(Ordering::Relaxed);
-        let value = self.0.slot(head).with_mut(|slot| {
-            // SAFETY: the slot is filled.
-            unsafe { (*slot).take() }
-        });
+        let value = self.0.slot(head).with_mut(Option::take);
         self.0.head.store(head + 1, Ordering::Release);
         value
     }
