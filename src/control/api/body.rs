@@ -94,7 +94,7 @@ impl RequestBody {
     }
 }
 
-/// Middleware: responds only after the body has arrived, used or not. Otherwise, the connection of a client that sends
+/// Middleware: responds only after the body has arrived, used or not. Without it, the connection of a client that sends
 /// its body after the head would be closed before it reads the response. Limited to a few seconds.
 pub async fn drain(request: Request, next: Next) -> Response {
     // A client that expects `100 Continue` has not started to send.

@@ -1,4 +1,4 @@
-//! Keys of devices, by kind. Names must be valid for the kernel: an error would otherwise appear only when half of the
+//! Keys of devices, by kind. Names must be valid for the kernel: an unchecked error would appear only when half of the
 //! devices are open.
 
 use super::error::{kind, quoted};

@@ -61,7 +61,7 @@ use raw::Read;
 
 pub(super) use raw::nearest;
 
-/// Parses and validates the file at `path`, and keeps its raw content: JSON if its name ends in `.json`, otherwise
+/// Parses and validates the file at `path`, and keeps its raw content: JSON if its name ends in `.json`, else
 /// TOML.
 pub fn load_file(path: impl AsRef<Path>) -> Result<ConfigFile, ConfigErrors> {
     Source::read(path.as_ref())?.config_file()

@@ -35,7 +35,7 @@ impl From<Config> for ConfigFile {
 }
 
 impl Source {
-    /// Reads the file at `path`: JSON if its name ends in `.json`, otherwise by content.
+    /// Reads the file at `path`: JSON if its name ends in `.json`, else by content.
     pub fn read(path: &Path) -> Result<Source, ConfigErrors> {
         let name = path.display().to_string();
         let bytes = fs::read(path).map_err(|error| unreadable(&name, format!("cannot be read: {error}")))?;

@@ -1,7 +1,7 @@
 //! Dampening: a flapping station is pinned to one port for a while.
 //!
 //! A worker refuses the move that exceeds the limit and reports it. Control then chooses the port: the one whose VM is
-//! not suspect, that is, neither storms nor loops; if both are, the origin; otherwise the last port.
+//! not suspect, that is, neither storms nor loops; if both are, the origin; if neither is, the last port.
 
 use std::collections::HashMap;
 use std::time::Duration;

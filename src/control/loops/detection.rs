@@ -1,7 +1,7 @@
 //! Detects loops from returned probes.
 //!
 //! A probe sent at one port and returned at another shows a connection outside of the switch, a *link*. On one network
-//! it is a loop: of siblings, if both ports are of one VM, otherwise an external one. Between two networks it is none
+//! it is a loop: of siblings, if both ports are of one VM, else an external one. Between two networks it is none
 //! by itself: a firewall does so. But if two networks are linked twice, frames can circulate.
 //!
 //! To detect that, linked ends are combined: a *junction* is a bridge in a guest, or a wire between two. Networks and

@@ -93,7 +93,7 @@ impl Controller {
         });
     }
 
-    /// Starts committing removed orphans, unless a commit is in progress. Not urgent: otherwise the next start looks
+    /// Starts committing removed orphans, unless a commit is in progress. Not urgent: without it the next start looks
     /// for them in vain.
     pub(super) fn commit_orphans(&mut self) {
         if self.commit.is_some() || self.store_failure.is_some() || !std::mem::take(&mut self.orphans_changed) {

@@ -123,7 +123,7 @@ impl Controller {
     }
 }
 
-/// Whether a port has a device whose link is not known to be dead; otherwise a probe would only be dropped.
+/// Whether a port has a device whose link is not known to be dead: on a dead link a probe would only be dropped.
 fn has_link(ports: &[Port], index: usize) -> bool {
     let Some(port) = ports.get(index) else { return false };
     let last_applied = port.endpoint.parent().and_then(|parent| ports.get(parent)).unwrap_or(port);

@@ -77,7 +77,7 @@ impl StoreHandle {
             && open.file != identity(&self.path)
         {
             warn!("{} is not there any more, and is made anew", self.path.display());
-            // First: its leftover log is removed with it.
+            // First: its old log is removed with it.
             self.open = None;
         }
         if self.open.is_none() {
