@@ -6,7 +6,6 @@
 //!   diff     two configurations ─► texts
 //!   orphans  netdevs of ports and uplinks that are no longer in the configuration
 //! ```
-//!
 
 pub mod change;
 pub mod diff;

@@ -2,13 +2,13 @@
 
 use crate::control::config::{Named, PortKeys, PortSecurity, raw};
 
-/// The port's table with these keys set.
-pub fn over(mut port: raw::Port, keys: &PortKeys) -> raw::Port {
+/// The port's table with these keys set and cleared.
+pub fn apply_port_patch(mut port: raw::Port, keys: &PortKeys) -> raw::Port {
     clear(&mut port, &keys.cleared);
     merge(port, keys.given.clone())
 }
 
-/// The VM's settings with these keys set.
+/// The VM's settings with these keys set and cleared.
 pub fn apply_vm_patch(mut vm: raw::VmKeys, keys: &PortKeys) -> raw::VmKeys {
     for key in keys.cleared.iter().filter_map(|key| key.strip_prefix("vm.")) {
         vm.clear(key);
@@ -20,7 +20,7 @@ pub fn apply_vm_patch(mut vm: raw::VmKeys, keys: &PortKeys) -> raw::VmKeys {
     raw::VmKeys { storm, ..keys.vm.clone().or(vm) }
 }
 
-/// Clears these keys.
+/// Clears these keys, which then have their defaults.
 fn clear(port: &mut raw::Port, keys: &[String]) {
     for key in keys {
         match (key.split_once('.'), &mut port.device) {
@@ -29,7 +29,7 @@ fn clear(port: &mut raw::Port, keys: &[String]) {
             _ => {}
         }
         match key.as_str() {
-            // Synonyms, of which the other one is stored.
+            // Two keys for one setting; the other one is stored.
             "port_security_enabled" => port.clear("port_security"),
             _ if key.starts_with("storm.") => {
                 if let Some(raw::Storm::Table(classes)) = &mut port.storm {
@@ -45,7 +45,7 @@ fn clear(port: &mut raw::Port, keys: &[String]) {
 
 /// The keys of `now`, overridden by `keys`.
 fn merge(mut now: raw::Port, mut keys: raw::Port) -> raw::Port {
-    // Synonyms: either one replaces both.
+    // Two keys for one setting: either one replaces both.
     now.port_security_enabled = None;
     if let Some(enabled) = keys.port_security_enabled {
         now.port_security = now.port_security.filter(|security| (security == PortSecurity::Off.name()) != enabled);

@@ -1,0 +1,69 @@
+//! Errors of changes: category, kind and message.
+
+use crate::control::config::{Config, kind, nearest};
+
+/// Category of a change error: who has to act. Each is one status code of the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request is invalid in every state of the switch (400).
+    Request,
+    /// The request names an object that does not exist (404).
+    Unknown,
+    /// The request conflicts with the current state (409).
+    Conflict,
+    /// The switch cannot do it: the store fails, a limit is reached, or it is stopping (503).
+    Switch,
+}
+
+/// Why a change was refused. It has changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ChangeError {
+    /// Its category.
+    pub category: ErrorKind,
+    /// Code for programs: `duplicate_port`, `unknown_port`, `port_in_use` …
+    pub kind: &'static str,
+    /// Text for people: error and remedy. One line for each error.
+    pub message: String,
+}
+
+impl ChangeError {
+    /// An error of category [`ErrorKind::Request`].
+    pub fn request(kind: &'static str, message: impl Into<String>) -> ChangeError {
+        ChangeError { category: ErrorKind::Request, kind, message: message.into() }
+    }
+
+    /// An error of category [`ErrorKind::Unknown`].
+    pub fn unknown(kind: &'static str, message: impl Into<String>) -> ChangeError {
+        ChangeError { category: ErrorKind::Unknown, kind, message: message.into() }
+    }
+
+    /// An error of category [`ErrorKind::Conflict`].
+    pub fn conflict(kind: &'static str, message: impl Into<String>) -> ChangeError {
+        ChangeError { category: ErrorKind::Conflict, kind, message: message.into() }
+    }
+
+    /// An error of category [`ErrorKind::Switch`].
+    pub fn switch(kind: &'static str, message: impl Into<String>) -> ChangeError {
+        ChangeError { category: ErrorKind::Switch, kind, message: message.into() }
+    }
+
+    /// `config` has no such port. Suggests a similar id.
+    pub fn unknown_port(config: &Config, port: &str) -> ChangeError {
+        let ids = config.vms.iter().flat_map(|vm| &vm.ports).map(|port| port.port_id.as_str());
+        ChangeError::unknown("unknown_port", unknown("port", port, ids))
+    }
+
+    /// `config` has no such network. Suggests a similar id.
+    pub fn unknown_network(config: &Config, network: &str) -> ChangeError {
+        let ids = config.networks.iter().map(|network| network.id.as_str());
+        ChangeError::unknown(kind::UNKNOWN_NETWORK, unknown("network", network, ids))
+    }
+}
+
+fn unknown<'a>(what: &str, id: &str, ids: impl Iterator<Item = &'a str>) -> String {
+    match nearest(id, ids) {
+        Some(expected) => format!("there is no {what} {id:?}; did you mean {expected:?}?"),
+        None => format!("there is no {what} {id:?}"),
+    }
+}
