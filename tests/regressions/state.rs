@@ -276,11 +276,11 @@ fn a_state_of_a_later_format_is_refused_and_unchanged() {
     Connection::open(&state).unwrap().pragma_update(None, "user_version", 7).unwrap();
     let before = fs::read(&state).unwrap();
     let said = host.check();
-    assert!(said.contains("of a later version of vifswitch (its format is 7"), "{said}");
+    assert!(said.contains("written by a later version of vifswitch (format 7"), "{said}");
     host.daemon.start();
     let refused = host.daemon.run_command(&["detach", "port-1"], "");
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && why.contains("its format is 7") && why.contains("run that version"), "{why}");
+    assert!(!refused.status.success() && why.contains("(format 7;") && why.contains("run that version"), "{why}");
     host.daemon.stop(Signal::TERM);
     assert!(fs::read(&state).unwrap() == before, "the file is unchanged");
 }

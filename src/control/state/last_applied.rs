@@ -317,7 +317,7 @@ async fn open(again: &ReopenSettings, busy: Duration) -> Result<(Store, Option<D
         let Ok(opening) = again.opening.clone().try_lock_owned() else {
             return Err(hangs());
         };
-        let opened = Store::open_or_make(again.path.clone(), first.clone(), opening);
+        let opened = Store::open_or_create(again.path.clone(), first.clone(), opening);
         match timeout(DISK_AT_START, opened).await.unwrap_or_else(|_| Err(hangs())) {
             Err(why @ StoreError::InUse { .. }) if time::now().since(start) < busy => {
                 if !std::mem::replace(&mut messages, true) {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::control::config::{AddressPair, parse_json, parse_port_keys_json, parse_ports_json, testgen};
+use crate::wire::Mac;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};

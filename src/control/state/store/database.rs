@@ -61,7 +61,7 @@ const MAX_OUT_OF_ORDER: i64 = 1000;
 /// Timeout of the lock: enough for a tool that reads, not for a running switch.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Tables that are not checked at a start.
+/// Tables that are not checked at start.
 pub const TABLES: [&str; 5] = ["events", "places_0", "stations_0", "places_1", "stations_1"];
 
 /// The open file.
@@ -151,12 +151,12 @@ impl Database {
         self.put(&parts, events)
     }
 
-    /// Stores the state of loops durably.
+    /// Stores the state of loop mitigation durably.
     pub fn put_loops(&mut self, loops: &Value) -> Result<(), StoreError> {
         self.put(&[("loops", loops)], &[])
     }
 
-    /// The stored state of loops; null without.
+    /// The stored state of loop mitigation; null without.
     pub fn loops(&self) -> Result<Value, StoreError> {
         Ok(self.part("loops")?.unwrap_or_default())
     }
@@ -175,20 +175,23 @@ impl Database {
         })
     }
 
-    /// The newest `most` of the events at `since` or later, the oldest first.
-    pub fn events(&self, since: Option<&str>, most: usize) -> Result<Vec<Event>, StoreError> {
+    /// The newest `max` of the events at `since` or later, the oldest first.
+    pub fn events(&self, since: Option<&str>, max: usize) -> Result<Vec<Event>, StoreError> {
         let since = since.map_or(Ok(i64::MIN), micros)?;
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let max = i64::try_from(max).unwrap_or(i64::MAX);
         let read = || -> rusqlite::Result<Vec<String>> {
             let mut find =
                 self.connection.prepare("SELECT json FROM events WHERE at >= ?1 ORDER BY number DESC LIMIT ?2")?;
-            find.query_map([since, most], |row| row.get(0))?.collect()
+            find.query_map([since, max], |row| row.get(0))?.collect()
         };
         let texts = read().map_err(self.to_store_error())?;
         let events: Vec<Event> = texts.iter().rev().filter_map(|text| parse_event(text)).collect();
         if events.len() < texts.len() {
             // New kinds of events do not change the format.
-            warn!("{} events were told by a later version of vifswitch and are left out", texts.len() - events.len());
+            warn!(
+                "skipping {} events of kinds that only a later version of vifswitch knows",
+                texts.len() - events.len()
+            );
         }
         Ok(events)
     }
@@ -205,7 +208,7 @@ impl Database {
 
     /// Starts a save of stations. Abandons an unfinished one.
     pub fn begin_stations(&mut self) -> Result<(), StoreError> {
-        self.check_room()?;
+        self.check_space()?;
         let current: i64 = self
             .connection
             .query_row("SELECT stations FROM current", [], |row| row.get(0))
@@ -231,16 +234,16 @@ impl Database {
         Ok(())
     }
 
-    fn check_room(&self) -> Result<(), StoreError> {
-        let room = file::room(&self.path).map_err(|why| StoreError::File { path: self.path.clone(), why })?;
-        if room >= RESERVE {
+    fn check_space(&self) -> Result<(), StoreError> {
+        let free = file::free_space(&self.path).map_err(|why| StoreError::File { path: self.path.clone(), why })?;
+        if free >= RESERVE {
             return Ok(());
         }
         Err(StoreError::Scarce { path: self.path.clone(), reserve: RESERVE })
     }
 
     fn try_add_stations(&mut self, stations: &[StoredStation], saving: &mut StationSave) -> Result<(), StoreError> {
-        self.check_room()?;
+        self.check_space()?;
         let StationSave { set, places: ids, next_place } = saving;
         self.transact(|transaction| {
             let mut add_place = transaction.prepare(&format!("INSERT INTO places_{set} VALUES (?1, ?2, ?3)"))?;
@@ -275,13 +278,13 @@ impl Database {
         })
     }
 
-    /// At most `most` of the stations saved last from a cursor on, aged by the time from then to `now`, and the next
+    /// At most `max` of the stations saved last from a cursor on, aged by the time from then to `now`, and the next
     /// cursor, if there are more.
     pub fn stations(
         &self,
         now: &Stamp,
         from: i64,
-        most: usize,
+        max: usize,
     ) -> Result<(Vec<StoredStation>, Option<i64>), StoreError> {
         let (set, saved_at) = self
             .connection
@@ -307,10 +310,10 @@ impl Database {
                 };
                 Ok((row.get(4)?, station))
             };
-            find.query_map(params![from, i64::try_from(most).unwrap_or(i64::MAX)], station)?.collect()
+            find.query_map(params![from, i64::try_from(max).unwrap_or(i64::MAX)], station)?.collect()
         };
         let found = read().map_err(self.to_store_error())?;
-        let next = found.last().filter(|_| found.len() == most).map(|(row, _)| *row);
+        let next = found.last().filter(|_| found.len() == max).map(|(row, _)| *row);
         Ok((found.into_iter().map(|(_, station)| station).collect(), next))
     }
 
@@ -350,25 +353,28 @@ fn parse_event(text: &str) -> Option<Event> {
 
 /// Opens the file exclusively, and checks it.
 fn connect(path: &Path) -> Result<Connection, StoreError> {
-    let messages = |why| StoreError::from_sqlite(path, why);
+    let error = |why| StoreError::from_sqlite(path, why);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let database = Connection::open_with_flags(path, flags).map_err(messages)?;
-    if database.is_readonly("main").map_err(messages)? {
+    let database = Connection::open_with_flags(path, flags).map_err(error)?;
+    if database.is_readonly("main").map_err(error)? {
         return Err(StoreError::ReadOnly { path: path.to_owned() });
     }
-    database.busy_timeout(LOCK_TIMEOUT).map_err(messages)?;
+    database.busy_timeout(LOCK_TIMEOUT).map_err(error)?;
     // Before any read: then the log's index is in our memory, not in a third file.
-    database.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(messages)?;
-    database.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(messages)?;
-    database.pragma_update(None, "cell_size_check", true).map_err(messages)?;
-    database.pragma_update(None, "synchronous", "FULL").map_err(messages)?;
+    database.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(error)?;
+    database.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(error)?;
+    database.pragma_update(None, "cell_size_check", true).map_err(error)?;
+    database.pragma_update(None, "synchronous", "FULL").map_err(error)?;
     file::recognise(&database, path)?;
     let journal_mode: String =
-        database.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(messages)?;
+        database.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(error)?;
     if journal_mode != "wal" {
-        return Err(StoreError::Corrupt { path: path.to_owned(), why: format!("its journal stays {journal_mode}") });
+        return Err(StoreError::Corrupt {
+            path: path.to_owned(),
+            why: format!("its journal mode is {journal_mode}, not wal"),
+        });
     }
-    database.pragma_update_and_check(None, "journal_size_limit", LOG_LIMIT, |_| Ok(())).map_err(messages)?;
+    database.pragma_update_and_check(None, "journal_size_limit", LOG_LIMIT, |_| Ok(())).map_err(error)?;
     // Damage of the desired state must show now, not after the first change. The other tables may be large.
     quick_check(&database, path, "desired")?;
     Ok(database)

@@ -9,7 +9,7 @@ use rusqlite::ErrorCode;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory cannot be created or used.
-    #[error("{}: cannot make or use this directory: {why}; the state needs one that the switch may write to", path.display())]
+    #[error("{}: cannot create or use this directory: {why}; the state file needs a directory that the switch may write to", path.display())]
     Directory {
         /// Its path.
         path: PathBuf,
@@ -17,7 +17,7 @@ pub enum StoreError {
         why: io::Error,
     },
     /// The file cannot be created or examined.
-    #[error("{}: cannot make or look at this file: {why}", path.display())]
+    #[error("{}: cannot create or examine this file: {why}", path.display())]
     File {
         /// Its path.
         path: PathBuf,
@@ -25,7 +25,7 @@ pub enum StoreError {
         why: io::Error,
     },
     /// The disk does not answer.
-    #[error("{}: the disk does not answer within {seconds} s; check the file system that it is on", path.display())]
+    #[error("{}: the disk does not answer within {seconds} s; check its file system", path.display())]
     Hangs {
         /// Its path.
         path: PathBuf,
@@ -33,25 +33,25 @@ pub enum StoreError {
         seconds: u64,
     },
     /// Another process has the file open.
-    #[error("{}: in use by another process: a second switch, or a tool that has it open; each switch needs a state file of its own", path.display())]
+    #[error("{}: in use by another process: a second switch, or a tool that has it open; give each switch its own state file", path.display())]
     InUse {
         /// Its path.
         path: PathBuf,
     },
     /// Missing permission to read or write.
-    #[error("{}: cannot be opened or written to; the file, its directory and their file system must let the switch write", path.display())]
+    #[error("{}: cannot be opened or written; make the file, its directory and their file system writable for the switch", path.display())]
     ReadOnly {
         /// Its path.
         path: PathBuf,
     },
     /// The disk is full.
-    #[error("{}: no space left on its file system; nothing has been kept, make room and try again", path.display())]
+    #[error("{}: no space left on its file system; nothing was stored, free some space and retry", path.display())]
     Full {
         /// Its path.
         path: PathBuf,
     },
     /// The remaining space is reserved for the desired state.
-    #[error("{}: less than {} MiB left on its file system, which are for changes; stations are saved when there is more", path.display(), reserve >> 20)]
+    #[error("{}: less than {} MiB left on its file system, which are reserved for changes; free some space to have stations saved", path.display(), reserve >> 20)]
     Scarce {
         /// Its path.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum StoreError {
         reserve: u64,
     },
     /// The file is corrupt.
-    #[error("{}: damaged: {why}; move it away together with {}-wal, if that is there, and the switch begins anew", path.display(), path.display())]
+    #[error("{}: corrupt: {why}; to start without it, move it away, together with {}-wal if that exists", path.display(), path.display())]
     Corrupt {
         /// Its path.
         path: PathBuf,
@@ -67,7 +67,7 @@ pub enum StoreError {
         why: String,
     },
     /// The file belongs to another program.
-    #[error("{}: not a state file of vifswitch but {what}; move it away, or keep the state elsewhere", path.display())]
+    #[error("{}: not a state file of vifswitch but {what}; move it away, or use another state file", path.display())]
     Foreign {
         /// Its path.
         path: PathBuf,
@@ -75,7 +75,7 @@ pub enum StoreError {
         what: &'static str,
     },
     /// The file was moved away without its journal, which would be applied to a new file.
-    #[error("{}: left behind by a state file that is not there any more; put {} back or move this away too", journal.display(), path.display())]
+    #[error("{}: journal of a state file that no longer exists; put {} back, or move the journal away too", journal.display(), path.display())]
     LeftBehind {
         /// Its path.
         path: PathBuf,
@@ -83,7 +83,7 @@ pub enum StoreError {
         journal: PathBuf,
     },
     /// The file has a later format.
-    #[error("{}: of a later version of vifswitch (its format is {found}, the latest known here is {known}); run that version, or move the file away", path.display())]
+    #[error("{}: written by a later version of vifswitch (format {found}; this version reads up to {known}); run that version, or move the file away", path.display())]
     Newer {
         /// Its path.
         path: PathBuf,
@@ -93,7 +93,7 @@ pub enum StoreError {
         known: i64,
     },
     /// Invalid time.
-    #[error("{text:?} is not a time; one looks like 2026-01-31T12:00:00.000Z or 2026-01-31T14:00:00+02:00")]
+    #[error("{text:?} is not a time; write it like 2026-01-31T12:00:00.000Z or 2026-01-31T14:00:00+02:00")]
     NotATime {
         /// The text.
         text: String,
@@ -107,10 +107,10 @@ pub enum StoreError {
         why: rusqlite::Error,
     },
     /// Creating the thread failed.
-    #[error("the store cannot have a thread: {0}")]
+    #[error("cannot start the thread of the state store: {0}")]
     Thread(io::Error),
     /// The thread has ended.
-    #[error("the store has been closed")]
+    #[error("the state store is closed")]
     Closed,
 }
 

@@ -27,8 +27,8 @@ const APPLICATION: i64 = 0x7669_6673;
 /// raise [`VERSION`](rows::VERSION).
 const FORMAT: i64 = 1;
 
-/// Description of a FIFO, directory or device.
-pub const NO_FILE: &str = "something that is no file at all";
+/// Description of what is no regular file.
+pub const NOT_A_FILE: &str = "a FIFO, directory or device";
 
 /// Minimum length of a database: the library treats a shorter file as an empty one.
 const SHORTEST: u64 = 512;
@@ -53,13 +53,13 @@ pub fn provide(path: &Path, first: Option<&DesiredState>) -> Result<PathBuf, Sto
     // The library interprets ":memory:" and "file:…", but not absolute paths.
     let path = std::path::absolute(path).map_err(|why| StoreError::File { path: path.to_owned(), why })?;
     match fs::metadata(&path) {
-        Ok(file) if !file.is_file() => Err(StoreError::Foreign { path, what: NO_FILE }),
+        Ok(file) if !file.is_file() => Err(StoreError::Foreign { path, what: NOT_A_FILE }),
         Ok(file) if file.len() < SHORTEST => {
-            Err(StoreError::Corrupt { path, why: format!("it has been cut to {} bytes", file.len()) })
+            Err(StoreError::Corrupt { path, why: format!("truncated to {} bytes", file.len()) })
         }
         Ok(_) => Ok(path),
         Err(why) if why.kind() == io::ErrorKind::NotFound => {
-            make(&path, first)?;
+            create(&path, first)?;
             Ok(path)
         }
         Err(why) => Err(StoreError::File { path, why }),
@@ -75,26 +75,26 @@ pub fn recognise(database: &Connection, path: &Path) -> Result<(), StoreError> {
     match (read("application_id")?, read("user_version")?) {
         (APPLICATION, FORMAT) => Ok(()),
         (APPLICATION, found) if found > FORMAT => Err(StoreError::Newer { path, found, known: FORMAT }),
-        (APPLICATION, found) => Err(StoreError::Corrupt { path, why: format!("there never was a format {found}") }),
+        (APPLICATION, found) => Err(StoreError::Corrupt { path, why: format!("unknown format {found}") }),
         _ => Err(StoreError::Foreign { path, what: "a database of another program" }),
     }
 }
 
 /// Free bytes of the file system.
-pub fn room(path: &Path) -> io::Result<u64> {
+pub fn free_space(path: &Path) -> io::Result<u64> {
     let system = rustix::fs::statvfs(path)?;
     Ok(system.f_bavail.saturating_mul(system.f_frsize))
 }
 
 /// Creates a store with the desired state `first` at the absolute `path`.
-fn make(path: &Path, first: Option<&DesiredState>) -> Result<(), StoreError> {
+fn create(path: &Path, first: Option<&DesiredState>) -> Result<(), StoreError> {
     // The second is used only until a new file has a log.
     let journals = ["-wal", "-journal"].map(|suffix| beside(path, suffix));
     if let Some(journal) = journals.into_iter().find(|journal| journal.exists()) {
         return Err(StoreError::LeftBehind { path: path.to_owned(), journal });
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
-    make_directory(directory).map_err(|why| StoreError::Directory { path: directory.to_owned(), why })?;
+    create_directory(directory).map_err(|why| StoreError::Directory { path: directory.to_owned(), why })?;
 
     let file = |why: io::Error| match why.kind() {
         io::ErrorKind::StorageFull => StoreError::Full { path: path.to_owned() },
@@ -126,7 +126,7 @@ fn fill(path: &Path, first: Option<&DesiredState>) -> rusqlite::Result<()> {
 }
 
 /// Creates a directory and its parents durably.
-fn make_directory(directory: &Path) -> io::Result<()> {
+fn create_directory(directory: &Path) -> io::Result<()> {
     let missing = directory.ancestors().take_while(|directory| !directory.exists()).count();
     DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
     directory.ancestors().skip(1).take(missing).try_for_each(sync)

@@ -1,7 +1,7 @@
-//! The state file: desired state, events, learned stations, measures against loops.
+//! The state file: desired state, events, learned stations, and the state of loop mitigation.
 //!
 //! An SQLite database with a thread of its own, which executes requests in order. What [`Store::commit`] has confirmed
-//! survives `kill -9` and a power cut; see `database.rs`.
+//! survives `kill -9` and a power cut; see `database.rs`. Nothing else opens the file.
 //!
 //! A request is executed even if its reply is no longer awaited.
 
@@ -29,61 +29,60 @@ use crate::control::state::events::Event;
 use crate::time::Stamp;
 use crate::wire::Mac;
 
-/// Requests that may wait for the thread.
+/// Capacity of the request queue.
 const QUEUE: usize = 64;
 
-/// Stations that are saved or read at a time: how long a commit waits at most for them.
+/// Stations per request when saving or reading them: bounds how long a commit waits behind one.
 pub const CHUNK: usize = 10_000;
 
-/// The desired state, in the shape in which a configuration is written.
+/// The desired state as raw configurations.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DesiredState {
-    /// The configuration file as it was when it was last applied; null without a file.
+    /// The configuration file last applied; null without a file.
     pub last_applied: Value,
-    /// What is wanted.
+    /// The desired configuration.
     pub config: Value,
-    /// Netdevs that may be there and are not wanted any more; null if there are none.
+    /// Netdevs to delete that may still exist; null without.
     pub orphans: Value,
 }
 
-/// A station that is kept over a restart.
+/// A learned station as stored over a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct StoredStation {
-    /// The network it is on.
+    /// Its network.
     pub network_id: String,
     /// Its address.
     pub mac_address: Mac,
-    /// The port it is behind.
+    /// Its port.
     pub port_id: String,
-    /// For how long it has not been heard of, in seconds.
+    /// Seconds since its last frame.
     pub age_seconds: u32,
 }
 
-/// What the thread is asked to do.
+/// An operation for the thread.
 type Request = Box<dyn FnOnce(&mut StoreHandle) + Send>;
 
-/// The way to the thread that has the file open. When this is dropped the thread does what it was
-/// asked before and ends; [`close`](Store::close) waits for that.
+/// Handle of the store's thread, which has the file open. When dropped, the thread executes the remaining requests and
+/// ends; [`close`](Store::close) waits for that.
 #[derive(Debug)]
 pub struct Store {
     requests: mpsc::Sender<Request>,
-    /// Held by whoever saves stations: a save is several requests.
+    /// Serialises saves of stations: each is several requests.
     saving: Mutex<()>,
     ended: oneshot::Receiver<()>,
 }
 
 impl Store {
-    /// Opens the file at `path`, and says what it says is wanted: nothing yet if it is new. The
-    /// directory is made with mode 0750 and the file with 0640 if they are not there. The file is
-    /// ours alone until the store is closed.
+    /// Opens the file at `path`, and returns its desired state; none for a new file. Creates a missing directory with
+    /// mode 0750 and a missing file with 0640. Locks the file until the store is closed.
     pub async fn open(path: PathBuf) -> Result<(Store, Option<DesiredState>), StoreError> {
-        Store::open_or_make(path, None, ()).await
+        Store::open_or_create(path, None, ()).await
     }
 
-    /// Opens the file at `path`. Creates a missing file that contains `first` before it gets its name, so that a kill
-    /// leaves no state without a configuration. `opening` is dropped when the file is open or cannot be opened, also if
-    /// the caller does not wait for that.
-    pub async fn open_or_make(
+    /// Opens the file at `path`. A missing file is created with the desired state `first` before it gets its name, so
+    /// that a kill leaves no file without one. `opening` is dropped once the file is open or opening has failed, even
+    /// if the caller has stopped waiting.
+    pub async fn open_or_create(
         path: PathBuf,
         first: Option<DesiredState>,
         opening: impl Send + 'static,
@@ -96,7 +95,7 @@ impl Store {
             drop(opening);
             match handle {
                 Ok(mut handle) => {
-                    // Nobody waits for it: then nobody asks either.
+                    // Without a receiver there are no requests either.
                     let _ = opened.send(Ok(handle.desired().cloned()));
                     while let Some(request) = received.blocking_recv() {
                         request(&mut handle);
@@ -104,7 +103,7 @@ impl Store {
                 }
                 Err(why) => drop(opened.send(Err(why))),
             }
-            // Behind the database, which is closed by now.
+            // The database is closed by now.
             drop(end);
         };
         thread::Builder::new().name("vifswitch-store".into()).spawn(work).map_err(StoreError::Thread)?;
@@ -112,66 +111,62 @@ impl Store {
         Ok((Store { requests, saving: Mutex::new(()), ended }, desired))
     }
 
-    /// Ends the store. When this returns the file is closed and may be opened again.
+    /// Executes the remaining requests and closes the file.
     pub async fn close(self) {
         drop(self.requests);
-        // It tells by being dropped.
+        // The thread drops its end.
         let _ = self.ended.await;
     }
 
-    /// Keeps a new desired state and what has happened on the way to it: both or, on an error,
-    /// neither. When this returns they are on the disk.
+    /// Stores a desired state and events durably, all or nothing.
     pub async fn commit(&self, desired: DesiredState, events: Vec<Event>) -> Result<(), StoreError> {
-        self.ask_handle(move |handle| handle.commit(desired, &events)).await
+        self.request_handle(move |handle| handle.commit(desired, &events)).await
     }
 
-    /// Keeps what has happened: all or, on an error, none.
+    /// Stores events durably, all or nothing.
     pub async fn append_events(&self, events: Vec<Event>) -> Result<(), StoreError> {
-        self.ask_handle(move |handle| handle.note(None, &events)).await
+        self.request_handle(move |handle| handle.append_events(None, &events)).await
     }
 
-    /// Stores other orphans beside the desired state, and what has happened: both or, on an error,
-    /// neither.
+    /// Stores orphans and events durably, all or nothing.
     pub async fn commit_orphans(&self, orphans: Value, events: Vec<Event>) -> Result<(), StoreError> {
-        self.ask_handle(move |handle| handle.note(Some(orphans), &events)).await
+        self.request_handle(move |handle| handle.append_events(Some(orphans), &events)).await
     }
 
-    /// What has happened at `since` (RFC 3339, any offset) or later, of that the newest `most`, in the
-    /// order in which it was told.
-    pub async fn events(&self, since: Option<String>, most: usize) -> Result<Vec<Event>, StoreError> {
-        self.request(move |database| database.events(since.as_deref(), most)).await
+    /// The newest `max` of the events at `since` (RFC 3339, any offset) or later, the oldest first.
+    pub async fn events(&self, since: Option<String>, max: usize) -> Result<Vec<Event>, StoreError> {
+        self.request(move |database| database.events(since.as_deref(), max)).await
     }
 
-    /// The greatest id of a stored event, 0 without one.
+    /// The greatest id of a stored event; 0 without events.
     pub async fn last_event(&self) -> Result<u64, StoreError> {
         self.request(|database| database.last_event()).await
     }
 
-    /// Keeps these stations in place of those that were kept before: all or, on an error, none.
-    /// Commits are not held up: they come in between.
+    /// Replaces the stored stations, all or nothing. Other requests are executed in between.
     pub async fn save_stations(&self, mut stations: Vec<StoredStation>) -> Result<(), StoreError> {
         let now = Stamp::now();
-        let _alone = self.saving.lock().await;
+        let _guard = self.saving.lock().await;
         self.request(|database| database.begin_stations()).await?;
         while !stations.is_empty() {
-            // From the end, which costs nothing, and dropped by the thread of the store.
+            // From the end, which moves no others. The thread drops them.
             let chunk = stations.split_off(stations.len().saturating_sub(CHUNK));
             self.request(move |database| database.add_stations(&chunk)).await?;
         }
         self.request(move |database| database.finish_stations(&now)).await
     }
 
-    /// The stations that were saved last, older by the time that has passed since, in no order. They stay in the file
-    /// until others are saved: a switch that is killed before it has saved its own has them again.
+    /// At most `max` of the stations saved last, from a cursor on (the first is 0), and the next cursor, if there are
+    /// more. In no order, aged by the time since the save.
     ///
-    /// At most `most` of them, from a place on (the first is 0), and the place at which it goes on, if there are more.
-    /// Others come in between, which must not save stations.
-    pub async fn stations_page(&self, from: i64, most: usize) -> Result<(Vec<StoredStation>, Option<i64>), StoreError> {
+    /// Reading deletes nothing: a switch that is killed before its first save reads the same stations again. Stations
+    /// must not be saved between two pages.
+    pub async fn stations_page(&self, from: i64, max: usize) -> Result<(Vec<StoredStation>, Option<i64>), StoreError> {
         let now = Stamp::now();
-        self.request(move |database| database.stations(&now, from, most)).await
+        self.request(move |database| database.stations(&now, from, max)).await
     }
 
-    /// Looks for damage that does not show when the file is opened. Others come in between.
+    /// Checks the tables that opening does not check. Other requests are executed in between.
     pub async fn verify(&self) -> Result<(), StoreError> {
         for table in database::TABLES {
             self.request(move |database| database.verify(table)).await?;
@@ -179,40 +174,40 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps what is known of loops, and what is done about them, in place of what was kept before.
+    /// Stores the state of loop mitigation durably.
     pub async fn put_loops(&self, loops: Value) -> Result<(), StoreError> {
         self.request(move |database| database.put_loops(&loops)).await
     }
 
-    /// What was known of loops when it was last kept; null if that was nothing.
+    /// The stored state of loop mitigation; null without.
     pub async fn loops(&self) -> Result<Value, StoreError> {
         self.request(|database| database.loops()).await
     }
 
-    /// Lets the thread hang, as a disk may, until the other end is dropped.
+    /// Blocks the thread, as a hanging disk does, until the sender is dropped.
     #[cfg(test)]
     pub async fn hang(&self, until: std::sync::mpsc::Receiver<()>) {
         let request: Request = Box::new(move |_| until.recv().unwrap_or_default());
         self.requests.send(request).await.expect("the store is open");
     }
 
-    /// Lets the thread do something with the open file, and waits for what comes of it.
+    /// Runs an operation on the open file, and waits for its result.
     async fn request<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Database) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.ask_handle(|handle| handle.work(work)).await
+        self.request_handle(|handle| handle.work(work)).await
     }
 
-    /// Lets the thread do something, and waits for what comes of it.
-    async fn ask_handle<T: Send + 'static>(
+    /// Runs an operation on the handle, which may have to reopen the file, and waits for its result.
+    async fn request_handle<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut StoreHandle) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (reply, answer) = oneshot::channel();
-        // Whoever asked and has gone meanwhile gets no answer.
+        let (reply, result) = oneshot::channel();
+        // Nobody receives the result of a request that was given up.
         let request = Box::new(move |handle: &mut StoreHandle| drop(reply.send(work(handle))));
         self.requests.send(request).await.map_err(|_| StoreError::Closed)?;
-        answer.await.map_err(|_| StoreError::Closed)?
+        result.await.map_err(|_| StoreError::Closed)?
     }
 }

@@ -22,7 +22,7 @@ pub fn peek(path: &Path) -> Result<Option<DesiredState>, StoreError> {
     let failed = |why| StoreError::File { path: path.to_owned(), why };
     // Reading a FIFO waits for a writer.
     if !fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(StoreError::Foreign { path: path.to_owned(), what: file::NO_FILE });
+        return Err(StoreError::Foreign { path: path.to_owned(), what: file::NOT_A_FILE });
     }
     let directory = tempfile::tempdir().or_else(|_| tempfile::tempdir_in("/dev/shm")).map_err(failed)?;
     let copy = directory.path().join("state.db");
@@ -47,7 +47,7 @@ fn copy_both(path: &Path, copy: &Path) -> io::Result<()> {
             return Ok(());
         }
     }
-    Err(io::Error::new(io::ErrorKind::ResourceBusy, "it is being written to all the time"))
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, "another process keeps restarting its log"))
 }
 
 /// Header of a log; empty without one.

@@ -54,7 +54,7 @@ impl StoreHandle {
     }
 
     /// Stores orphans, if given, and events durably, all or nothing.
-    pub fn note(&mut self, orphans: Option<Value>, events: &[Event]) -> Result<(), StoreError> {
+    pub fn append_events(&mut self, orphans: Option<Value>, events: &[Event]) -> Result<(), StoreError> {
         self.work(|database| database.append_events(orphans.as_ref(), events))?;
         if let (Some(orphans), Some(desired)) = (orphans, &mut self.desired) {
             desired.orphans = orphans;
@@ -76,7 +76,7 @@ impl StoreHandle {
             && open.file.is_some()
             && open.file != identity(&self.path)
         {
-            warn!("{} is not there any more, and is made anew", self.path.display());
+            warn!("{:?} no longer exists; creating it again with the current state", self.path);
             // First: its old log is removed with it.
             self.open = None;
         }

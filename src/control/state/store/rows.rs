@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::DesiredState;
 
-/// Format version. 1: both configurations with all defaults, the base as validated. 2: the base as in the file, the
-/// configuration without defaults, and with unknown parts.
+/// Format version. 1: both configurations with all defaults, the last applied one as validated. 2: the last applied one as
+/// in the file, the configuration without defaults, and with unknown parts.
 pub const VERSION: i64 = 2;
 
 /// Writes a complete desired state.
@@ -27,7 +27,7 @@ pub(super) fn parts<'v>(desired: &'v DesiredState, version: &'v Value) -> [(&'st
 
 /// Writes these parts.
 pub(super) fn put_parts(transaction: &Transaction<'_>, parts: &[(&str, &Value)]) -> rusqlite::Result<()> {
-    // Skips unchanged parts: the base hardly ever changes.
+    // Skips unchanged parts: the last applied configuration rarely changes.
     let mut put = transaction.prepare(
         "INSERT INTO desired VALUES (?1, ?2) ON CONFLICT (part) DO UPDATE SET json = excluded.json
          WHERE json IS NOT excluded.json",
