@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 
 mod killed;
+mod power_loss;
 mod restart;
 mod service;
 mod store;
