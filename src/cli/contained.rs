@@ -7,7 +7,7 @@ use crate::control::loops::status::{LoopStatus, StormStatus};
 
 pub(super) fn loops(loops: &[LoopStatus]) -> String {
     let columns =
-        [Text("VM"), Text("NETWORK"), Text("KIND"), Text("STATE"), Number("LEVEL"), Number("SUPPRESSED"), Text("WHAT")];
+        [Text("VM"), Text("NETWORK"), Text("KIND"), Text("STATE"), Number("LEVEL"), Number("DROPPED"), Text("WHAT")];
     let row = |of: &LoopStatus| {
         [
             of.device_ids.join(","),
@@ -15,7 +15,7 @@ pub(super) fn loops(loops: &[LoopStatus]) -> String {
             of.kind.name().into(),
             if of.active { "active".into() } else { "ended".into() },
             of.level.to_string(),
-            count(of.copies_suppressed),
+            count(of.dropped_frames),
             of.text.clone(),
         ]
     };
@@ -29,7 +29,7 @@ pub(super) fn storms(storms: &[StormStatus]) -> String {
         Text("PORT"),
         Text("CLASS"),
         Text("STATE"),
-        Number("SUPPRESSED"),
+        Number("DROPPED"),
         Number("HIGHEST"),
         Text("WHAT"),
     ];
@@ -40,7 +40,7 @@ pub(super) fn storms(storms: &[StormStatus]) -> String {
             of.port_id.clone().unwrap_or_else(empty_cell),
             of.class.clone(),
             if of.active { "active".into() } else { "ended".into() },
-            count(of.suppressed),
+            count(of.dropped_frames),
             format!("{}/s", count(of.highest_rate)),
             of.text.clone(),
         ]

@@ -89,8 +89,8 @@ fn every_page_has_its_documented_keys() {
         ("/v1/fdb", "network_id mac_address port_id kind age_seconds"),
         ("/v1/workers", "worker core poll stations polls busy_seconds sleeps"),
         ("/v1/drops", "port_id device_id direction reason description frames"),
-        ("/v1/loops", "kind device_id device_ids network_id ports active level since seen copies_suppressed text"),
-        ("/v1/storms", "device_id network_id class active since suppressed highest_rate action text"),
+        ("/v1/loops", "kind device_id device_ids network_id ports active level since seen dropped_frames text"),
+        ("/v1/storms", "device_id network_id class active since dropped_frames highest_rate action text"),
     ] {
         let answer = request(&fake, "GET", path);
         assert_eq!(answer.0, 200, "{path}");
@@ -483,9 +483,9 @@ fn the_metrics_can_be_scraped() {
     assert_eq!(value("network_stations", &[("network", "net1")]), Some(3.0));
     let looped = [("vm", "web"), ("network", "net1")];
     assert_eq!(value("loop_level", &looped), Some(2.0));
-    assert_eq!(value("loop_copies_suppressed", &looped), Some(12_345.0), "families of existing objects");
+    assert_eq!(value("loop_dropped_frames", &looped), Some(12_345.0), "families of existing objects");
     let storm = |port, class| [("vm", "web"), ("network", "net1"), ("port", port), ("class", class)];
-    assert_eq!(value("storm_suppressed_frames", &storm(ODD, "broadcast")), Some(777.0));
+    assert_eq!(value("storm_dropped_frames", &storm(ODD, "broadcast")), Some(777.0));
     assert_eq!(value("storm_highest_rate", &storm("", "vm")), Some(88.0));
     assert_eq!((value("loops_total", &[]), value("storms_total", &[])), (Some(2.0), Some(3.0)));
     assert_eq!((value("dampenings_total", &[]), value("stations_dampened", &[])), (Some(4.0), Some(1.0)));

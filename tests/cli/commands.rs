@@ -169,13 +169,13 @@ fn tables_are_readable() {
 
     let text = out(&show(&fake, &["loops"]));
     let lines = words(&text);
-    assert_eq!(lines[0], ["VM", "NETWORK", "KIND", "STATE", "LEVEL", "SUPPRESSED", "WHAT"]);
+    assert_eq!(lines[0], ["VM", "NETWORK", "KIND", "STATE", "LEVEL", "DROPPED", "WHAT"]);
     assert_eq!(lines[1][..8], ["web", "net1", "intra_vm", "active", "2", "12.3k", "it", "loops"]);
     assert_eq!(lines[2][3], "ended");
 
     let text = out(&show(&fake, &["storms"]));
     let lines = words(&text);
-    assert_eq!(lines[0], ["VM", "NETWORK", "PORT", "CLASS", "STATE", "SUPPRESSED", "HIGHEST", "WHAT"]);
+    assert_eq!(lines[0], ["VM", "NETWORK", "PORT", "CLASS", "STATE", "DROPPED", "HIGHEST", "WHAT"]);
     assert_eq!(lines[1][..7], ["web", "net1", ODD, "broadcast", "active", "777", "88/s"]);
     assert_eq!(lines[2][2..4], ["-", "vm"]);
 

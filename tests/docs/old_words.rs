@@ -48,7 +48,7 @@ const LEFT_OUT: [(&str, &str); 15] = [
         "pass note see look ask held seen sent heard left over most least there all",
         "verbs and small words, as names of locals",
     ),
-    ("suppressed", "frames that a storm limit refused; `unknown_unicast = \"suppress\"`"),
+    ("suppressed", "`unknown_unicast = \"suppress\"`; errors and events that a limit leaves out"),
     ("standby", "the second uplink of a group: active and standby"),
     ("siblings", "ports of one VM on one network"),
     ("guard", "a value that undoes something when it is dropped"),

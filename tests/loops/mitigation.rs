@@ -141,10 +141,10 @@ fn a_port_that_storms_can_be_disabled_and_recovers() {
     let storms: Vec<StormStatus> = daemon.get("/v1/storms");
     assert!(storms.iter().any(|storm| storm.class == "broadcast" && storm.quarantined && storm.action == "disable"));
     daemon.await_active(&vifs[0]);
-    assert!(await_told(&daemon, EventKind::StormStop).text.contains("is open again"));
+    assert!(await_told(&daemon, EventKind::StormStop).text.contains("is released"));
     await_that("the storm is over", || {
         let storms: Vec<StormStatus> = daemon.get("/v1/storms");
-        storms.iter().all(|storm| !storm.active && storm.suppressed > 0).then_some(())
+        storms.iter().all(|storm| !storm.active && storm.dropped_frames > 0).then_some(())
     });
     assert_eq!(events(&daemon, EventKind::StormStart).len(), 1);
 }

@@ -21,7 +21,7 @@ pub fn list(items: &[String]) -> String {
 }
 
 fn vm(vm: Option<&String>) -> String {
-    vm.map_or_else(|| "the outside".into(), |vm| format!("VM {vm:?}"))
+    vm.map_or_else(|| "an uplink".into(), |vm| format!("VM {vm:?}"))
 }
 
 /// Ends in configuration order.
@@ -61,7 +61,7 @@ fn culprits(of: &Loop, topology: &Topology) -> Vec<String> {
     vms.into_iter().cloned().collect()
 }
 
-/// What is joined, by which VM.
+/// What is connected, by which VM.
 pub fn what(of: &Loop, topology: &Topology) -> String {
     let ends = sorted(of.ends(), topology);
     match &of.key {
@@ -70,16 +70,19 @@ pub fn what(of: &Loop, topology: &Topology) -> String {
         }
         LoopKey::External { network, vms } => {
             let (a, b) = (vm(vms.0.as_ref()), vm(vms.1.as_ref()));
-            format!("{a} and {b} are joined around the switch on network {network:?}, by {}", each(&ends, topology))
+            format!(
+                "{a} and {b} are connected outside of the switch on network {network:?}, by {}",
+                each(&ends, topology)
+            )
         }
         LoopKey::InterNetwork { ends: pair } => {
             let others: BTreeSet<String> =
                 of.other_edges.iter().map(|(a, b)| vm(a.vm.as_ref().or(b.vm.as_ref()))).collect();
             let others: Vec<String> = others.into_iter().collect();
-            let joined = bridging(pair, topology);
+            let bridged = bridging(pair, topology);
             format!(
-                "{joined}, which {} joins as well",
-                if others.is_empty() { "another way".into() } else { list(&others) }
+                "{bridged}, which {} bridges as well",
+                if others.is_empty() { "another path".into() } else { list(&others) }
             )
         }
     }
@@ -90,19 +93,20 @@ pub fn bridging(pair: &Edge, topology: &Topology) -> String {
     let (a, b) = pair;
     let vms: BTreeSet<String> = [a, b].into_iter().map(|end| vm(end.vm.as_ref())).collect();
     let vms: Vec<String> = vms.into_iter().collect();
-    let verb = if vms.len() == 1 { "joins" } else { "join" };
+    let verb = if vms.len() == 1 { "bridges" } else { "bridge" };
     let ends = sorted([a, b], topology);
     format!("{} {verb} networks {:?} and {:?} by {}", list(&vms), a.network, b.network, each(&ends, topology))
 }
 
 /// Measures.
 pub fn measures(of: &Loop, topology: &Topology) -> String {
-    let held = sorted(of.quarantined(topology), topology);
+    let quarantined = sorted(of.quarantined(topology), topology);
     match of.escalation.level {
-        Level::SplitHorizon => "what one of the VM's ports there floods does not reach the others".into(),
-        _ if held.is_empty() => "nothing can be held".into(),
+        Level::SplitHorizon => "frames that one of these ports floods are not sent to the others".into(),
+        _ if quarantined.is_empty() => "no port can be quarantined".into(),
         Level::AllButOne | Level::All => {
-            format!("{} {} held", each(&held, topology), if held.len() == 1 { "is" } else { "are" })
+            let verb = if quarantined.len() == 1 { "is" } else { "are" };
+            format!("{} {verb} quarantined", each(&quarantined, topology))
         }
     }
 }
@@ -110,25 +114,25 @@ pub fn measures(of: &Loop, topology: &Topology) -> String {
 /// Full description: VM, ports, start, counts, measures, end.
 pub fn summary(of: &Loop, over: Option<&EndedLoop>, topology: &Topology, clocks: Clocks) -> String {
     let since = rfc3339(clocks.wall(of.escalation.since));
-    let (what, copies) = (what(of, topology), of.suppressed);
-    let copies = format!("{copies} {} suppressed", if copies == 1 { "copy" } else { "copies" });
+    let (what, dropped) = (what(of, topology), of.dropped);
+    let dropped = format!("{dropped} {} dropped by storm limits", if dropped == 1 { "frame" } else { "frames" });
     let level = of.escalation.level.number();
     match over {
         None => {
             let until = rfc3339(clocks.wall(of.escalation.until));
             let mitigation = measures(of, topology);
             format!(
-                "{what}, since {since}; {copies}; level {level}: {mitigation}, until {until} or longer if it is still there then"
+                "{what}, since {since}; {dropped}; level {level}: {mitigation}, until {until}, longer if the loop persists"
             )
         }
         Some(over) => {
             let (ended, seen) = (rfc3339(clocks.wall(over.at)), rfc3339(clocks.wall(of.escalation.last_seen)));
             let why = match over.why {
-                EndReason::Gone => format!("last seen {seen}, and lifted {ended}"),
+                EndReason::Gone => format!("last seen {seen}, ended {ended}"),
                 EndReason::Released => format!("released {ended}"),
-                EndReason::Detached => format!("its ports were detached {ended}"),
+                EndReason::Detached => format!("ports detached {ended}"),
             };
-            format!("{what}, from {since}; {copies}; level {level} was reached; {why}")
+            format!("{what}, from {since}; {dropped}; level {level} was reached; {why}")
         }
     }
 }
@@ -162,14 +166,14 @@ pub fn view(of: &Loop, over: Option<&EndedLoop>, topology: &Topology, clocks: Cl
         ports: ports(sorted(of.ends(), topology)),
         active: over.is_none(),
         level: of.escalation.level.number(),
-        measures: if over.is_none() { measures(of, topology) } else { "lifted".into() },
+        measures: if over.is_none() { measures(of, topology) } else { "ended".into() },
         quarantined: if over.is_none() { ports(sorted(of.quarantined(topology), topology)) } else { Vec::new() },
         since: time(of.escalation.since),
         seen: time(of.escalation.last_seen),
         until: over.is_none().then(|| time(of.escalation.until)),
         ended: over.map(|over| time(over.at)),
         repeats: of.escalation.repeats,
-        copies_suppressed: of.suppressed,
+        dropped_frames: of.dropped,
         text: summary(of, over, topology, clocks),
     }
 }
@@ -193,17 +197,17 @@ pub fn notice_status(notice: &BridgingNotice, topology: &Topology, clocks: Clock
         ports: ends.iter().map(|end| end.port.clone()).collect(),
         active: notice.is_there,
         level: 0,
-        measures: "none: this is no loop".into(),
+        measures: "none: no loop".into(),
         quarantined: Vec::new(),
         since: since.clone(),
         ended: (!notice.is_there).then(|| seen.clone()),
         seen: seen.clone(),
         until: None,
         repeats: 0,
-        copies_suppressed: 0,
+        dropped_frames: 0,
         text: match notice.is_there {
-            true => format!("{bridgings}, since {since}; this is no loop as long as nobody else does"),
-            false => format!("{bridgings}, from {since} to {seen}; that was no loop"),
+            true => format!("{bridgings}, since {since}; no loop unless another VM bridges them too"),
+            false => format!("{bridgings}, from {since} to {seen}; no loop"),
         },
     }
 }
@@ -244,24 +248,25 @@ mod tests {
             messages,
             [
                 "VM \"fw-3\" loops its ports \"b\" (#0) and \"a\" (#2) on network \"net1\", since 1970-01-02T00:00:00.000Z; \
-                 0 copies suppressed; level 1: what one of the VM's ports there floods does not reach the others, until \
-                 1970-01-02T00:05:00.000Z or longer if it is still there then",
-                "VM \"x\" joins networks \"net1\" and \"net2\" by ports \"d\" (#0) and \"e\" (#1), which VM \"fw-3\" joins as \
-                 well, since 1970-01-02T00:00:00.000Z; 0 copies suppressed; level 2: port \"e\" (#1) is held, until \
-                 1970-01-02T00:05:00.000Z or longer if it is still there then",
+                 0 frames dropped by storm limits; level 1: frames that one of these ports floods are not sent to the others, \
+                 until 1970-01-02T00:05:00.000Z, longer if the loop persists",
+                "VM \"x\" bridges networks \"net1\" and \"net2\" by ports \"d\" (#0) and \"e\" (#1), which VM \"fw-3\" bridges as \
+                 well, since 1970-01-02T00:00:00.000Z; 0 frames dropped by storm limits; level 2: port \"e\" (#1) is \
+                 quarantined, until 1970-01-02T00:05:00.000Z, longer if the loop persists",
             ]
         );
         let notices: Vec<String> = table.notices(now).map(|of| notice_status(of, &topology, clocks).text).collect();
         assert_eq!(
             notices[0],
-            "VM \"fw-3\" joins networks \"net1\" and \"net2\" by ports \"b\" (#0) and \"c\" (#3), since \
-             1970-01-02T00:00:00.000Z; this is no loop as long as nobody else does"
+            "VM \"fw-3\" bridges networks \"net1\" and \"net2\" by ports \"b\" (#0) and \"c\" (#3), since \
+             1970-01-02T00:00:00.000Z; no loop unless another VM bridges them too"
         );
         table.release("a", now);
         let over = table.ended().next().unwrap();
         let messages = summary(&over.loop_state, Some(over), &topology, clocks);
         assert!(
-            messages.ends_with("0 copies suppressed; level 1 was reached; released 1970-01-02T00:00:00.000Z"),
+            messages
+                .ends_with("0 frames dropped by storm limits; level 1 was reached; released 1970-01-02T00:00:00.000Z"),
             "{messages}"
         );
     }

@@ -110,7 +110,7 @@ pub fn to_value(table: &LoopTable, clocks: Clocks) -> Value {
         until: clocks.millis(of.escalation.until),
         seen: clocks.millis(of.escalation.last_seen),
         repeats: of.escalation.repeats,
-        suppressed: of.suppressed,
+        suppressed: of.dropped,
     });
     let past = table.history.iter().map(|(key, past)| PersistedHistory {
         key: key.clone(),
@@ -160,7 +160,7 @@ fn restore_loop(of: PersistedLoop, topology: &Topology, clocks: Clocks) -> Optio
     let times = [past(of.since), past(of.raised), until, past(of.seen)];
     let escalation = Escalation::restore(of.level, times, of.repeats, now);
     let receiver = of.receiver.filter(|receiver| edges.keys().any(|(a, b)| a == receiver || b == receiver));
-    Some(Loop { key: of.key, escalation, edges, receiver, other_edges: of.others, suppressed: of.suppressed })
+    Some(Loop { key: of.key, escalation, edges, receiver, other_edges: of.others, dropped: of.suppressed })
 }
 
 #[cfg(test)]

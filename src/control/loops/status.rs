@@ -49,7 +49,7 @@ pub struct LoopStatus {
     pub active: bool,
     /// Level: 1 floods among siblings are stopped, 2 all but one of the ports are quarantined, 3 all are. 0: none.
     pub level: u8,
-    /// Name of the level.
+    /// What is done against it.
     pub measures: String,
     /// Quarantined ports.
     pub quarantined: Vec<String>,
@@ -66,7 +66,7 @@ pub struct LoopStatus {
     /// Number of times it has returned or persisted.
     pub repeats: u32,
     /// Frames of its ports dropped by storm limits since its start.
-    pub copies_suppressed: u64,
+    pub dropped_frames: u64,
     /// Description.
     pub text: String,
 }
@@ -92,7 +92,7 @@ pub struct StormStatus {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ended: Option<String>,
     /// Frames dropped.
-    pub suppressed: u64,
+    pub dropped_frames: u64,
     /// Maximum drops per second.
     pub highest_rate: u64,
     /// Action beside dropping: `drop`, `drop+event` or `disable`.

@@ -16,7 +16,7 @@ pub struct Episode {
     /// Time of the last drop.
     pub last: MonoTime,
     /// Frames dropped.
-    pub suppressed: u64,
+    pub dropped: u64,
     /// Maximum drops per second, by readings.
     pub peak: u64,
 }
@@ -57,9 +57,9 @@ impl Storm {
         let millis = now.since(before).as_millis().max(1);
         let rate = u64::try_from(u128::from(more) * 1000 / millis).unwrap_or(u64::MAX);
         let is_new = self.episode.is_none();
-        let episode = self.episode.get_or_insert(Episode { since: now, last: now, suppressed: 0, peak: 0 });
+        let episode = self.episode.get_or_insert(Episode { since: now, last: now, dropped: 0, peak: 0 });
         episode.last = now;
-        episode.suppressed = episode.suppressed.saturating_add(more);
+        episode.dropped = episode.dropped.saturating_add(more);
         episode.peak = episode.peak.max(rate);
         is_new.then_some(Transition::Started)
     }
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(storm.observe(677, at(1000)), None);
         assert!(!storm.is_hit());
         assert_eq!(storm.observe(677, at(5749)), None, "not for long enough");
-        let episode = Episode { since: at(500), last: at(750), suppressed: 600, peak: 2000 };
+        let episode = Episode { since: at(500), last: at(750), dropped: 600, peak: 2000 };
         assert_eq!(storm.observe(677, at(5750)), Some(Transition::Stopped(episode)));
         assert_eq!(storm.observe(677, at(50_000)), None);
         assert_eq!(storm.observe(5, at(50_250)), None, "counted from zero");
@@ -138,10 +138,10 @@ mod tests {
                 };
                 let messages = transition.map(|transition| match transition {
                     Transition::Started => (true, 0),
-                    Transition::Stopped(episode) => (false, episode.suppressed),
+                    Transition::Stopped(episode) => (false, episode.dropped),
                 });
                 prop_assert_eq!(messages, expected);
-                prop_assert_eq!(storm.episode().map(|episode| (episode.since, episode.suppressed, episode.last)),
+                prop_assert_eq!(storm.episode().map(|episode| (episode.since, episode.dropped, episode.last)),
                     model.map(|(since, all, last)| (at(since), all, at(last))));
             }
         }

@@ -32,7 +32,7 @@ pub struct Loop {
     /// For a link between networks: the other links that join them.
     pub other_edges: Vec<Edge>,
     /// Frames of its ports dropped by storm limits since its start, and in the storm in which it started.
-    pub suppressed: u64,
+    pub dropped: u64,
 }
 
 /// Why a loop has ended.
@@ -258,7 +258,7 @@ impl LoopTable {
             let more: u64 = of.ends().into_iter().filter_map(|end| refused.get(end)).map(|refused| refused.more).sum();
             let interval = of.interval(topology);
             if more > 0 {
-                of.suppressed = of.suppressed.saturating_add(more);
+                of.dropped = of.dropped.saturating_add(more);
                 of.escalation.limit(interval, now);
             }
             match of.escalation.update(interval, now) {
@@ -361,9 +361,9 @@ impl LoopTable {
             let level = if matches!(key, LoopKey::IntraVm { .. }) { Level::SplitHorizon } else { Level::AllButOne };
             let repeats = self.history.get(&key).map_or(0, |past| past.repeats);
             let escalation = Escalation::begin(level, repeats, now);
-            let mut of = Loop { key: key.clone(), escalation, edges, receiver, other_edges, suppressed: 0 };
+            let mut of = Loop { key: key.clone(), escalation, edges, receiver, other_edges, dropped: 0 };
             let before = |end| refused.get(end).map_or(0, |refused: &RefusedCount| refused.total - refused.more);
-            of.suppressed = of.ends().into_iter().map(before).sum();
+            of.dropped = of.ends().into_iter().map(before).sum();
             self.loops.insert(key.clone(), of);
             events.push(LoopEvent::Started(key));
             return;

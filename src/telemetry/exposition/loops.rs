@@ -29,9 +29,9 @@ impl Mitigation {
         for of in self.loops.into_iter().filter(|of| of.active && of.kind != LoopKind::Notice) {
             // A VM may be in several loops on a network: one between its own ports, and others with other VMs.
             let who = (of.device_id, of.network_id);
-            let sample = loops.entry(who.clone()).or_insert(LoopSample { who, level: 0, suppressed: 0 });
+            let sample = loops.entry(who.clone()).or_insert(LoopSample { who, level: 0, dropped: 0 });
             sample.level = sample.level.max(of.level.into());
-            sample.suppressed += of.copies_suppressed;
+            sample.dropped += of.dropped_frames;
         }
         let storms = self.storms.into_iter().filter(|storm| storm.active).collect();
         Samples { loops: loops.into_values().collect(), storms, counts: self.counts }
@@ -51,7 +51,7 @@ pub(super) struct Samples {
 struct LoopSample {
     who: (String, String),
     level: u64,
-    suppressed: u64,
+    dropped: u64,
 }
 
 const LOOP_GAUGES: &[Metric<LoopSample, u64>] = &[
@@ -60,13 +60,11 @@ const LOOP_GAUGES: &[Metric<LoopSample, u64>] = &[
         "Mitigation level of a loop: 1 its ports are isolated from each other, 2 all but one are blocked, 3 all are blocked.",
         |of| of.level,
     ),
-    ("loop_copies_suppressed", "Frames of an active loop dropped by storm limits, since the loop began.", |of| {
-        of.suppressed
-    }),
+    ("loop_dropped_frames", "Frames of an active loop dropped by storm limits, since the loop began.", |of| of.dropped),
 ];
 
 const STORM_GAUGES: &[Metric<StormStatus, u64>] = &[
-    ("storm_suppressed_frames", "Frames of an active storm dropped by its limit.", |of| of.suppressed),
+    ("storm_dropped_frames", "Frames of an active storm dropped by its limit.", |of| of.dropped_frames),
     ("storm_highest_rate", "Maximum frames per second of an active storm dropped by its limit.", |of| of.highest_rate),
 ];
 

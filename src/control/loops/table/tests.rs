@@ -216,7 +216,7 @@ fn a_detached_port_leaves_the_loop() {
 }
 
 #[test]
-fn suppressed_copies_are_summed() {
+fn dropped_frames_are_summed() {
     let mut scenario = siblings(2);
     let refused = |more, total| HashMap::from([(end("v", "n", "p1"), RefusedCount { more, total })]);
     scenario.bridgings = vec![vec![0, 1]];
@@ -225,9 +225,9 @@ fn suppressed_copies_are_summed() {
         sum += transition;
         scenario.step(&refused(transition, sum));
     }
-    assert_eq!(scenario.table.find(&siblings_key()).unwrap().suppressed, sum, "including copies before detection");
+    assert_eq!(scenario.table.find(&siblings_key()).unwrap().dropped, sum, "including copies before detection");
     scenario.step(&HashMap::new());
-    assert_eq!(scenario.table.find(&siblings_key()).unwrap().suppressed, sum);
+    assert_eq!(scenario.table.find(&siblings_key()).unwrap().dropped, sum);
 }
 
 /// Behaviour of guests: bridges, and their duration in seconds.

@@ -345,7 +345,7 @@ impl Controller {
         let opened = self.mitigation.take_disabled(|end, _| end.port == port && end.vm.is_some());
         for (end, disabled) in opened {
             changes.push(format!("port {port:?} is no longer quarantined because of a {} storm", disabled.class));
-            self.emit_reopened(&end, &disabled, "released by hand");
+            self.emit_released(&end, &disabled, "as requested");
         }
         let events = self.mitigation.loops.release(port, now);
         for events in &events {

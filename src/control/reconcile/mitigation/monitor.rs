@@ -245,7 +245,7 @@ impl Controller {
                 if let Some(episode) = gauges.any.episode() {
                     monitor.storming_vms.insert(owner);
                     ports.extend(gauges.any.is_hit().then_some(index));
-                    let of_port = RefusedCount { more: gauges.any.more(), total: episode.suppressed };
+                    let of_port = RefusedCount { more: gauges.any.more(), total: episode.dropped };
                     refused.extend(endpoints.get(&id).map(|end| (end.clone(), of_port)));
                 }
                 let spoofed = drops(port, DropReason::ForeignSource);
@@ -347,13 +347,13 @@ impl Controller {
                 .collect();
             for (end, disabled) in self.mitigation.take_disabled(|end, _| lifted.contains(end)) {
                 self.mitigation.persistence.is_due = true;
-                self.emit_reopened(&end, &disabled, "its limit no longer holds it");
+                self.emit_released(&end, &disabled, "as its limit has changed");
             }
         }
         let opened = self.mitigation.take_disabled(|_, disabled| disabled.until.is_some_and(|until| now >= until));
         for (end, disabled) in opened {
             self.mitigation.persistence.is_due = true;
-            self.emit_reopened(&end, &disabled, "its time is over");
+            self.emit_released(&end, &disabled, "as its recovery time is over");
         }
     }
 

@@ -34,13 +34,13 @@ impl Controller {
             LoopEvent::Escalated(key, level) => {
                 let Some(of) = find(&key) else { return };
                 let (what, now) = (what(of, topology), measures(of, topology));
-                let text = format!("{what}, and that goes on; level {}: {now}", level.number());
+                let text = format!("{what}; the loop persists; level {}: {now}", level.number());
                 self.emit_loop(EventKind::LoopLevel, &of.clone(), None, text);
             }
             LoopEvent::Extended(key, time) => {
                 let Some(of) = find(&key) else { return };
                 let (what, level, now) = (what(of, topology), of.escalation.level.number(), measures(of, topology));
-                let text = format!("{what}, still; level {level} stays for {} more: {now}", span(time));
+                let text = format!("{what}; the loop persists; level {level} extended by {}: {now}", span(time));
                 self.emit_loop(EventKind::LoopLevel, &of.clone(), None, text);
             }
             LoopEvent::Cleared(_) => {}
@@ -50,7 +50,7 @@ impl Controller {
             }
             LoopEvent::NetworksBridged(pair) => {
                 let (a, b) = &pair;
-                let text = format!("{}: no loop, as long as nobody else does", bridging(&pair, topology));
+                let text = format!("{}; no loop unless another VM bridges them too", bridging(&pair, topology));
                 let event = Event {
                     vm: a.vm.clone().or_else(|| b.vm.clone()),
                     ports: vec![a.port.clone(), b.port.clone()],
@@ -75,11 +75,11 @@ impl Controller {
         let (whose, ports) = self.storm_owner(who);
         let limit = self.limit(who, index, class);
         let done = match (action, recovery) {
-            (StormAction::Disable, 0) => "the port is held until it is released by hand".to_owned(),
+            (StormAction::Disable, 0) => "the port is quarantined until it is released".to_owned(),
             (StormAction::Disable, seconds) => {
-                format!("the port is held for {}", span(std::time::Duration::from_secs(seconds.into())))
+                format!("the port is quarantined for {}", span(std::time::Duration::from_secs(seconds.into())))
             }
-            _ => "what is beyond it is dropped".to_owned(),
+            _ => "frames above it are dropped".to_owned(),
         };
         let LimitText { sent, what, release } = limit;
         let text = format!("{whose} sends more {sent} than {what}: {done}; {release}");
@@ -107,18 +107,18 @@ impl Controller {
         self.emit_storm(EventKind::StormStop, index, ports, view.text.clone());
     }
 
-    /// Emits the release of a port disabled for a storm.
-    pub(super) fn emit_reopened(&mut self, end: &Endpoint, disabled: &DisabledPort, why: &str) {
+    /// Emits the release of a port quarantined for a storm.
+    pub(super) fn emit_released(&mut self, end: &Endpoint, disabled: &DisabledPort, why: &str) {
         let Some(index) = self.mitigation.ids.get(end).and_then(|&id| self.ports.iter().position(|port| port.is(id)))
         else {
             return;
         };
         let since = crate::time::rfc3339(clocks().wall(disabled.since));
-        let refused = disabled.episode.map_or(0, |episode| episode.suppressed);
-        let most = disabled.episode.map_or(0, |episode| episode.peak);
+        let dropped = disabled.episode.map_or(0, |episode| episode.dropped);
+        let peak = disabled.episode.map_or(0, |episode| episode.peak);
         let text = format!(
-            "port {} of VM {:?} on network {:?} is open again, {why}: it was held since {since} for a {} storm, of which \
-             {refused} frames were suppressed, at most {most} a second",
+            "port {} of VM {:?} on network {:?} is released, {why}: quarantined since {since} for a {} storm, of which \
+             {dropped} frames were dropped, at most {peak} a second",
             self.mitigation.topology.describe(end),
             end.vm.as_deref().unwrap_or_default(),
             end.network,
@@ -142,10 +142,10 @@ impl Controller {
             let whose = format!("port {} of VM {:?}", self.mitigation.topology.describe(owner), owner.vm.as_deref()?);
             Some(format!("{}, which belongs to {whose}", station.mac()))
         });
-        let of = of.unwrap_or_else(|| "an address that belongs to another VM".into());
+        let of = of.unwrap_or_else(|| "a MAC address that belongs to another VM".into());
         let text = format!(
-            "port {} of VM {:?} on network {:?} sends frames as if they came from {of}: they are dropped. Where that is right, as \
-             in an HSR ring, set anti_spoof = false of the network. This is told again only when there have been none for 30 seconds",
+            "port {} of VM {:?} on network {:?} sends frames from {of}: they are dropped as foreign_source; if that is legitimate, as \
+             in an HSR ring, set anti_spoof = false of the network. Reported again after 30 seconds without such frames",
             self.mitigation.topology.describe(&end),
             end.vm.as_deref().unwrap_or_default(),
             end.network
@@ -258,9 +258,9 @@ impl Controller {
             StormKind::Multicast => of_port(StormClass::Multicast),
             StormKind::UnknownUnicast => of_port(StormClass::UnknownUnicast),
             StormKind::Bpdu => LimitText {
-                sent: "spanning tree".into(),
+                sent: "spanning tree frames".into(),
                 what: "the limit of 100 frames a second (burst 100)".into(),
-                release: "this limit is fixed, and no key lifts it".into(),
+                release: "this limit is fixed".into(),
             },
             StormKind::Vm => {
                 let keys: Vec<String> = hits.iter().map(|class| format!("vm.storm.{}", class.name())).collect();
@@ -272,7 +272,7 @@ impl Controller {
                 let release: Vec<String> = keys.iter().map(|key| format!("{key}=off")).collect();
                 match keys.is_empty() {
                     true => LimitText {
-                        sent: "to everybody".into(),
+                        sent: "flooded frames".into(),
                         what: "its limit vm.storm".into(),
                         release: set(&["vm.storm=off".into()]),
                     },
@@ -285,9 +285,9 @@ impl Controller {
                     || "another limit".into(),
                     |rate| format!("{} copies a second (burst {})", rate.per_second(), rate.burst()),
                 );
-                let sent = if sent.is_empty() { "to everybody".into() } else { sent };
+                let sent = if sent.is_empty() { "flooded frames".into() } else { sent };
                 LimitText {
-                    sent: format!("{sent} to so many ports"),
+                    sent: format!("copies of {sent}"),
                     what: format!("its limit vm.storm.copies of {figure}"),
                     release: set(&["vm.storm.copies=off".into()]),
                 }
@@ -326,14 +326,14 @@ fn spoofed_ip(names: &Labels<'_>, port: &Port, sender: RefusedSender, announceme
     let RefusedSender { mac, ip } = sender;
     let own = mac == port.mac;
     let what = match ip {
-        Some(ip) => format!("names the IP address {ip} with the MAC address {mac}"),
-        None => format!("sends frames of {mac} in which no IP address can be read, as they are malformed or cut off"),
+        Some(ip) => format!("sends from the IP address {ip} with the MAC address {mac}"),
+        None => format!("sends malformed or truncated frames from {mac}, whose IP address cannot be parsed"),
     };
     let remedy = match ip {
         _ if port.fixed_ips.is_empty() && port.allowed_address_pairs.is_empty() => {
             "the port has no IP address; list its addresses in fixed_ips, or set port_security = \"mac\"".to_owned()
         }
-        None => "set port_security = \"mac\" if they are right".to_owned(),
+        None => "if they are legitimate, set port_security = \"mac\"".to_owned(),
         Some(ip) => {
             let of = if own { String::new() } else { format!("mac_address = \"{mac}\", ") };
             let prefix = match ip {
@@ -348,7 +348,7 @@ fn spoofed_ip(names: &Labels<'_>, port: &Port, sender: RefusedSender, announceme
         }
     };
     let bound = match announcement.is_last {
-        true => format!(". Others of this port are announced once in {} from now on", span(EVERY)),
+        true => format!(". Further senders of this port are reported once in {}", span(EVERY)),
         false => String::new(),
     };
     format!("{whose} {what}, which is not allowed: dropped as spoofed_ip; {remedy}{bound}")

@@ -89,7 +89,7 @@ pub(super) fn clocks() -> Clocks {
 }
 
 impl Controller {
-    /// Requests storing, changed or not: counts of suppressed frames and times of loops age.
+    /// Requests storing, changed or not: counts of dropped frames and times of loops age.
     pub(in crate::control::reconcile) fn mark_loops_dirty(&mut self) {
         let Mitigation { loops, disabled, persistence: persisted, .. } = &mut self.mitigation;
         persisted.is_due |= loops.loops().next().is_some() || !disabled.is_empty();

@@ -26,29 +26,27 @@ impl Mitigation {
 
     fn quarantine_reason(&self, id: PortId) -> Option<String> {
         let end = self.endpoints.get(&id)?;
-        let release = format!("`vifswitch release {}` lifts it", end.port);
+        let release = format!("`vifswitch release {}` releases it", end.port);
         if let Some(of) = self.loop_holding(end) {
             let until = rfc3339(clocks().wall(of.escalation.until));
             let (what, level) = (describe::what(of, &self.topology), of.escalation.level.number());
-            return Some(format!(
-                "{what}: level {level}, until {until} or longer if it is still there then; {release}"
-            ));
+            return Some(format!("{what}: level {level}, until {until}, longer if the loop persists; {release}"));
         }
         let disabled = self.disabled.get(end)?;
         let until = match disabled.until {
             Some(until) => format!("until {}", rfc3339(clocks().wall(until))),
-            None => "until it is released by hand".into(),
+            None => "until it is released".into(),
         };
-        Some(format!("held for a {} storm, {until}; {release}", disabled.class))
+        Some(format!("quarantined for a {} storm, {until}; {release}", disabled.class))
     }
 
     /// Active loops, then notices, then ended loops, the latest first.
     pub fn loops(&self) -> Vec<LoopStatus> {
         let clocks = clocks();
-        let there = self.loops.loops().map(|of| view(of, None, &self.topology, clocks));
+        let active = self.loops.loops().map(|of| view(of, None, &self.topology, clocks));
         let notices = self.loops.notices(clocks.now).map(|of| notice_status(of, &self.topology, clocks));
         let over = self.loops.ended().map(|over| view(&over.loop_state, Some(over), &self.topology, clocks));
-        there.chain(notices).chain(over).collect()
+        active.chain(notices).chain(over).collect()
     }
 
     /// Counts of loops, storms, dampened stations and probes.
@@ -68,7 +66,7 @@ impl Mitigation {
 impl Controller {
     /// Active storms, then ended ones, the latest first.
     pub(in crate::control::reconcile) fn storms(&self) -> Vec<StormStatus> {
-        let mut there: Vec<StormStatus> = self
+        let mut active: Vec<StormStatus> = self
             .mitigation
             .monitor
             .active_storms()
@@ -77,8 +75,8 @@ impl Controller {
             .collect();
         let key =
             |view: &StormStatus| (view.since.clone(), view.device_id.clone(), view.port_id.clone(), view.class.clone());
-        there.sort_by_key(key);
-        there.into_iter().chain(self.mitigation.monitor.ended.iter().rev().cloned()).collect()
+        active.sort_by_key(key);
+        active.into_iter().chain(self.mitigation.monitor.ended.iter().rev().cloned()).collect()
     }
 
     /// Status of a storm.
@@ -102,12 +100,12 @@ impl Controller {
         let (whose, _) = self.storm_owner(who);
         let release = self.limit(who, index, class).release;
         let since = rfc3339(clocks.wall(episode.since));
-        let frames = if episode.suppressed == 1 { "frame" } else { "frames" };
-        let how = format!("{} {frames} suppressed, at most {} a second", episode.suppressed, episode.peak);
+        let frames = if episode.dropped == 1 { "frame" } else { "frames" };
+        let how = format!("{} {frames} dropped, at most {} a second", episode.dropped, episode.peak);
         let class = class.name();
         let done = match (action, disabled) {
-            (_, Some(_)) => "; the port is held",
-            (StormAction::Disable, None) => "; its ports are held",
+            (_, Some(_)) => "; the port is quarantined",
+            (StormAction::Disable, None) => "; its ports are quarantined",
             _ => "",
         };
         let ended = ended.map(|_| rfc3339(clocks.wall(episode.last)));
@@ -123,7 +121,7 @@ impl Controller {
             active: ended.is_none(),
             since,
             ended,
-            suppressed: episode.suppressed,
+            dropped_frames: episode.dropped,
             highest_rate: episode.peak,
             action: action.name().to_owned(),
             quarantined: disabled.is_some(),
