@@ -13,8 +13,8 @@
 
 use super::activation::PinReports;
 use super::flaps::FlapDetector;
-use super::forwarding::Port;
 use super::lookup_key::{LookupKey, drop_quarantined, drop_spoofed, parse, prefetch, receive_probes};
+use super::port::Port;
 use super::reserved::is_link_local_group;
 use super::state::{drop_own_entry, learn};
 use super::storm::{Cost, admit, is_bpdu};

@@ -24,8 +24,8 @@
 
 use std::time::Duration;
 
-use super::forwarding::Port;
 use super::pinned::place;
+use super::port::Port;
 use super::sibling_sources::SiblingReporter;
 use super::update_times::UpdateTimes;
 use super::{FdbEntry, ForwardingConfig, MAX_PORTS, PortConfig, PortId, Station};

@@ -2,7 +2,7 @@
 //! lengths and offload headers, loop probes, reserved groups, and senders in ARP, IP and neighbor discovery that port
 //! security refuses. `decide.rs` lists all steps.
 
-use super::forwarding::Port;
+use super::port::Port;
 use super::probe_receiver::{ProbeReceiver, contiguous};
 use super::reserved::is_link_local_group;
 use super::spoofing::SpoofReporter;

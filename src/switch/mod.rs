@@ -20,6 +20,7 @@ mod ids;
 mod lookup_key;
 mod pinned;
 mod policer;
+mod port;
 mod probe_receiver;
 mod reserved;
 mod security;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::activation::PinReports;
 use super::flaps::FlapDetector;
-use super::forwarding::Port;
 use super::lookup_key::LookupKey;
+use super::port::Port;
 use super::probe_receiver::ProbeReceiver;
 use super::spoofing::{SpoofReporter, SpoofedIp};
 use super::trunk::{IngressPort, IngressPorts};

@@ -2,8 +2,8 @@
 //! the port that the tag identifies. Steps: see `decide.rs`.
 
 use super::decide::{BurstDecision, Decider};
-use super::forwarding::Port;
 use super::lookup_key::{LookupKey, is_spoofed, prefetch, read, report_spoofed};
+use super::port::Port;
 use super::probe_receiver::contiguous;
 use super::reserved::is_link_local_group;
 use super::trunk::{IngressPort, Trunk};
