@@ -1,8 +1,11 @@
 //! Received batch: a burst of frames, and the receive buffers that it lends.
 
-use super::Magazine;
-use super::descriptor::{Frame, Small, TAG_AT, Tail};
-use crate::wire::{MIN_WIRE_LEN, Offload, OffloadSet, Priority, TAG_LEN, Vid};
+mod tag;
+
+pub use self::tag::TagError;
+use super::descriptor::{Frame, Small};
+use super::{FrameRef, Magazine};
+use crate::wire::{Offload, Priority};
 
 /// Maximum number of frames in a burst.
 pub const BURST: usize = 64;
@@ -222,100 +225,6 @@ impl Batch {
         self.has_priorities |= priority.is_some();
     }
 
-    /// The tag for the frame at `index` on VLAN `vid`, and whether it replaces a tag. Keeps the priority of the
-    /// removed tag. A priority tag on the frame (VLAN 0) is replaced, and its priority kept.
-    fn tag_for(&self, index: usize, vid: Vid) -> ([u8; TAG_LEN], bool) {
-        if let Some(priority) = self.priority(index) {
-            return (vid.tag_with(priority), false);
-        }
-        match Priority::of_priority_tag(self.head(index)) {
-            Some(priority) => (vid.tag_with(priority), true),
-            None => (vid.tag(), false),
-        }
-    }
-
-    /// Like `copy_to_pool`, with the tag of VLAN `vid` inserted. With `pads`, padded to the wire's minimum.
-    pub fn copy_tagged(&self, index: usize, vid: Vid, pads: bool, magazine: &mut Magazine) -> Result<Frame, TagError> {
-        let (frame, (tag, replaces)) = (self.frame_ref(index), self.tag_for(index, vid));
-        let (addresses, rest) = frame.head.split_at_checked(TAG_AT).ok_or(TagError::Offsets)?;
-        let (rest, after) = match replaces {
-            true => (rest.get(TAG_LEN..).unwrap_or_default(), Some(frame.frame.current())),
-            false => (rest, frame.frame.tagged()),
-        };
-        let (offload, headers) = after.ok_or(TagError::Offsets)?;
-        #[allow(clippy::cast_possible_truncation)] // 4
-        let len = frame.frame.len() + if replaces { 0 } else { TAG_LEN as u32 };
-        let padding = if pads && !offload.needs_offload() { padding(len) } else { &[] };
-        let parts = [addresses, &tag, rest].into_iter().chain(frame.tail()).chain([padding]);
-        #[allow(clippy::cast_possible_truncation)] // 60 at most
-        let len = len + padding.len() as u32;
-        let mut copy = concat(parts, len, offload, magazine).ok_or(TagError::NoSlot)?;
-        copy.count_as(frame.frame, headers);
-        Ok(copy)
-    }
-
-    /// Whether the frame at `index` is shorter than the wire's minimum. False with offload pending: the software
-    /// offload pads the frames that it builds.
-    #[inline]
-    pub fn is_short(&self, index: usize) -> bool {
-        let frame = self.frame(index);
-        frame.len() < MIN_WIRE_LEN && !frame.offload().needs_offload()
-    }
-
-    /// Copies a short frame, padded to the wire's minimum. `None` when the pool has no slots left.
-    pub fn copy_padded(&self, index: usize, magazine: &mut Magazine) -> Option<Frame> {
-        let frame = self.frame_ref(index);
-        let parts = std::iter::once(frame.head).chain(frame.tail()).chain([padding(frame.frame.len())]);
-        concat(parts, frame.frame.len().max(MIN_WIRE_LEN), frame.frame.offload(), magazine)
-    }
-
-    /// Pads a short frame to the wire's minimum. No TX batch may have borrowed it.
-    #[cold]
-    pub fn pad(&mut self, index: usize, magazine: &mut Magazine) -> Result<(), TagError> {
-        let frame = &mut self.frames[index];
-        let done = match frame.rx_buffer() {
-            Some((buffer, _)) => frame.pad_in_buffer(&mut self.rx_buffers[buffer * STRIDE..][..STRIDE]),
-            None => frame.pad_owned(),
-        };
-        if !done {
-            let copy = self.copy_padded(index, magazine).ok_or(TagError::NoSlot)?;
-            magazine.recycle(std::mem::replace(&mut self.frames[index], copy));
-        }
-        Ok(())
-    }
-
-    /// Removes the tag after the MAC addresses of the frame at `index`, of any TPID. Adjusts the offload offsets;
-    /// if they become invalid, the frame is marked invalid. Keeps the priority for a tag inserted at egress.
-    /// `false` if fewer bytes than an Ethernet header would remain.
-    pub fn pop_tag(&mut self, index: usize) -> bool {
-        self.set_priority(index, Priority::of_tag(self.head(index)));
-        let frame = &mut self.frames[index];
-        match frame.rx_buffer() {
-            Some((buffer, _)) => frame.pop_in_buffer(&mut self.rx_buffers[buffer * STRIDE..][..STRIDE]),
-            None => frame.pop_owned(),
-        }
-    }
-
-    /// Inserts the tag of VLAN `vid` into the frame at `index`: in place, or, without headroom, in a copy that
-    /// replaces it. Replaces a priority tag. No TX batch may have borrowed the frame.
-    pub fn push_tag(&mut self, index: usize, vid: Vid, magazine: &mut Magazine) -> Result<(), TagError> {
-        let (tag, replaces) = self.tag_for(index, vid);
-        let frame = &mut self.frames[index];
-        let done = match (frame.rx_buffer(), replaces) {
-            (Some((buffer, _)), true) => {
-                frame.replace_in_buffer(tag, &mut self.rx_buffers[buffer * STRIDE..][..STRIDE])
-            }
-            (Some((buffer, _)), false) => frame.push_in_buffer(tag, &mut self.rx_buffers[buffer * STRIDE..][..STRIDE]),
-            (None, true) => frame.replace_owned(tag),
-            (None, false) => frame.push_owned(tag),
-        };
-        if !done {
-            let copy = self.copy_tagged(index, vid, false, magazine)?;
-            magazine.recycle(std::mem::replace(&mut self.frames[index], copy));
-        }
-        Ok(())
-    }
-
     /// The frame at `index`, as transmitted.
     #[inline(always)]
     pub fn frame_ref(&self, index: usize) -> FrameRef<'_> {
@@ -363,12 +272,6 @@ impl Batch {
     }
 }
 
-/// Zeros that pad a frame of this length to the wire's minimum.
-fn padding(len: u32) -> &'static [u8] {
-    const ZEROS: &[u8] = &[0; MIN_WIRE_LEN as usize];
-    ZEROS.get(len as usize..).unwrap_or_default()
-}
-
 /// Builds a frame of `len` bytes in slots of its own from these parts.
 #[inline(always)]
 fn concat<'a>(
@@ -390,58 +293,10 @@ fn concat<'a>(
     })
 }
 
-/// Why a tag cannot be inserted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TagError {
-    /// No slot is free for a copy.
-    NoSlot,
-    /// The frame has no Ethernet header, or an offload offset would overflow.
-    Offsets,
-}
-
 /// Cost of a frame in bytes, for the end of a burst.
 #[inline(always)]
 fn cost(frame: &Frame) -> usize {
     (frame.len() as usize).max(frame.frames() * MIN_COST)
-}
-
-/// A frame as the transmitting device sees it.
-#[derive(Debug, Clone, Copy)]
-pub struct FrameRef<'a> {
-    /// The frame.
-    pub frame: &'a Frame,
-    /// Its first segment: all of it, unless it is longer than a slot.
-    pub head: &'a [u8],
-    /// The virtio_net_hdr and the first segment, if contiguous.
-    pub with_header: Option<&'a [u8]>,
-}
-
-impl<'a> FrameRef<'a> {
-    /// The segments after the first.
-    pub fn tail(&self) -> Tail<'a> {
-        self.frame.tail()
-    }
-
-    /// Whether a device with the offloads `set` can transmit it unmodified.
-    #[inline]
-    pub fn is_supported_by(&self, set: OffloadSet) -> bool {
-        let offload = self.frame.offload();
-        !offload.needs_offload() || set.takes(offload, self.head, self.frame.len(), self.frame.count())
-    }
-
-    /// Whether it has a single segment.
-    #[inline(always)]
-    pub fn is_contiguous(&self) -> bool {
-        self.frame.head_len() == self.frame.len()
-    }
-
-    /// Copies all its bytes. For tests and captures.
-    pub fn to_vec(&self) -> Vec<u8> {
-        let mut all = Vec::with_capacity(self.frame.len() as usize);
-        all.extend_from_slice(self.head);
-        self.tail().for_each(|part| all.extend_from_slice(part));
-        all
-    }
 }
 
 #[cfg(test)]

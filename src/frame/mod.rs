@@ -19,15 +19,17 @@ mod batch;
 mod copy;
 mod descriptor;
 mod fill_target;
+mod frame_ref;
 mod magazine;
 mod pool;
 mod prefetch;
 mod tx_batch;
 mod xsk_queue;
 
-pub use batch::{BURST, BURST_BYTES, Batch, FrameRef, HEADROOM, TagError};
+pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, TagError};
 pub use copy::copy;
 pub use descriptor::{Frame, Small, Tail};
+pub use frame_ref::FrameRef;
 pub use magazine::Magazine;
 pub use pool::{Pool, SLOT};
 pub use prefetch::prefetch;
