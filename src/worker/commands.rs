@@ -3,7 +3,7 @@
 
 use super::mailbox::{Command, DeviceGone, FdbPage, Flushed};
 use super::poll_loop::Worker;
-use super::queues::{QueueState, RxQueue};
+use super::rx_queue::{QueueState, RxQueue};
 use crate::switch::PortId;
 use crate::time::MonoTime;
 

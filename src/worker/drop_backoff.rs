@@ -5,7 +5,7 @@
 //! 8th, and at most every [`MAX_BACKOFF`]th. A burst that is not full, or of which a frame is forwarded, ends the
 //! back-off.
 
-use super::queues::{QueueState, RxQueue};
+use super::rx_queue::{QueueState, RxQueue};
 
 /// Fully dropped full bursts in a row that start the back-off.
 const MIN_DROPPED_BURSTS: u8 = 4;

@@ -21,7 +21,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use super::Notifier;
-use super::queues::{QueueState, QueueTable, RxQueue};
+use super::queues::QueueTable;
+use super::rx_queue::{QueueState, RxQueue};
 use crate::frame::Magazine;
 use crate::sys::event::Poller;
 use crate::time::MonoTime;

@@ -21,6 +21,7 @@ mod poll_loop;
 mod port_counters;
 mod queues;
 mod rx_backoff;
+mod rx_queue;
 mod settings;
 mod subports;
 mod sw_offload;
@@ -34,7 +35,7 @@ pub use mailbox::{Announcements, Command, DeviceGone, FdbPage, Flush, Flushed, M
 pub use notifier::Notifier;
 pub use poll_loop::{PollResult, Worker};
 pub use port_counters::PortCounterTable;
-pub use queues::RxQueue;
+pub use rx_queue::RxQueue;
 pub use settings::WorkerSetSettings;
 pub use subports::SubportTable;
 pub use worker_set::{WorkerSet, worker_set};

@@ -1,5 +1,8 @@
-//! Worker and its poll loop: receives bursts, decides, flushes TX batches, exchanges frames and FDB updates with
-//! peers.
+//! Worker and its poll loop: receives bursts, decides, executes the verdicts. `flush` sends TX batches, `peers`
+//! exchanges frames and FDB updates.
+
+mod flush;
+mod peers;
 
 use std::io;
 use std::sync::Arc;
@@ -16,14 +19,14 @@ use super::mailbox::{Command, DeviceGone};
 use super::outbox::Outbox;
 use super::peer::Peer;
 use super::port_counters::{PortCounterTable, counters_of};
-use super::queues::{QueueState, QueueTable, SCAN_WIDTH};
+use super::queues::QueueTable;
+use super::rx_queue::QueueState;
 use super::settings::WorkerSetSettings;
 use super::sw_offload::SwOffload;
-use crate::frame::{BURST, Batch, Magazine, TxStats};
+use crate::frame::{BURST, Batch, Magazine};
 use crate::switch::{DropReason, IngressPorts, PortId, Switch, Verdict, Verdicts};
 use crate::telemetry::WorkerCounters;
 use crate::time::{self, MonoTime};
-use crate::wire::MIN_WIRE_LEN;
 
 /// FDB entries checked for ageing per `poll_once`.
 const AGE_BATCH: usize = 8;
@@ -31,9 +34,6 @@ const AGE_BATCH: usize = 8;
 /// Frames received after which TX batches are flushed early, while their bytes are still in the L1 cache. Also
 /// bounds the length of a TX batch.
 const MAX_PER_POLL: usize = 2 * BURST;
-
-/// FDB updates applied per peer and `poll_once`.
-const MAX_UPDATES: usize = 256;
 
 /// Empty receives in a row after which the device's missed frames are read. Reading them is a system call for some
 /// devices, made when the queue turns idle.
@@ -310,139 +310,6 @@ impl Worker {
         }
     }
 
-    /// Flushes all non-empty TX batches: one call per port.
-    #[inline]
-    pub(super) fn flush_tx(&mut self) {
-        self.received = 0;
-        for first in (0..self.queues.len()).step_by(SCAN_WIDTH) {
-            let mut waiting = self.queues.take_pending(first);
-            while waiting != 0 {
-                self.flush_queue(first + (waiting.trailing_zeros() / u8::BITS) as usize);
-                waiting &= waiting - 1;
-            }
-        }
-        for first in self.queues.subport_numbers() {
-            let mut waiting = self.queues.take_pending(first);
-            while waiting != 0 {
-                self.flush_subport(first + (waiting.trailing_zeros() / u8::BITS) as usize);
-                waiting &= waiting - 1;
-            }
-        }
-    }
-
-    fn flush_queue(&mut self, number: usize) {
-        let Some((queue, tx)) = self.queues.with_tx(number) else { return };
-        self.idle.record_busy(queue);
-        let (port, device) = (queue.port, &mut *queue.device);
-        let sent = if std::mem::take(&mut queue.needs_sw_offload) {
-            let shortest = if queue.needs_padding && self.switch.config().is_uplink(port) { MIN_WIRE_LEN } else { 0 };
-            self.gso_fallback.send(device, port, shortest, tx, &self.batch, &mut self.magazine, &self.port_counters)
-        } else {
-            device.transmit(tx, &self.batch, &mut self.magazine)
-        };
-        self.count_sent(port, sent);
-    }
-
-    #[inline(never)] // most ports are not subports
-    fn flush_subport(&mut self, number: usize) {
-        let Some((queue, subport)) = self.queues.subport(number) else { return };
-        self.idle.record_busy(queue);
-        let (port, device) = (subport.port, &mut *queue.device);
-        let sent = if std::mem::take(&mut subport.needs_sw_offload) {
-            self.gso_fallback.send(
-                device,
-                port,
-                0,
-                &mut subport.tx,
-                &self.batch,
-                &mut self.magazine,
-                &self.port_counters,
-            )
-        } else {
-            device.transmit(&mut subport.tx, &self.batch, &mut self.magazine)
-        };
-        self.count_sent(port, sent);
-    }
-
-    #[inline]
-    fn count_sent(&self, port: PortId, sent: TxStats) {
-        let Some(counters) = counters_of(&self.port_counters, port) else { return };
-        counters.tx_frames.add(sent.frames);
-        counters.tx_bytes.add(sent.bytes);
-        if sent.full + sent.refused + sent.link_down + sent.no_buffer > 0 {
-            counters.drops_out.add(DropReason::NoBuffer, sent.no_buffer);
-            counters.drops_out.add(DropReason::DeviceFull, sent.full);
-            counters.drops_out.add(DropReason::DeviceRefused, sent.refused);
-            counters.drops_out.add(DropReason::LinkDown, sent.link_down);
-        }
-    }
-
-    /// Receives from peers: per peer, the frames in its ring at the start (bounded by the ring) and up to
-    /// `MAX_UPDATES` FDB updates. Not limited to a burst per peer, because a peer sends for many ports: a burst per
-    /// peer would be less than a burst per port.
-    fn drain_peers(&mut self, now: MonoTime) -> usize {
-        let mut received = 0;
-        for worker in 0..self.peers.len() {
-            let Some(peer) = &mut self.peers[worker] else { continue };
-            let (updates, mut frames) = (peer.updates_in.slots().min(MAX_UPDATES), peer.frames_in.slots());
-            if let Ok(chunk) = peer.updates_in.read_chunk(updates) {
-                chunk.into_iter().for_each(|update| self.switch.apply(update, now));
-            }
-            received += updates + frames;
-            while frames > 0 {
-                frames -= self.enqueue_handoffs(worker, frames).min(frames);
-                if frames > 0 {
-                    // A device takes one burst at a time, as from a queue.
-                    self.flush_tx();
-                }
-            }
-        }
-        // This worker may know an applied MAC better and answer.
-        self.send_updates();
-        if self.switch.has_events() {
-            self.send_events();
-        }
-        received
-    }
-
-    /// Dispatches up to `most` frames, at most a burst, from a peer's ring. Returns how many.
-    fn enqueue_handoffs(&mut self, worker: usize, most: usize) -> usize {
-        let mut addresses = [None; BURST];
-        let Some(peer) = &mut self.peers[worker] else { return most };
-        for target in addresses.iter_mut().take(most) {
-            if self.batch.is_full() {
-                break;
-            }
-            let Ok(frame) = peer.frames_in.pop() else { break };
-            *target = Some(frame.target);
-            self.batch.push(frame.frame);
-            self.batch.set_priority(self.batch.len() - 1, frame.priority);
-        }
-        let frames = self.batch.len();
-        if frames == 0 {
-            return most;
-        }
-        let outcome = self.outbox(|outbox, _| {
-            for (index, target) in addresses.into_iter().flatten().enumerate() {
-                outbox.enqueue(index, target);
-            }
-        });
-        self.end_burst(&outcome);
-        frames
-    }
-
-    /// Sends the FDB updates of the last burst to all peers.
-    #[inline]
-    fn send_updates(&mut self) {
-        for update in self.switch.updates() {
-            for peer in self.peers.iter_mut().flatten() {
-                if !peer.send_update(update) {
-                    self.counters.updates_lost.add(1);
-                }
-            }
-        }
-    }
-
     /// Sends the events of the last burst to control.
     #[cold]
     fn send_events(&mut self) {
@@ -455,12 +322,6 @@ impl Worker {
         self.switch.pin_reports().for_each(|(report, at)| sender(WorkerEvent::Pin(report, at)));
         self.switch.sibling_sources().for_each(|source| sender(WorkerEvent::SiblingSource(source)));
         self.counters.events_lost.add(lost);
-    }
-
-    /// Wakes the peers that this `poll_once` has sent to.
-    #[inline]
-    fn notify_peers(&mut self) {
-        self.peers.iter_mut().flatten().for_each(Peer::notify);
     }
 
     fn age_step(&mut self, now: MonoTime) {

@@ -4,7 +4,7 @@
 //! Applies to devices whose receive costs a system call. It still transmits meanwhile.
 
 use super::poll_loop::Worker;
-use super::queues::{QueueState, RxQueue};
+use super::rx_queue::{QueueState, RxQueue};
 use crate::sys::event::is_ready;
 use crate::time::MonoTime;
 

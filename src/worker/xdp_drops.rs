@@ -3,7 +3,7 @@
 use super::early_drop::{BlockedGroup, NEVER, class};
 use super::poll_loop::Worker;
 use super::port_counters::{PortCounterTable, counters_of};
-use super::queues::RxQueue;
+use super::rx_queue::RxQueue;
 use crate::device::GroupClass;
 use crate::switch::Attachment;
 use crate::time::MonoTime;
