@@ -1,26 +1,23 @@
-//! Opens and closes devices and hands their queues to workers. Calls that may block run as jobs, and return a
+//! Opens devices and hands their queues to workers; `closing` closes them. Calls that may block run as jobs, and return a
 //! [`DeviceEvent`].
 //!
 //! A device whose netdev is gone: `handle_device_gone` closes it on a worker's notice, `close_devices` takes its
 //! queues back, and `try_down_ports` opens it again.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::warn;
 
+use super::closing::ClosingPort;
 use super::results::{DeviceEvent, OpenResult};
 use super::watcher;
 use super::{Controller, Port, State};
 use crate::control::compile::forwarding::{self, ControlState};
 use crate::control::compile::plan::{DeviceChange, device_step_of_open};
-use crate::control::config::Config;
-use crate::control::desired::orphans::{self, OrphanNetdev, Orphans};
 use crate::control::reconcile::backoff::Backoff;
-use crate::control::reconcile::jobs::OVERDUE_AFTER;
 use crate::device::properties;
-use crate::device::{self, Device, DeviceLocation, OpenError, Opened, Removal, Settings};
-use crate::sys::netns::Netns;
+use crate::device::{self, OpenError, Opened, Settings};
 use crate::time::{self, MonoTime};
 use crate::worker::{DeviceGone, RxQueue};
 
@@ -33,20 +30,6 @@ const IN_USE_GRACE: Duration = Duration::from_secs(1);
 
 /// Maximum device events handled together.
 const AT_ONCE: usize = 256;
-
-/// A device to be closed.
-#[derive(Default)]
-pub(super) struct ClosingPort {
-    /// The port, by its key.
-    pub port: u64,
-    /// Its queues, no longer polled.
-    pub queues: Vec<Box<dyn Device>>,
-    /// Settings of the netdev to remove, if the switch created it.
-    pub remove: Option<Settings>,
-    /// Namespaces in which the configuration has a netdev of this name for the same port. If one is the same namespace
-    /// by another path, the netdev stays.
-    pub wanted: Vec<Netns>,
-}
 
 impl Controller {
     /// Starts an attempt to open each port that is down and due.
@@ -127,95 +110,6 @@ impl Controller {
         }
     }
 
-    /// Closes devices in the background, those of one namespace together.
-    pub(super) fn close(&mut self, closings: Vec<ClosingPort>) {
-        let mut by_netns: HashMap<Option<Netns>, Vec<ClosingPort>> = HashMap::new();
-        for mut closing in closings {
-            if let Some(&index) = self.port_index.get(&closing.port) {
-                self.ports[index].closing += 1;
-            }
-            closing.wanted =
-                closing.remove.as_ref().and_then(OrphanNetdev::of).map_or_else(Vec::new, |of| self.wanted(&of));
-            let of = closing.remove.as_ref().map(|settings| settings.netns().clone());
-            by_netns.entry(of).or_default().push(closing);
-        }
-        for (of, closings) in by_netns {
-            let done = self.device_event_sender.clone();
-            self.jobs.run(&of.clone().unwrap_or_default(), move || {
-                let mut closings = closings;
-                let mut unknown: HashMap<u64, OpenError> = HashMap::new();
-                for closing in &mut closings {
-                    let Some(of) = &closing.remove else { continue };
-                    let stays = is_any_same(&closing.wanted, &of.at()).unwrap_or_else(|why| {
-                        unknown.insert(closing.port, why);
-                        true
-                    });
-                    closing.remove = closing.remove.take().filter(|_| !stays);
-                }
-                let remove: Vec<Settings> = closings.iter().filter_map(|closing| closing.remove.clone()).collect();
-                let results = of.map(|of| device::remove(&of, &remove)).unwrap_or_default();
-                let mut results = results.into_iter();
-                for ClosingPort { port, queues, remove, .. } in closings {
-                    drop(queues);
-                    let failed = remove.as_ref().and_then(|_| results.next()?.err());
-                    let failed = failed.or_else(|| unknown.remove(&port));
-                    let removed = remove.as_ref().filter(|_| failed.is_none()).and_then(OrphanNetdev::of);
-                    let warning =
-                        failed.map(|why| format!("removing its netdev failed; retried at the next start: {why}"));
-                    let _ = done.send(DeviceEvent::Closed { port, removed, warning });
-                }
-            });
-        }
-    }
-
-    /// Closes queues that are no longer polled, in the background.
-    fn close_queues(&mut self, queues: Vec<(u64, Box<dyn Device>)>) {
-        let mut by_port: HashMap<u64, ClosingPort> = HashMap::new();
-        for (port, queue) in queues {
-            by_port.entry(port).or_insert_with(|| ClosingPort { port, ..ClosingPort::default() }).queues.push(queue);
-        }
-        self.close(by_port.into_values().collect());
-    }
-
-    /// Removes an orphaned netdev in the background.
-    pub(super) fn remove_orphan(&self, orphan: OrphanNetdev) {
-        let (done, wanted) = (self.device_event_sender.clone(), self.wanted(&orphan));
-        self.jobs.run(&orphan.at().netns, move || {
-            let result = match is_any_same(&wanted, &orphan.at()) {
-                Ok(true) => Ok(Removal::Gone),
-                Ok(false) => device::remove_left(&orphan.at(), &orphan.port_id),
-                Err(why) => Err(why),
-            };
-            let _ = done.send(DeviceEvent::OrphanRemoved { left: orphan, result });
-        });
-    }
-
-    /// Other namespaces in which the configuration has a netdev of this name for the same port.
-    fn wanted(&self, orphan: &OrphanNetdev) -> Vec<Netns> {
-        let netdevs = orphans::netdevs(&self.config).into_iter();
-        netdevs.filter(|wanted| wanted.is_in_other_namespace(orphan)).map(|wanted| wanted.at().netns).collect()
-    }
-
-    /// Removes orphans whose names conflict with netdevs of `config`, and returns the others. Stops waiting after a
-    /// timeout.
-    pub(super) async fn remove_conflicting_orphans(&mut self, config: &Config) -> Orphans {
-        let wanted = orphans::netdevs(config);
-        let in_the_way = |orphan: &OrphanNetdev| wanted.iter().any(|wanted| wanted.conflicts_with(orphan));
-        let (first, later): (Orphans, Orphans) = self.orphans.iter().cloned().partition(in_the_way);
-        first.iter().cloned().for_each(|orphan| self.remove_orphan(orphan));
-        let clear = async {
-            for _ in first {
-                if let Some(outcome) = self.device_events.recv().await {
-                    self.receive(outcome).await;
-                }
-            }
-        };
-        if tokio::time::timeout(OVERDUE_AFTER, clear).await.is_err() {
-            warn!("netdevs of an earlier run have not been removed within {} seconds", OVERDUE_AFTER.as_secs());
-        }
-        later
-    }
-
     /// Adjusts the netdev of a port that is up, in the background.
     pub(super) fn adjust(&self, port: u64, settings: Settings) {
         let done = self.device_event_sender.clone();
@@ -268,23 +162,6 @@ impl Controller {
         self.advance().await;
         self.try_down_ports();
         self.answer_pending();
-    }
-
-    fn record_removal(&mut self, orphan: OrphanNetdev, result: Result<Removal, OpenError>) {
-        let (at, port) = (orphan.at(), &orphan.port_id);
-        match result {
-            Ok(Removal::Gone) => {}
-            Ok(Removal::Done) => info!("{at} has been removed: orphan of port {port:?}"),
-            Ok(Removal::InUse) => {
-                warn!("{at} was created for port {port:?}, which no longer exists; not removed, as it is in use");
-            }
-            Err(why) => {
-                warn!("removing {at}, orphan of port {port:?}, failed; retried at the next start: {why}");
-                return;
-            }
-        }
-        self.orphans.remove(&orphan);
-        self.orphans_changed = true;
     }
 
     /// Checks a returned attempt against the current configuration. Closes the device if its port is gone or has other
@@ -464,14 +341,4 @@ impl Controller {
 /// Whether a device in use by others is within its grace time.
 fn is_in_grace(port: &mut Port, now: MonoTime) -> bool {
     now.since(*port.in_use_since.get_or_insert(now)) < IN_USE_GRACE
-}
-
-/// Whether one of the names in `wanted` leads to the namespace that the device is in.
-fn is_any_same(wanted: &[Netns], at: &DeviceLocation) -> Result<bool, OpenError> {
-    for netns in wanted {
-        if netns.is_same(&at.netns).map_err(|why| OpenError::entering(at, why))? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

@@ -8,7 +8,7 @@
 //! worker gets the queue. Closing: all workers get a `ForwardingConfig` without the device, then the worker returns the
 //! queue, which is dropped here.
 //!
-//! `devices` opens and closes devices and takes back those that fail; `watcher` receives changes of netdevs, and
+//! `devices` opens devices and takes back those that fail; `closing` closes them and removes netdevs; `watcher` receives changes of netdevs, and
 //! `netdevs` acts on those that need no reopening; `namespaces` notices deleted and replaced namespaces; `backoff`
 //! times attempts.
 //!
@@ -18,12 +18,14 @@
 //!
 //! `requests` answers requests; `emit` emits events; `stations` stores and restores the FDB.
 //!
-//! `apply` performs each change. The start applies the configuration to an empty switch.
+//! `changes` admits and commits changes; `apply` applies each. `startup` applies the configuration to an empty switch.
 
 mod announce;
 pub mod announcements;
 mod apply;
 pub mod backoff;
+mod changes;
+mod closing;
 mod commit;
 mod devices;
 pub mod drift;
@@ -39,12 +41,14 @@ pub(super) mod port;
 mod port_state;
 mod requests;
 mod results;
+mod startup;
 mod stations;
 mod subports;
 #[cfg(test)]
 mod tests;
 mod watcher;
 
+pub use self::startup::Startup;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -55,8 +59,9 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use self::announce::AnnounceState;
-use self::apply::{PendingApply, UnconfirmedChange};
-use self::commit::{Commit, StoreFailure, last_event};
+use self::apply::PendingApply;
+use self::changes::UnconfirmedChange;
+use self::commit::{Commit, StoreFailure};
 use self::mitigation::Mitigation;
 use self::namespaces::Namespaces;
 use self::port::{Port, State};
@@ -64,7 +69,7 @@ use self::results::{Apply, DeviceEvent, Recovered};
 use self::watcher::NetdevWatchers;
 use crate::control::api::handle::Request;
 use crate::control::compile::activation::Activations;
-use crate::control::compile::endpoints::{self, Endpoint, TooMany};
+use crate::control::compile::endpoints::Endpoint;
 use crate::control::compile::failover::Groups;
 use crate::control::compile::ids::IdAllocator;
 use crate::control::compile::policers::Policers;
@@ -75,16 +80,15 @@ use crate::control::loops::schedule::TICK;
 use crate::control::reconcile::backoff::Backoff;
 use crate::control::reconcile::drift::Drift;
 use crate::control::reconcile::jobs::Jobs;
+use crate::control::state::StateStore;
 use crate::control::state::event_log::EventLog;
-use crate::control::state::{DISK_AT_START, StateStore};
 use crate::control::status::fdb::FdbIndex;
 use crate::control::workers::WorkerHandles;
 use crate::frame::Pool;
 use crate::switch::{ForwardingConfig, HashKey};
 use crate::sys::netns::Netns;
 use crate::time::{self, MonoTime};
-use crate::wire::ProbeKey;
-use crate::worker::{DeviceGone, EventReceiver};
+use crate::worker::DeviceGone;
 
 /// Interval of the checks of ports, netdevs and namespaces.
 const RETRY: Duration = Duration::from_millis(250);
@@ -106,27 +110,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum number of past events in a reply.
 const MAX_EVENTS: usize = 10_000;
-
-/// Parameters of a new controller.
-#[derive(Debug)]
-pub struct Startup {
-    /// The cores of the workers.
-    pub cores: Vec<usize>,
-    /// Hash key of the FDB.
-    pub hash_key: HashKey,
-    /// The workers.
-    pub workers: WorkerHandles,
-    /// Device failures that workers report.
-    pub notices: mpsc::Receiver<DeviceGone>,
-    /// Events that workers detect in guest traffic.
-    pub events: EventReceiver,
-    /// Key that authenticates loop probes.
-    pub probe_key: ProbeKey,
-    /// Persists changes.
-    pub state: StateStore,
-    /// Frame slots of the workers.
-    pub pool: &'static Pool,
-}
 
 /// The owner of the desired state.
 pub struct Controller {
@@ -201,91 +184,6 @@ impl std::fmt::Debug for Controller {
 }
 
 impl Controller {
-    /// A controller without ports or configuration.
-    pub fn new(beginning: Startup) -> Controller {
-        let Startup { cores, hash_key, workers, notices, events, probe_key, state: store, pool } = beginning;
-        let (device_event_sender, device_events) = mpsc::unbounded_channel();
-        Controller {
-            config: Config::default(),
-            cores,
-            hash_key,
-            policers: Policers::new(workers.len()),
-            workers,
-            orphans: store.orphans(),
-            orphans_changed: false,
-            state: store,
-            pool,
-            event_log: EventLog::default(),
-            store_failure: None,
-            recovered: None,
-            retries_state: false,
-            is_started: false,
-            ports: Vec::new(),
-            port_index: HashMap::new(),
-            ids: IdAllocator::default(),
-            groups: Groups::default(),
-            mitigation: Mitigation::new(probe_key, events),
-            activations: Activations::default(),
-            announcements: AnnounceState::default(),
-            watchers: NetdevWatchers::default(),
-            namespaces: Namespaces::default(),
-            jobs: Jobs::default(),
-            next_attempt: None,
-            forwarding: Arc::new(ForwardingConfig::none(hash_key)),
-            notices,
-            device_events,
-            device_event_sender,
-            commit: None,
-            applying: None,
-            pending: Vec::new(),
-            waiting: VecDeque::new(),
-            unconfirmed: None,
-            saving_stations: None,
-            verification: None,
-            next_key: 0,
-            since: time::wall(),
-        }
-    }
-
-    /// Applies the initial configuration. A port that fails to open is down and is retried.
-    ///
-    /// # Errors
-    /// The configuration exceeds the capacity of the switch.
-    pub async fn begin(&mut self, config: Config) -> Result<(), TooMany> {
-        endpoints::check_capacity(&config)?;
-        self.config.switch = config.switch.clone();
-        self.event_log.begin(last_event(&self.state).await, self.since);
-        self.emit_state_at_start();
-        self.append_start_events();
-        let orphans = self.remove_conflicting_orphans(&config).await;
-        let stored = timeout(DISK_AT_START, self.state.take_loops()).await.unwrap_or_else(|_| {
-            let seconds = DISK_AT_START.as_secs();
-            warn!("stored measures against loops are unknown: the disk does not answer within {seconds} s");
-            serde_json::Value::Null
-        });
-        self.resume_activations(&stored["activations"]);
-        self.mitigation.load(stored);
-        self.apply(config, Apply::default()).await;
-        self.commit_events();
-        // Restores FDB entries while devices open, so that the first frames to known stations are not flooded. Ports
-        // wait for the first part only.
-        let more = self.take_first_stations().await;
-        let mut retry = tokio::time::interval(RETRY);
-        while self.applying.is_some() || !self.pending.is_empty() {
-            let next = self.next_attempt.map(|at| at.since(time::now()));
-            tokio::select! {
-                Some(outcome) = self.device_events.recv() => self.receive(outcome).await,
-                () = sleep(next.unwrap_or_default()), if next.is_some() => self.try_down_ports(),
-                _ = retry.tick() => self.check_ports().await,
-            }
-        }
-        // The remaining orphans conflict with no port.
-        orphans.into_iter().for_each(|orphan| self.remove_orphan(orphan));
-        self.verify_state(more);
-        self.is_started = true;
-        Ok(())
-    }
-
     /// Reconciles and answers requests until `stop` is ready.
     pub async fn run(&mut self, mut requests: mpsc::Receiver<Request>, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);

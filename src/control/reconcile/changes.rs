@@ -1,0 +1,172 @@
+//! Admits changes: validates them, commits them to the store, and has provisional ones confirmed or reverted. `apply`
+//! applies what is committed.
+
+use std::time::Duration;
+
+use tracing::info;
+
+use super::Controller;
+use super::results::{AfterCommit, Apply, ProvisionalChange, Reply};
+use crate::control::config::{Config, ConfigFile};
+use crate::control::desired::change::{Change, ChangeError, ChangeResult};
+use crate::control::desired::diff::describe_changes;
+use crate::control::desired::merge::Merged;
+use crate::control::state;
+use crate::control::state::events::{EventKind, shorten};
+use crate::time::{self, MonoTime};
+
+/// Maximum changes listed in an event.
+const MAX_CHANGES_SHOWN: usize = 20;
+
+/// Maximum length of each in bytes.
+const MAX_CHANGE_LEN: usize = 600;
+
+/// An applied change that is reverted unless confirmed.
+#[derive(Debug)]
+pub(super) struct UnconfirmedChange {
+    pub previous: Config,
+    pub(super) within: Duration,
+    pub deadline: MonoTime,
+}
+
+impl Controller {
+    /// Validates a change and starts its commit.
+    pub(super) async fn change(&mut self, change: Change, confirm: Option<Duration>, reply: Reply) {
+        let (config, result) = match self.admit(&change) {
+            Err(error) => return drop(reply.send(Err(error))),
+            Ok(None) => return drop(reply.send(Ok(ChangeResult::default()))),
+            Ok(Some(admitted)) => admitted,
+        };
+        let text = summary(&result.changes);
+        let apply = Apply { result, reply: Some(reply), ..Apply::default() }.into();
+        match confirm {
+            None => {
+                let event = self.event(EventKind::Config, text);
+                let orphans = self.orphans_after(&config, &config);
+                let then = AfterCommit::Apply { config: config.clone().into(), transition: apply };
+                self.commit_change(config, orphans, event, then, None);
+            }
+            // The process may end before the change is reverted: the netdevs it would leave are stored as orphans.
+            Some(within) => {
+                let orphans = self.orphans_after(&config, &self.config);
+                self.commit_provisional(
+                    orphans,
+                    ProvisionalChange { config: config.into(), transition: apply, within, text },
+                );
+            }
+        }
+    }
+
+    /// Applies the configuration file. Keeps API changes made since it was last applied.
+    pub(super) fn reload(&mut self, file: Result<ConfigFile, String>, reply: Reply) {
+        let (file, merged, result) = match self.reloaded(file) {
+            Ok(reloaded) => reloaded,
+            Err(error) => {
+                self.emit_config(format!("reload failed; no changes: {}", error.message));
+                return drop(reply.send(Err(error)));
+            }
+        };
+        let last_applied = state::last_applied(&file);
+        if merged.config == self.config && last_applied == *self.state.last_applied() {
+            info!("config: reloaded; no changes");
+            return drop(reply.send(Ok(result)));
+        }
+        let mut text = format!("reloaded: {}", summary(&result.changes));
+        if !merged.conflicts.is_empty() {
+            text.push_str("; changed by API, and dropped because the configuration file has precedence: ");
+            text.push_str(&summary(&merged.conflicts));
+        }
+        let event = self.event(EventKind::Config, text);
+        let orphans = self.orphans_after(&merged.config, &merged.config);
+        let apply = Apply { result, reply: Some(reply), ..Apply::default() }.into();
+        let then = AfterCommit::Apply { config: merged.config.clone().into(), transition: apply };
+        self.commit_change(merged.config, orphans, event, then, Some(last_applied.into()));
+    }
+
+    /// Merges the file with API changes.
+    fn reloaded(&self, file: Result<ConfigFile, String>) -> Result<(ConfigFile, Merged, ChangeResult), ChangeError> {
+        let file = file.map_err(|why| ChangeError::request("unreadable", why))?;
+        self.check_idle()?;
+        let merged = self.state.merge(&file, &self.config);
+        let (config, changed) = self.outcome(&Change::Apply(merged.config))?;
+        Ok((file, Merged { config, ..merged }, changed))
+    }
+
+    /// Applies a change that is reverted unless confirmed.
+    pub(super) async fn apply_provisionally(&mut self, provisional: ProvisionalChange) {
+        let ProvisionalChange { config, transition: apply, within, text } = provisional;
+        self.emit_config(format!("to be confirmed within {}: {text}", seconds(within)));
+        let previous = self.config.clone();
+        self.unconfirmed = Some(UnconfirmedChange { previous, within, deadline: time::now() + within });
+        self.apply(*config, Apply { to_be_confirmed: true, ..*apply }).await;
+    }
+
+    /// The configuration to which a change leads; `None` if that is the current one.
+    fn admit(&self, change: &Change) -> Result<Option<(Config, ChangeResult)>, ChangeError> {
+        self.check_idle()?;
+        let (config, changed) = self.outcome(change)?;
+        Ok((config != self.config).then_some((config, changed)))
+    }
+
+    /// Whether a change may start.
+    fn check_idle(&self) -> Result<(), ChangeError> {
+        self.state.check()?;
+        if self.unconfirmed.is_some() {
+            let message = "the last change is not confirmed; confirm it, or wait until it is reverted";
+            return Err(ChangeError::conflict("unconfirmed", message));
+        }
+        Ok(())
+    }
+
+    /// The configuration and result of a change.
+    pub(super) fn outcome(&self, change: &Change) -> Result<(Config, ChangeResult), ChangeError> {
+        let config = change.to(&self.config)?;
+        let changes = describe_changes(&self.config, &config);
+        Ok((config, ChangeResult { changes, warnings: Vec::new() }))
+    }
+
+    /// Makes the unconfirmed change permanent.
+    pub(super) fn confirm(&mut self, reply: Reply) {
+        let Some(unconfirmed) = &self.unconfirmed else {
+            let error = ChangeError::conflict("nothing_to_confirm", "no unconfirmed change");
+            return drop(reply.send(Err(error)));
+        };
+        let changes = describe_changes(&unconfirmed.previous, &self.config);
+        let event = self.event(EventKind::Config, format!("confirmed: {}", summary(&changes)));
+        let orphans = self.orphans_after(&self.config, &self.config);
+        let changed = ChangeResult { changes, warnings: Vec::new() };
+        self.commit_change(self.config.clone(), orphans, event, AfterCommit::Answer { changed, reply }, None);
+    }
+
+    /// Reverts the unconfirmed change.
+    pub(super) async fn revert(&mut self) {
+        let Some(UnconfirmedChange { previous, within, .. }) = self.unconfirmed.take() else { return };
+        let changes = describe_changes(&self.config, &previous);
+        let text = summary(&changes);
+        self.emit_config(format!("not confirmed within {}; reverted: {text}", seconds(within)));
+        self.apply(previous, Apply::default()).await;
+    }
+
+    fn emit_config(&mut self, text: String) {
+        let event = self.event(EventKind::Config, text);
+        self.emit(true, event);
+    }
+}
+
+/// Changes as one text of limited length.
+fn summary(changes: &[String]) -> String {
+    let short = |difference: &String| {
+        let mut text = difference.clone();
+        shorten(&mut text, MAX_CHANGE_LEN);
+        text
+    };
+    let mut text = changes.iter().take(MAX_CHANGES_SHOWN).map(short).collect::<Vec<_>>().join("; ");
+    if changes.len() > MAX_CHANGES_SHOWN {
+        text.push_str(&format!("; and {} more", changes.len() - MAX_CHANGES_SHOWN));
+    }
+    text
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} seconds", duration.as_secs_f64())
+}
