@@ -119,7 +119,10 @@ impl Headers {
             // Only the sender knows the final destination in its pseudo-header, so the initial sum of the whole
             // packet is applied to each segment.
             pseudo_sum.add_number(seed);
-            pseudo_sum.subtract(u16::try_from(length).map_err(|_| GsoError::Lengths)?);
+            // Its length is that of the UDP header, if there is one.
+            let said = if is_tcp { 0 } else { number(segment, UDP_LENGTH) };
+            let whole = u16::try_from(length).map_err(|_| GsoError::Lengths)?;
+            pseudo_sum.subtract(if said == 0 { whole } else { said });
         } else {
             // Some senders leave out the length, or the whole pseudo-header.
             pseudo_sum.append(pseudo(head, network, layers.protocol.0));

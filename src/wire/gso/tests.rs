@@ -476,6 +476,29 @@ proptest! {
         prop_assert!(finish(&open, packet.offload(transport), WHOLE).unwrap() == right);
     }
 
+    /// Only the sender knows the final address behind a routing header. Its initial sum has the length of its UDP header, which
+    /// is that of the packet or of one segment.
+    #[test]
+    fn the_initial_sum_of_a_routed_datagram_has_the_length_of_its_header(packet in gso_packets(), last: [u8; 16]) {
+        let packet = GsoPacket { v6: true, tcp: None, options: vec![(43, 0)], ..packet };
+        let (network, transport, mut frame) = packet.build();
+        frame[network + 43] = 1;
+        let whole = (frame.len() - transport) as u16;
+        let mut with_length = |length: u16| {
+            let sum = Sum16BitWords::new().add_slice(&packet.addresses[..16]).add_slice(&last).add_2bytes([0, 17]);
+            let seed = !sum.add_2bytes(length.to_be_bytes()).ones_complement().to_be();
+            frame[transport + 4..transport + 8].copy_from_slice(&[length.to_be_bytes(), seed.to_be_bytes()].concat());
+            finish(&frame, packet.offload(transport), WHOLE).unwrap()
+        };
+        let frames = with_length(whole);
+        prop_assert!(with_length(8 + packet.size) == frames);
+        for frame in frames {
+            let segment = &frame[transport..];
+            let sum = Sum16BitWords::new().add_slice(&packet.addresses[..16]).add_slice(&last).add_2bytes([0, 17]);
+            prop_assert_eq!(sum.add_2bytes([segment[4], segment[5]]).add_slice(segment).ones_complement(), 0);
+        }
+    }
+
     /// The same for the checksum of a single frame, which may be padded.
     #[test]
     fn a_checksum_needs_no_pseudo_header_sum(packet in gso_packets(), seed: u16, padding in vec(any::<u8>(), 0..20)) {
