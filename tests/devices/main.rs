@@ -9,6 +9,7 @@ mod kinds;
 mod link_events;
 mod offloads;
 mod packet;
+mod segmentation;
 mod tap;
 mod xdp;
 mod xdp_program;
