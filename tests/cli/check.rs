@@ -97,7 +97,7 @@ fn unintended_port_settings_are_a_warning() {
     let Some(namespace) = Namespace::new() else { return };
     let with = |more: &str| CheckRun::about(&[Vif { more: more.into(), ..Vif::new("a", 1, &namespace) }]);
     let about = "port \"port-1\" (VM \"a\")";
-    with("port_security = \"mac+ip\"").warning(&[about, "no IP address that it may use"]);
+    with("port_security = \"mac+ip\"").warning(&[about, "all its IP packets are dropped"]);
     with("mac_limit = 4").warning(&[about, "mac_limit has no effect"]);
     with("allowed_address_pairs = [{ ip_address = \"10.0.0.0/8\" }]").warning(&[about, "10.0.0.0/8", "no effect"]);
     assert_eq!(with("port_security = \"mac+ip\"\nfixed_ips = [\"10.5.0.1\"]").results(), (0, vec![]));

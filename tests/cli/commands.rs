@@ -342,8 +342,8 @@ fn an_invalid_file_exits_2_without_a_request() {
     for (command, file, marks) in [
         ("apply", config.as_str(), ["a.toml:3: networks[0].mtu = 7", "a.toml:5: network"]),
         ("diff", &config, ["a.toml:3: networks[0].mtu = 7", "a.toml:5: network"]),
-        ("attach", &port, ["p.toml:3: mac_address = \"02\"", "network_id: must be given"]),
-        ("attach", &whose, ["whose.json: device_id: must be given", "VM"]),
+        ("attach", &port, ["p.toml:3: mac_address = \"02\"", "network_id: required"]),
+        ("attach", &whose, ["whose.json: device_id: required", "VM"]),
         ("apply", "/nowhere/a.toml", ["/nowhere/a.toml", "cannot be read"]),
         ("attach", "/nowhere/p.toml", ["/nowhere/p.toml", "cannot be read"]),
     ] {

@@ -57,7 +57,7 @@ pub async fn apply(
         Ok(seconds @ 1..=LONGEST_WAIT) => Ok(Duration::from_secs(seconds)),
         _ => Err(ApiError::wrong(
             "bad_query",
-            format!("confirm = {text:?}: a whole number of seconds belongs here, 1 to {LONGEST_WAIT}"),
+            format!("confirm = {text:?}: expected a whole number of seconds, 1 to {LONGEST_WAIT}"),
         )),
     });
     let confirm = confirm.transpose()?;

@@ -150,7 +150,7 @@ impl fmt::Display for Endpoint {
 
 /// The configuration exceeds the capacity of the switch.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{count} {what} are more than one switch can hold ({most}); spread them over several hosts")]
+#[error("{count} {what} exceed the maximum of a switch, {most}; spread them over several hosts")]
 pub struct TooMany {
     what: &'static str,
     count: usize,

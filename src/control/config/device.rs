@@ -14,12 +14,12 @@ const MOST_QUEUES: u16 = 256;
 
 /// Keys of some kinds: the key, its kinds, and why not others.
 const OF_SOME: &[(&str, &[&str], &str)] = &[
-    ("queues", &["tap", "xdp"], "one socket serves all queues of its netdev"),
-    ("offloads", &["tap", "packet"], "no offload header passes it, and what needs one is completed in software"),
-    ("isolate", &["packet"], "no frame of it reaches the host's own network stack"),
-    ("persist", &["tap"], "others own its netdev, and it is theirs to delete"),
-    ("mode", &["xdp"], "there is one way only that its frames can take"),
-    ("replace_xdp_program", &["xdp"], "it has no XDP program that another one could be in the way of"),
+    ("queues", &["tap", "xdp"], "one socket receives from all queues of the netdev"),
+    ("offloads", &["tap", "packet"], "AF_XDP has no virtio_net_hdr; offloads are completed in software"),
+    ("isolate", &["packet"], "its frames never reach the host's network stack"),
+    ("persist", &["tap"], "others own its netdev and delete it"),
+    ("mode", &["xdp"], "it has a single mode"),
+    ("replace_xdp_program", &["xdp"], "it attaches no XDP program"),
 ];
 
 impl Lowering<'_, '_> {
@@ -27,7 +27,7 @@ impl Lowering<'_, '_> {
     pub fn device(&mut self, raw: Option<&raw::Device>, id: &str) -> Device {
         let empty = raw::Device::default();
         if raw.is_none() && self.is_missing("device") {
-            self.report("device", kind::MISSING, r#"must be given; the shortest is device = { kind = "tap" }"#);
+            self.report("device", kind::MISSING, r#"required; for a tap: device = { kind = "tap" }"#);
         }
         let mut at = Lowering { path: self.path.key("device"), diagnostics: self.diagnostics };
         read(raw.unwrap_or(&empty), id, &mut at)
@@ -39,18 +39,18 @@ fn read(raw: &raw::Device, id: &str, at: &mut Lowering<'_, '_>) -> Device {
         Some(kind) if Device::KINDS.contains(&kind) => Some(kind),
         Some("vhost-user") => {
             let kinds = raw::list(Device::KINDS.iter());
-            at.report("kind", kind::NOT_YET, format!("not in this version yet; it has the kinds {kinds}"));
+            at.report("kind", kind::NOT_YET, format!("not supported yet; this version supports {kinds}"));
             None
         }
         Some(_) => {
             let kinds = raw::list(Device::KINDS.iter());
-            at.report("kind", kind::BAD_VALUE, format!("no such kind of device; this version has {kinds}"));
+            at.report("kind", kind::BAD_VALUE, format!("no such kind of device; this version supports {kinds}"));
             None
         }
         None => {
             if at.is_missing("kind") {
                 let kinds = raw::list(Device::KINDS.iter());
-                at.report("kind", kind::MISSING, format!("must be given; this version has {kinds}"));
+                at.report("kind", kind::MISSING, format!("required; this version supports {kinds}"));
             }
             None
         }
@@ -96,7 +96,7 @@ fn refuse_keys_of_others(raw: &raw::Device, this: &str, at: &mut Lowering<'_, '_
     };
     for (key, kinds, why) in OF_SOME.iter().filter(|(key, kinds, _)| !kinds.contains(&this) && is_written(key)) {
         let kinds = raw::list(kinds.iter());
-        let message = format!("a device of kind {this:?} has no {key}, only kind {kinds}: {why}; leave it out");
+        let message = format!("a device of kind {this:?} has no {key}, only kind {kinds}: {why}; remove the key");
         at.report(key, kind::CONTRADICTION, message);
     }
 }
@@ -105,7 +105,7 @@ fn netns(raw: &raw::Device, at: &mut Lowering<'_, '_>) -> Option<String> {
     raw.netns.clone().filter(|netns| {
         let wrong = wrong_netns(netns);
         if let Some(wrong) = wrong {
-            let remedy = "right would be a name under /run/netns, or an absolute path";
+            let remedy = "use a name under /run/netns, or an absolute path";
             at.report("netns", kind::BAD_VALUE, format!("{wrong}; {remedy}"));
         }
         wrong.is_none()
@@ -121,7 +121,7 @@ pub(super) fn default_name(id: &str) -> String {
 fn given_name(raw: &raw::Device, at: &mut Lowering<'_, '_>) -> String {
     if raw.name.is_none() {
         if at.is_missing("name") {
-            at.report("name", kind::MISSING, "must be given: the name of the netdev, which others make");
+            at.report("name", kind::MISSING, "required: the name of the existing netdev");
         }
         return String::new();
     }
@@ -139,7 +139,7 @@ fn name(raw: &raw::Device, id: &str, at: &mut Lowering<'_, '_>) -> String {
     let message = if is_written {
         wrong
     } else {
-        format!("must be given, because the name made of the id, {}, will not do: {wrong}", quoted(&name))
+        format!("required, because the default name {}, derived from the id, is invalid: {wrong}", quoted(&name))
     };
     at.report("name", kind::BAD_VALUE, message);
     String::new()
@@ -148,13 +148,13 @@ fn name(raw: &raw::Device, id: &str, at: &mut Lowering<'_, '_>) -> String {
 /// Why the kernel, or a terminal, would not accept this name of a netdev.
 fn wrong_name(name: &str) -> Option<String> {
     if name.is_empty() {
-        return Some(format!("empty; a name is 1 to {LONGEST_NAME} bytes"));
+        return Some(format!("empty; use 1 to {LONGEST_NAME} bytes"));
     }
     if name.len() > LONGEST_NAME {
-        return Some(format!("{} bytes long, and the kernel takes {LONGEST_NAME}", name.len()));
+        return Some(format!("{} bytes long; use at most {LONGEST_NAME}", name.len()));
     }
     if [".", "..", "all", "default", "lo"].contains(&name) {
-        return Some("a name that the kernel keeps for itself; another one would be right".to_string());
+        return Some("reserved by the kernel; use another name".to_string());
     }
     // the kernel checks bytes, where 0xa0 is a space; it expands %
     let is_wrong = |c: char| {
@@ -162,7 +162,7 @@ fn wrong_name(name: &str) -> Option<String> {
         c.is_control() || c.is_whitespace() || "/:%".contains(c) || c.encode_utf8(&mut bytes).bytes().any(|b| b == 0xa0)
     };
     let wrong = name.chars().find(|c| is_wrong(*c))?;
-    Some(format!("the kernel takes no {wrong:?} in a name; letters, digits, - _ and . are right"))
+    Some(format!("invalid character {wrong:?}; use letters, digits, - _ and ."))
 }
 
 fn wrong_netns(netns: &str) -> Option<&'static str> {
@@ -170,15 +170,15 @@ fn wrong_netns(netns: &str) -> Option<&'static str> {
         return Some("empty");
     }
     if netns.chars().any(char::is_control) {
-        return Some("has control characters in it");
+        return Some("contains control characters");
     }
     if netns.starts_with('/') {
-        return (netns.len() > 4095).then_some("longer than a path can be, which is 4095 bytes");
+        return (netns.len() > 4095).then_some("longer than the maximum of a path, 4095 bytes");
     }
     match netns {
         "." | ".." => Some("not a name"),
         _ if netns.contains('/') => Some("neither a name nor an absolute path"),
-        _ if netns.len() > 255 => Some("longer than a name can be, which is 255 bytes"),
+        _ if netns.len() > 255 => Some("longer than the maximum of a name, 255 bytes"),
         _ => None,
     }
 }

@@ -54,8 +54,8 @@ fn unused_pairs(port: &Port) -> Option<String> {
     (port.port_security == PortSecurity::Mac).then(|| {
         let what = unused.ip.map_or_else(|| port.mac.to_string(), |ip| ip.to_string());
         format!(
-            "the allowed address pair with {what} and its own MAC address has no effect: port_security = \"mac\" allows \
-             any IP address from that; \"mac+ip\" would not"
+            "the allowed address pair with {what} and its own MAC address has no effect: port_security = \
+             \"mac\" allows any IP address from that MAC address; \"mac+ip\" does not"
         )
     })
 }
@@ -64,8 +64,8 @@ fn unreachable_security(port: &Port) -> Option<String> {
     let is_mute =
         port.port_security == PortSecurity::MacIp && port.fixed_ips.is_empty() && port.allowed_address_pairs.is_empty();
     is_mute.then(|| {
-        "there is no IP address that it may use, so it sends no IP at all: port_security = \"mac+ip\" allows its \
-         fixed_ips and allowed_address_pairs, and it has none; \"mac\" would allow any from its own MAC address"
+        "all its IP packets are dropped: port_security = \"mac+ip\" allows fixed_ips and allowed_address_pairs, \
+         and it has neither; \"mac\" allows any IP address from its own MAC address"
             .into()
     })
 }
@@ -73,8 +73,8 @@ fn unreachable_security(port: &Port) -> Option<String> {
 fn idle_limit(port: &Port) -> Option<String> {
     (port.mac_limit.is_some() && port.port_security != PortSecurity::Off).then(|| {
         format!(
-            "mac_limit has no effect: with port_security = {:?} only its own and allowed addresses pass, and these do \
-             not count",
+            "mac_limit has no effect: with port_security = {:?} only its own and allowed addresses pass, which \
+             do not count",
             port.port_security.name()
         )
     })
@@ -92,8 +92,8 @@ fn idle_storm_limit(vm: &Vm, port: &Port, network: &Network) -> Option<String> {
         }
     })?;
     Some(format!(
-        "storm.{0} allows it more than its VM may send on network {1:?} by all its ports together, and that holds as \
-         well; allow the VM as much, with storm.{0} of the VM or of the network",
+        "storm.{0} exceeds the limit of its VM on network {1:?}, which applies to all ports of the VM together; \
+         raise storm.{0} of the VM or of the network",
         class.name(),
         network.id
     ))
@@ -104,14 +104,14 @@ fn unreachable(port: &Port, is_shared: &impl Fn(&Port, Mac) -> bool) -> Option<S
         return None;
     }
     if port.port_security == PortSecurity::Off {
-        let message = "with unknown_unicast = \"suppress\" and without port security, what is behind it under other \
-                       addresses than its own is reached only while it has spoken lately";
+        let message = "with unknown_unicast = \"suppress\" and without port security, stations behind it with \
+                       other addresses than its own are reachable only until they age out of the FDB";
         return Some(message.into());
     }
     let shared = port.allowed_address_pairs.iter().filter_map(|pair| pair.mac).find(|&mac| is_shared(port, mac))?;
     Some(format!(
-        "{shared} is allowed to other ports as well, and with unknown_unicast = \"suppress\" it is reached here only \
-         while it has spoken here lately"
+        "{shared} is allowed to other ports as well; with unknown_unicast = \"suppress\" it is reachable here \
+         only until it ages out of the FDB"
     ))
 }
 
@@ -158,10 +158,10 @@ mod tests {
         for (keys, piece) in [
             ("allowed_address_pairs = [{ ip_address = \"10.0.0.0/8\" }]", "with 10.0.0.0/8 and its own MAC"),
             ("allowed_address_pairs = [{ mac_address = \"02:00:00:00:00:01\" }]", "has no effect"),
-            ("port_security = \"mac+ip\"", "no IP address that it may use"),
+            ("port_security = \"mac+ip\"", "all its IP packets are dropped"),
             ("mac_limit = 4", "do not count"),
             ("port_security = \"off\"\nunknown_unicast = \"suppress\"", "without port security"),
-            ("storm = { broadcast = { pps = 501 } }", "storm.broadcast allows it more"),
+            ("storm = { broadcast = { pps = 501 } }", "storm.broadcast exceeds the limit"),
             ("storm.multicast = \"off\"", "storm.multicast of the VM or of the network"),
             (
                 "unknown_unicast = \"suppress\"\nallowed_address_pairs = [{ mac_address = \"00:00:5e:00:01:01\" }]",

@@ -59,8 +59,8 @@ impl Lowering<'_, '_> {
                 _ => default.state,
             },
             metrics: raw.metrics.as_deref().and_then(|text| {
-                let remedy =
-                    "not an address and port; one looks like 127.0.0.1:9477, and without this key there is none";
+                let remedy = "not an address and port; use one such as 127.0.0.1:9477, or remove the key to have no \
+                              metrics listener";
                 text.parse::<SocketAddr>().map_err(|_| self.report("metrics", kind::BAD_VALUE, remedy)).ok()
             }),
             poll: self.keyword("poll", raw.poll.as_deref(), default.poll),
@@ -76,13 +76,9 @@ impl Lowering<'_, '_> {
             match usize::try_from(*core) {
                 Ok(id) if *core < CORES && !cores.contains(&id) => cores.push(id),
                 Ok(_) if *core < CORES => {
-                    self.diagnostics.push(
-                        &path,
-                        kind::BAD_VALUE,
-                        "this core is listed already; each core carries one worker",
-                    );
+                    self.diagnostics.push(&path, kind::BAD_VALUE, "this core is listed already; list each core once");
                 }
-                _ => self.diagnostics.push(&path, kind::BAD_VALUE, format!("not a core; cores are 0 to {}", CORES - 1)),
+                _ => self.diagnostics.push(&path, kind::BAD_VALUE, format!("not a core; use 0 to {}", CORES - 1)),
             }
         }
         cores
@@ -95,7 +91,7 @@ impl Lowering<'_, '_> {
         let per_port = default.fdb_limit_per_port.min(fdb_limit);
         let per_port = self.number("fdb_limit_per_port", raw.fdb_limit_per_port, 1..=u32::MAX, per_port);
         if per_port > fdb_limit {
-            let message = format!("more than the whole network may have; at most fdb_limit, which is {fdb_limit}");
+            let message = format!("greater than the limit of the network; use at most fdb_limit, {fdb_limit}");
             self.report("fdb_limit_per_port", kind::CONTRADICTION, message);
         }
         Network {

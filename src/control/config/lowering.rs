@@ -28,10 +28,10 @@ fn wrong_id_within(max_len: usize, text: &str) -> Option<String> {
     let wrong = match text.len() {
         0 => "empty".to_owned(),
         length if length > max_len => format!("{length} bytes long"),
-        _ if text.chars().any(char::is_control) => "has control characters in it".to_owned(),
+        _ if text.chars().any(char::is_control) => "contains control characters".to_owned(),
         _ => return None,
     };
-    Some(format!("{wrong}; an id here is 1 to {max_len} bytes, none of them control characters"))
+    Some(format!("{wrong}; use 1 to {max_len} bytes without control characters"))
 }
 
 /// Path of a table, and the collected errors.
@@ -67,7 +67,7 @@ impl Lowering<'_, '_> {
     fn id_within(&mut self, max_len: usize, key: &str, raw: Option<&str>) -> String {
         let Some(text) = raw else {
             if self.is_missing(key) {
-                self.report(key, kind::MISSING, format!("must be given: a text of 1 to {max_len} bytes"));
+                self.report(key, kind::MISSING, format!("required: a text of 1 to {max_len} bytes"));
             }
             return String::new();
         };
@@ -81,13 +81,12 @@ impl Lowering<'_, '_> {
         let message = match raw.map(str::parse::<Mac>) {
             Some(Ok(mac)) if mac.is_station() => return mac,
             Some(Ok(mac)) if mac.is_group() => {
-                "a group address, and no station can have one; the first octet must be even, as in 02:00:00:00:01:0a"
-                    .to_string()
+                "a group address, which no station has; use an even first octet, as in 02:00:00:00:01:0a".to_string()
             }
-            Some(Ok(_)) => "no station can have the address zero; one looks like 02:00:00:00:01:0a".to_string(),
+            Some(Ok(_)) => "no station has the address zero; use an address such as 02:00:00:00:01:0a".to_string(),
             Some(Err(error)) => error.to_string(),
             None if self.is_missing(key) => {
-                self.report(key, kind::MISSING, "must be given; one looks like 02:00:00:00:01:0a");
+                self.report(key, kind::MISSING, "required: an address such as 02:00:00:00:01:0a");
                 return Mac::ZERO;
             }
             None => return Mac::ZERO,
@@ -101,14 +100,10 @@ impl Lowering<'_, '_> {
         let wrong = match text.len() {
             0 => "empty".to_string(),
             length if length > max_len => format!("{length} bytes long"),
-            _ if text.chars().any(char::is_control) => "has control characters in it".to_string(),
+            _ if text.chars().any(char::is_control) => "contains control characters".to_string(),
             _ => return true,
         };
-        self.report(
-            key,
-            kind::BAD_VALUE,
-            format!("{wrong}; a path here is 1 to {max_len} bytes, without control characters"),
-        );
+        self.report(key, kind::BAD_VALUE, format!("{wrong}; use 1 to {max_len} bytes without control characters"));
         false
     }
 
@@ -119,7 +114,7 @@ impl Lowering<'_, '_> {
             return *value;
         }
         let words = raw::list(T::NAMES.iter().map(|(name, _)| name));
-        self.report(key, kind::BAD_VALUE, format!("not a word for this; right would be one of {words}"));
+        self.report(key, kind::BAD_VALUE, format!("invalid; use one of {words}"));
         default
     }
 
@@ -132,7 +127,7 @@ impl Lowering<'_, '_> {
         match T::try_from(number) {
             Ok(number) if limits.contains(&number) => number,
             _ => {
-                let message = format!("out of bounds; {} to {} is possible", limits.start(), limits.end());
+                let message = format!("out of bounds; use {} to {}", limits.start(), limits.end());
                 self.report(key, kind::BAD_VALUE, message);
                 default
             }

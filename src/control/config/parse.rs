@@ -195,7 +195,7 @@ impl<'de> Visitor<'de> for AnyValue {
         let mut seen = HashSet::new();
         while let Some((key, node)) = entries.next_entry::<String, Node>()? {
             if !seen.insert(key.clone()) {
-                return Err(A::Error::custom(format_args!("the key {} stands here twice", quoted(&key))));
+                return Err(A::Error::custom(format_args!("duplicate key {}", quoted(&key))));
             }
             table.push((key, node));
         }
@@ -249,6 +249,6 @@ mod tests {
         let error = from_json("{\n  \"a\": 1,\n  \"a\": 2\n}").unwrap_err();
         // reported once the table has been parsed past that key
         assert!(error.line_and_column.unwrap().0 >= 3, "{error:?}");
-        assert_eq!(error.message, "the key \"a\" stands here twice");
+        assert_eq!(error.message, "duplicate key \"a\"");
     }
 }

@@ -53,11 +53,7 @@ pub fn parse_ports_json(text: &str, name: &str, vm: &str) -> Result<Vec<Port>, C
             .collect(),
         Value::Table(_) => vec![one_port(&root, &top, Some(vm), &mut diagnostics).1],
         _ => {
-            diagnostics.push(
-                &top,
-                kind::WRONG_TYPE,
-                "a port, which is a table of keys, or a list of ports belongs here",
-            );
+            diagnostics.push(&top, kind::WRONG_TYPE, "expected a port (a table of keys) or a list of ports");
             Vec::new()
         }
     };
@@ -120,7 +116,7 @@ fn one_port(node: &Node, path: &Path, vm: Option<&str>, diagnostics: &mut Diagno
         owner = given.and_then(|node| String::read(&node, &at, diagnostics));
         match (&owner, vm) {
             (Some(owner), Some(vm)) if owner != vm => {
-                let message = format!("this is asked of the VM {}; leave the key out, or ask the other", quoted(vm));
+                let message = format!("the request names VM {}; remove the key, or change the request", quoted(vm));
                 diagnostics.push(&at, kind::CONTRADICTION, message);
             }
             (Some(owner), None) => {
@@ -129,7 +125,7 @@ fn one_port(node: &Node, path: &Path, vm: Option<&str>, diagnostics: &mut Diagno
                 }
             }
             (None, None) if diagnostics.is_missing(&at) => {
-                diagnostics.push(&at, kind::MISSING, "must be given: the id of the VM that the port is for");
+                diagnostics.push(&at, kind::MISSING, "required: the id of the port's VM");
             }
             _ => {}
         }

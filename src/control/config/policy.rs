@@ -73,8 +73,8 @@ const MASKS: [(&str, ReservedMask); 3] =
 /// An invalid policy of reserved groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not a policy for the reserved groups; right would be \"vm-default\", \"all\", \"none\" or a mask of 16 bits as \
-     \"0xfffd\", in which bit n lets 01:80:c2:00:00:0n pass"
+    "invalid; use \"vm-default\", \"all\", \"none\" or a mask of 16 bits such as \"0xfffd\", in which bit n \
+     lets 01:80:c2:00:00:0n pass"
 )]
 pub struct WrongReservedGroups;
 

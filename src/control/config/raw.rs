@@ -20,14 +20,14 @@ pub(super) trait Read: Sized {
 fn wrong(node: &Node, path: &Path, diagnostics: &mut Diagnostics<'_>, wanted: &str) {
     let found = match &node.value {
         Value::Null => "nothing",
-        Value::Bool(_) => "a truth value",
+        Value::Bool(_) => "a boolean",
         Value::Integer(_) => "a number",
         Value::Other(_) => "not a whole number",
         Value::Text(_) => "a text",
         Value::List(_) => "a list",
         Value::Table(_) => "a table",
     };
-    diagnostics.push(path, kind::WRONG_TYPE, format!("this is {found}; {wanted} belongs here"));
+    diagnostics.push(path, kind::WRONG_TYPE, format!("expected {wanted}, found {found}"));
 }
 
 impl Read for bool {
@@ -76,12 +76,12 @@ impl<T: Read> Read for Vec<T> {
 /// Reports an unknown key.
 fn reject_unknown_key(key: &str, path: &Path, diagnostics: &mut Diagnostics<'_>, keys: &[&str], later: &[&str]) {
     if later.contains(&key) {
-        diagnostics.push(path, kind::NOT_YET, "known, but not in this version yet; leave it out");
+        diagnostics.push(path, kind::NOT_YET, "not supported yet; remove the key");
         return;
     }
     let message = match nearest(key, keys.iter().copied()) {
         Some(expected) => format!("unknown key; did you mean {expected}?"),
-        None => format!("unknown key; the keys here are {}", keys.join(", ")),
+        None => format!("unknown key; valid keys are {}", keys.join(", ")),
     };
     diagnostics.push(path, kind::UNKNOWN_KEY, message);
 }

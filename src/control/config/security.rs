@@ -20,10 +20,7 @@ impl Lowering<'_, '_> {
         let default = if enabled == Some(false) { PortSecurity::Off } else { PortSecurity::Mac };
         let security = self.keyword("port_security", raw.port_security.as_deref(), default);
         if enabled.is_some_and(|enabled| enabled != (security != PortSecurity::Off)) {
-            let message = format!(
-                "this contradicts port_security = \"{}\"; leave one of the two out, port_security alone says it all",
-                security.name()
-            );
+            let message = format!("contradicts port_security = \"{}\"; remove one of the two", security.name());
             self.report("port_security_enabled", kind::CONTRADICTION, message);
         }
         security
@@ -36,7 +33,7 @@ impl Lowering<'_, '_> {
             match text.parse() {
                 Ok(address) => addresses.push(address),
                 Err(_) => {
-                    let remedy = "not an IP address; one looks like 10.5.0.1 or fd00::1, without a prefix length";
+                    let remedy = "not an IP address; use one such as 10.5.0.1 or fd00::1, without a prefix length";
                     self.diagnostics.push(&self.path.key("fixed_ips").item(index), kind::BAD_VALUE, remedy);
                 }
             }
@@ -48,7 +45,7 @@ impl Lowering<'_, '_> {
     pub fn pairs(&mut self, raw: Option<&[raw::AddressPair]>, security: PortSecurity, own: Mac) -> Vec<AddressPair> {
         if security == PortSecurity::Off && raw.is_some_and(|pairs| !pairs.is_empty()) {
             let message =
-                "without port security every source is allowed; leave the pairs out, or set port_security = \"mac\"";
+                "without port security every source is allowed; remove the pairs, or set port_security = \"mac\"";
             self.report("allowed_address_pairs", kind::CONTRADICTION, message);
         }
         let path = self.path.key("allowed_address_pairs");
@@ -60,7 +57,7 @@ impl Lowering<'_, '_> {
             }
             if let Some(&first) = first.get(&(pair.mac.unwrap_or(own), pair.ip)) {
                 let message =
-                    format!("{} allows the same; once is enough", self.diagnostics.location(&path.item(first)));
+                    format!("{} allows the same; remove one of the two", self.diagnostics.location(&path.item(first)));
                 self.diagnostics.push(&path.item(index), kind::DUPLICATE_PAIR, message);
                 continue;
             }
@@ -74,7 +71,7 @@ impl Lowering<'_, '_> {
         let [mac, ip] = ["mac_address", "ip_address"];
         // a value of a wrong type is already reported
         if self.is_missing(mac) && self.is_missing(ip) {
-            let message = "it names nothing; give it mac_address, ip_address, or both";
+            let message = "empty pair; set mac_address, ip_address, or both";
             self.diagnostics.push(&self.path, kind::MISSING, message);
             return STAND_IN;
         }
@@ -82,7 +79,7 @@ impl Lowering<'_, '_> {
             (raw.mac_address.is_some() || self.is_missing(mac)) && (raw.ip_address.is_some() || self.is_missing(ip));
         let station = raw.mac_address.as_deref().map(|text| self.station(mac, Some(text)));
         let prefix = raw.ip_address.as_deref().map(|text| {
-            let remedy = "not an IP address or prefix; one looks like 10.5.0.1 or 10.5.0.0/24";
+            let remedy = "not an IP address or prefix; use one such as 10.5.0.1 or 10.5.0.0/24";
             text.parse::<Prefix>().map_err(|_| self.report(ip, kind::BAD_VALUE, remedy)).ok()
         });
         let is_right = is_typed && station != Some(Mac::ZERO) && prefix != Some(None);
@@ -93,8 +90,8 @@ impl Lowering<'_, '_> {
     pub fn unknown_unicast(&mut self, raw: &raw::Port) -> UnknownUnicast {
         let wanted = self.keyword("unknown_unicast", raw.unknown_unicast.as_deref(), UnknownUnicast::Deliver);
         if wanted == UnknownUnicast::Suppress && raw.promiscuous == Some(true) {
-            let message = "a port with promiscuous = true gets every frame of its network, those to unknown stations \
-                           as well; leave one of the two out";
+            let message = "a port with promiscuous = true receives every frame of its network, including those \
+                           to unknown stations; remove one of the two";
             self.report("unknown_unicast", kind::CONTRADICTION, message);
         }
         wanted
@@ -105,7 +102,7 @@ impl Lowering<'_, '_> {
         let policy = self.keyword("mac_limit_policy", raw.mac_limit_policy.as_deref(), AtLimit::ForwardUnlearned);
         if raw.mac_limit.is_none() {
             if raw.mac_limit_policy.is_some() && self.is_missing("mac_limit") {
-                let message = "it says what happens at the limit, and there is none; give mac_limit, or leave this out";
+                let message = "has no effect without a limit; set mac_limit, or remove this key";
                 self.report("mac_limit_policy", kind::CONTRADICTION, message);
             }
             return None;
@@ -152,8 +149,8 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
             {
                 let pair = diagnostics.location(&path(other, at).key("allowed_address_pairs").item(pair));
                 let message = format!(
-                    "the address of this port is not pinned to it, because {pair} allows it to another port: nobody \
-                     would know where it is before it speaks; leave this out, or the pair"
+                    "the address of this port is not pinned, because {pair} allows it to another port: frames \
+                     to it would be lost until the port has sent one; remove this key, or the pair"
                 );
                 diagnostics.push(&path(vm, position).key("unknown_unicast"), kind::CONTRADICTION, message);
             }
@@ -161,8 +158,8 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
                 && limit.stations > network.fdb_limit_per_port
             {
                 let message = format!(
-                    "more than a port of its network may have at all; at most fdb_limit_per_port of network {:?}, \
-                     which is {}",
+                    "greater than the limit of its network's ports; use at most fdb_limit_per_port of network \
+                     {:?}, which is {}",
                     network.id, network.fdb_limit_per_port
                 );
                 diagnostics.push(&path(vm, position).key("mac_limit"), kind::CONTRADICTION, message);

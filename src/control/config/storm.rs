@@ -185,8 +185,8 @@ impl Lowering<'_, '_> {
         let classes = [("broadcast", broadcast), ("multicast", multicast), ("unknown_unicast", unknown_unicast)];
         let classes = classes.map(|(key, raw)| raw.as_ref().map(|raw| at.class(key, raw)));
         if of == Of::Port && copies.is_some() {
-            let message =
-                "copies are counted for a VM on a network, and not for a port; say so there, or leave this out";
+            let message = "copies are limited for a VM on a network, not for a port; move the key to the VM or network, \
+                           or remove it";
             at.report("copies", kind::CONTRADICTION, message);
         }
         Storm { classes, copies: copies.as_ref().map(|raw| at.copies(raw)) }
@@ -195,7 +195,7 @@ impl Lowering<'_, '_> {
     /// Reports a word other than `off`.
     fn off(&mut self, word: &str, changed: &str) {
         if word != "off" {
-            let message = format!("not a word for this; right would be \"off\" for no limit, or {changed}");
+            let message = format!("invalid; use \"off\" for no limit, or {changed}");
             self.diagnostics.push(&self.path, kind::BAD_VALUE, message);
         }
     }
@@ -214,7 +214,7 @@ impl Lowering<'_, '_> {
     fn limit(&mut self, raw: &raw::StormLimit) -> StormPolicy {
         // a burst without a rate is reported below
         if ["pps", "bps", "burst", "burst_bytes"].iter().all(|key| self.is_missing(key)) {
-            let message = "it limits nothing; give it pps, bps or both, or write \"off\" instead of the table";
+            let message = "limits nothing; set pps, bps or both, or replace the table by \"off\"";
             self.diagnostics.push(&self.path, kind::MISSING, message);
         }
         let frames = self.rate([raw.pps, raw.burst]);
@@ -227,7 +227,8 @@ impl Lowering<'_, '_> {
         });
         let action = self.keyword("action", raw.action.as_deref(), StormAction::default());
         if action != StormAction::Disable && raw.recovery_seconds.is_some() {
-            let message = "only action = \"disable\" closes a port that has to recover; leave it out, or set that";
+            let message = "only action = \"disable\" blocks a port that then recovers; remove the key, or set \
+                           that action";
             self.report("recovery_seconds", kind::CONTRADICTION, message);
         }
         let (given, default) = (raw.recovery_seconds, StormLimit::RECOVERY);
@@ -244,7 +245,7 @@ impl Lowering<'_, '_> {
             }
             raw::StormCopies::Table(table) => {
                 if at.is_missing("pps") && at.is_missing("burst") {
-                    let message = "it limits nothing; give it pps, or write \"off\" instead of the table";
+                    let message = "limits nothing; set pps, or replace the table by \"off\"";
                     at.diagnostics.push(&at.path, kind::MISSING, message);
                 }
                 let rate = at.rate([table.pps, table.burst]);
@@ -264,10 +265,7 @@ impl Lowering<'_, '_> {
     /// Reports a burst without its rate.
     fn has_rate(&mut self, burst_key: &str, burst: Option<i64>, key: &str, rate: Option<i64>) {
         if burst.is_some() && rate.is_none() && self.is_missing(key) {
-            let message = format!(
-                "it says how much of a rate may come at once, and there is none; give {key}, or leave \
-                                   this out"
-            );
+            let message = format!("has no effect without a rate; set {key}, or remove this key");
             self.report(burst_key, kind::CONTRADICTION, message);
         }
     }
@@ -275,10 +273,8 @@ impl Lowering<'_, '_> {
     /// A quantity; 0 is not a limit.
     fn quantity(&mut self, key: &str, raw: Option<i64>, least: u64, most: u64) -> Option<u64> {
         if raw == Some(0) {
-            let message = format!(
-                "nothing would pass, and 0 is no word for no limit: that is \"off\", instead of the \
-                                   table; {least} to {most} is possible"
-            );
+            let message =
+                format!("0 would pass nothing; use {least} to {most}, or replace the table by \"off\" for no limit");
             self.report(key, kind::BAD_VALUE, message);
             return Some(least);
         }

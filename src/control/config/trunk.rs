@@ -15,19 +15,18 @@ impl Lowering<'_, '_> {
     pub fn attachment(&mut self, raw: &raw::Port, id: &str) -> PortAttachment {
         let Some(parent) = raw.parent.as_deref() else {
             if raw.vlan.is_some() {
-                let message = "only a subport has a VLAN id: one with a parent, whose device its frames pass with this \
-                               tag; leave it out, or give parent in place of device";
+                let message = "only a subport, a port with a parent, has a VLAN id; remove the key, or replace \
+                               device by parent";
                 self.report("vlan", kind::CONTRADICTION, message);
             }
             return PortAttachment::Device(self.device(raw.device.as_ref(), id));
         };
         if raw.device.is_some() {
-            let message = "a subport has none of its own: its frames pass the device of its parent; leave one of the two \
-                           out";
+            let message = "a subport has no device of its own, it uses its parent's; remove one of the two";
             self.report("device", kind::CONTRADICTION, message);
         }
         if raw.vlan.is_none() && self.is_missing("vlan") {
-            self.report("vlan", kind::MISSING, "must be given: the VLAN id of the subport on its parent, 1 to 4094");
+            self.report("vlan", kind::MISSING, "required: the VLAN id of the subport on its parent, 1 to 4094");
         }
         let vlan = Vid::new(self.number("vlan", raw.vlan, 1..=Vid::MAX, 0));
         let parent = self.port_id("parent", Some(parent));
@@ -75,16 +74,16 @@ pub(in crate::control) fn subport_errors(config: &Config) -> Vec<SubportError> {
             let Some(&(home, last_applied)) = ports.get(parent.as_str()) else {
                 let ids = of.ports.iter().filter(|port| port.device().is_some()).map(Port::id);
                 let message = match super::nearest(parent, ids) {
-                    Some(expected) => format!("there is no port {parent:?}; did you mean {expected:?}?"),
-                    None => format!("there is no port {parent:?}; the parent is a port of the same VM with a device"),
+                    Some(expected) => format!("no such port {parent:?}; did you mean {expected:?}?"),
+                    None => format!("no such port {parent:?}; use a port of the same VM that has a device"),
                 };
                 fault("parent", kind::UNKNOWN_PARENT, message);
                 continue;
             };
             if home != of.id {
                 let message = format!(
-                    "port {parent:?} is of VM {home:?}, and a subport is of the VM of its parent; list it there, or name \
-                     a port of VM {:?}",
+                    "port {parent:?} is of VM {home:?}, but a subport belongs to the VM of its parent; list it \
+                     there, or use a port of VM {:?}",
                     of.id
                 );
                 fault("parent", kind::CONTRADICTION, message);
@@ -92,9 +91,9 @@ pub(in crate::control) fn subport_errors(config: &Config) -> Vec<SubportError> {
             }
             if let Some(subport) = last_applied.subport() {
                 let message = match last_applied.id() == port.id() {
-                    true => "it is its own parent; name a port that has a device".to_owned(),
+                    true => "its own parent; use a port that has a device".to_owned(),
                     false => format!(
-                        "port {parent:?} is a subport itself, of port {:?}; the parent is a port with a device",
+                        "port {parent:?} is a subport itself, of port {:?}; use a port that has a device",
                         subport.parent
                     ),
                 };
@@ -102,9 +101,8 @@ pub(in crate::control) fn subport_errors(config: &Config) -> Vec<SubportError> {
                 continue;
             }
             if let Some(other) = tags.insert((parent, *vlan), port.id()) {
-                let message = format!(
-                    "port {other:?} has this VLAN id on port {parent:?} already; each subport of a parent has its own"
-                );
+                let message =
+                    format!("port {other:?} has this VLAN id on port {parent:?} already; use another VLAN id");
                 fault("vlan", kind::DUPLICATE_VLAN, message);
             }
             let mtu = |port: &Port| mtus.get(port.network_id.as_str()).copied();
@@ -112,8 +110,8 @@ pub(in crate::control) fn subport_errors(config: &Config) -> Vec<SubportError> {
                 && mtu > most
             {
                 let message = format!(
-                    "frames of its MTU, {mtu}, do not pass the device of its parent, whose network {:?} has an MTU of \
-                     {most}; that of a subport is at most its parent's",
+                    "its network has an MTU of {mtu}, that of its parent, {:?}, an MTU of {most}; the MTU of a \
+                     subport is at most its parent's",
                     last_applied.network_id
                 );
                 fault("network_id", kind::CONTRADICTION, message);

@@ -25,12 +25,13 @@ impl Lowering<'_, '_> {
     }
 
     fn uplink_networks(&mut self, raw: Option<&[raw::UplinkNetwork]>) -> Vec<UplinkNetwork> {
-        let remedy = r#"one looks like { network_id = "net1", vlan = 120 }, without vlan its frames are untagged"#;
+        let remedy =
+            r#"use networks such as { network_id = "net1", vlan = 120 }; without vlan its frames are untagged"#;
         if raw.is_none() && self.is_missing("networks") {
-            self.report("networks", kind::MISSING, format!("must be given: the networks that it carries; {remedy}"));
+            self.report("networks", kind::MISSING, format!("required: the networks of the uplink; {remedy}"));
         }
         if raw.is_some_and(<[_]>::is_empty) {
-            let message = format!("an uplink without a network carries nothing; give it one, {remedy}");
+            let message = format!("an uplink without a network forwards nothing; {remedy}");
             self.report("networks", kind::BAD_VALUE, message);
         }
         let path = self.path.key("networks");
@@ -52,9 +53,12 @@ impl Lowering<'_, '_> {
             if is_right && let Some(first) = tags.insert(vlan, index) {
                 let first = self.diagnostics.location(&path.item(first));
                 let message = match vlan {
-                    Some(vlan) => format!("{first} has the vlan {vlan} already; each network on an uplink has its own"),
+                    Some(vlan) => format!(
+                        "{first} has VLAN id {vlan} already; each network on an uplink needs \
+                         its own"
+                    ),
                     None => {
-                        format!("must be given, because {first} has none: one network of an uplink can be untagged")
+                        format!("required, because {first} has none: at most one network of an uplink is untagged")
                     }
                 };
                 self.diagnostics.push(&at.key("vlan"), kind::CONTRADICTION, message);
@@ -64,7 +68,7 @@ impl Lowering<'_, '_> {
                 && let Some(first) = networks.insert(network_id.clone(), index)
             {
                 let first = self.diagnostics.location(&path.item(first));
-                let message = format!("{first} is this network; an uplink carries each once, under one tag or none");
+                let message = format!("{first} is the same network; list each network of an uplink once");
                 self.diagnostics.push(&at.key("network_id"), kind::CONTRADICTION, message);
                 is_right = false;
             }
@@ -86,13 +90,13 @@ pub(super) fn check_groups(config: &Config, diagnostics: &mut Diagnostics<'_>) {
     for members in groups.values() {
         let first = members[0];
         if let [alone] = members[..] {
-            let message = "it is alone in its group, and a group is two uplinks, one of which stands by for the other; \
-                           give a second one the same, or leave the key out";
+            let message = "the only uplink of its group, but a group is two uplinks, active and backup; add a \
+                           second one to the group, or remove the key";
             diagnostics.push(&path(alone).key("group"), kind::CONTRADICTION, message);
         }
         for &more in members.iter().skip(2) {
             let message = format!(
-                "{} and {} are this group already, and a group is two uplinks; name another group",
+                "{} and {} are in this group already, and a group is two uplinks; use another group",
                 diagnostics.location(&path(first)),
                 diagnostics.location(&path(members[1]))
             );
@@ -107,8 +111,7 @@ pub(super) fn check_groups(config: &Config, diagnostics: &mut Diagnostics<'_>) {
             && !first_of.carries_same_as(second_of)
         {
             let message = format!(
-                "not what {} carries, which stands in for it; the uplinks of one group carry the same networks, each \
-                 with the same vlan",
+                "differs from {}, the other uplink of the group; give both the same networks with the same VLAN ids",
                 diagnostics.location(&path(first))
             );
             diagnostics.push(&path(second).key("networks"), kind::CONTRADICTION, message);

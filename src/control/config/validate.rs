@@ -24,7 +24,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
             && let Some(other) = networks.take(network.id.as_str(), &path)
         {
             let message =
-                format!("this network stands at {} already; each id stands once", diagnostics.location(other));
+                format!("this network is defined at {} already; define each id once", diagnostics.location(other));
             diagnostics.push(&path, kind::DUPLICATE_NETWORK, message);
         }
     }
@@ -38,8 +38,10 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
         if !vm.id.is_empty()
             && let Some(other) = vms.take(vm.id.as_str(), &path)
         {
-            let message =
-                format!("this VM stands at {} already; all ports of a VM stand together", diagnostics.location(other));
+            let message = format!(
+                "this VM is defined at {} already; list all ports of a VM together",
+                diagnostics.location(other)
+            );
             diagnostics.push(&path, kind::DUPLICATE_VM, message);
         }
         for (index, port) in vm.ports.iter().enumerate() {
@@ -49,7 +51,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
                 && let Some(other) = ports.take(port.port_id.as_str(), &path)
             {
                 let message =
-                    format!("this port stands at {} already; a port attaches once", diagnostics.location(other));
+                    format!("this port is defined at {} already; define each port once", diagnostics.location(other));
                 diagnostics.push(&path, kind::DUPLICATE_PORT, message);
                 // a duplicate port also has the same MAC and netdev: reported once
                 continue;
@@ -62,8 +64,10 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
                 && port.mac != Mac::ZERO
                 && let Some(other) = macs.take((port.network_id.as_str(), port.mac), &path)
             {
-                let message =
-                    format!("{} has this address on the same network; each needs its own", diagnostics.location(other));
+                let message = format!(
+                    "{} has this address on the same network; use another address",
+                    diagnostics.location(other)
+                );
                 diagnostics.push(&path, kind::DUPLICATE_MAC, message);
             }
             if let Some(device) = port.device() {
@@ -77,13 +81,13 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
         let path = uplink_path.key("id");
         if !uplink.id.is_empty() {
             let message = match (uplinks.take(uplink.id.as_str(), &path), ports.at(uplink.id.as_str())) {
-                (Some(other), _) => {
-                    Some(format!("this uplink stands at {} already; each id stands once", diagnostics.location(other)))
-                }
-                (None, Some(port)) => Some(format!(
-                    "{} has this id, and is a port; an uplink needs one of its own",
-                    diagnostics.location(port)
+                (Some(other), _) => Some(format!(
+                    "this uplink is defined at {} already; define each id once",
+                    diagnostics.location(other)
                 )),
+                (None, Some(port)) => {
+                    Some(format!("{}, a port, has this id; use another id", diagnostics.location(port)))
+                }
                 (None, None) => None,
             };
             if let Some(message) = message {
@@ -116,7 +120,7 @@ fn netdev<'c>(
         && let Some(other) = netdevs.take(device.netdev(), &path)
     {
         let message = format!(
-            "{} is the netdev {:?} in the same namespace; each needs its own",
+            "{} is the netdev {:?} in the same namespace; use another netdev",
             diagnostics.location(other),
             device.name()
         );
@@ -158,8 +162,8 @@ fn unknown_network(config: &Config, id: &str, path: &Path, diagnostics: &mut Dia
     let ids = || config.networks.iter().map(|network| network.id.as_str()).filter(|id| !id.is_empty());
     let message = match nearest(id, ids()) {
         Some(expected) => format!("no such network; did you mean {expected:?}?"),
-        None if ids().next().is_none() => "no such network, and no other; one begins with [[networks]]".to_string(),
-        None => format!("no such network; there are {}", list(ids().take(10))),
+        None if ids().next().is_none() => "no such network, nor any other; define one with [[networks]]".to_string(),
+        None => format!("no such network; the networks are {}", list(ids().take(10))),
     };
     diagnostics.push(path, kind::UNKNOWN_NETWORK, message);
 }

@@ -89,12 +89,12 @@ pub fn merge(last_applied: &Config, file: &Config, state: &Config) -> Merged {
                 units.push(entity_change(entity, None, "was removed by API"));
             }
             (Some(_), Some(_), None) => {
-                conflicts.push(format!("{entity} was removed by API, and is there again: the file has changed it"));
+                conflicts.push(format!("{entity} was removed by API, and is restored: the file has changed it"));
             }
             (Some(_), None, Some(_)) => {
                 // A VM exists while it has ports.
                 if !matches!(entity, ConfigEntity::Vm(_)) {
-                    conflicts.push(format!("{entity} was changed by API, and is gone: the file has removed it"));
+                    conflicts.push(format!("{entity} was changed by API, and is removed: the file has removed it"));
                 }
             }
             (was, Some(raw), Some(stored)) => {
@@ -157,7 +157,7 @@ fn accept<'u>(
     accepted.truncate(before);
     if let [alone] = units {
         let why: Vec<String> = errors.errors().iter().map(ConfigError::without_location).take(3).collect();
-        conflicts.push(format!("{}, and that does not go with the file: {}", alone.message, why.join("; ")));
+        conflicts.push(format!("{}, which contradicts the file: {}", alone.message, why.join("; ")));
         return;
     }
     let (first, second) = units.split_at(units.len() / 2);
@@ -410,7 +410,7 @@ mod tests {
         assert_eq!(ports(&config), [("a", "p1"), ("b", "p4"), ("c", "p6"), ("d", "p5")]);
         assert_eq!(conflicts.len(), 2, "{conflicts:?}");
         assert!(
-            conflicts.iter().any(|messages| messages.contains("p2") && messages.contains("each needs its own")),
+            conflicts.iter().any(|messages| messages.contains("p2") && messages.contains("use another address")),
             "{conflicts:?}"
         );
         assert!(
