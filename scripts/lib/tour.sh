@@ -230,7 +230,7 @@ stop_switch || ended=$?
 holds "it ends on SIGTERM with exit code 0" test "$ended" -eq 0
 start_switch "$run/log" "$config" --state "$state"
 follow
-holds "it reports that the changes continue" grep -qF "changes that were made by API go on" "$run/log"
+holds "it reports that the changes continue" grep -qF "changes by API stay in effect" "$run/log"
 holds "the configuration is unchanged" in_force "$run/before.json"
 holds "fw-b does not exist, and fw has fw-a, fw-c, fw-d" order_of_fw fw-a fw-c fw-d
 holds "every port is ACTIVE" asks 'len(it) == 6 and all(p["status"] == "ACTIVE" for p in it)' ports

@@ -83,7 +83,7 @@ fn print_findings(path: &Path, json: bool) -> io::Result<ExitCode> {
         0 => String::new(),
         uplinks => format!(", {uplinks} uplinks"),
     };
-    print(&format!("{}: right: {networks} networks, {vms} VMs, {ports} ports{uplinks}\n", path.display()))?;
+    print(&format!("{}: valid: {networks} networks, {vms} VMs, {ports} ports{uplinks}\n", path.display()))?;
     if let Some((at, preview)) = &state {
         print(&describe_preview(at, preview))?;
     }

@@ -169,48 +169,51 @@ impl DropReason {
     /// Description for operators, in one sentence.
     pub const fn description(self) -> &'static str {
         match self {
-            DropReason::PortClosed => "the port was closed while the frame was on its way",
+            DropReason::PortClosed => "the port was closed while its last frames were received",
             DropReason::AdminDown => "the port is administratively down",
-            DropReason::Quarantined => "the port is in quarantine, for a loop or a storm",
-            DropReason::Standby => "another uplink of the group carries the frames at present",
+            DropReason::Quarantined => "the port is quarantined for a loop or a storm",
+            DropReason::Standby => "another uplink of the group is active",
             DropReason::Runt => "shorter than an Ethernet header",
-            DropReason::TooLong => "longer than the MTU of the network allows",
-            DropReason::BadOffload => "the offload header does not fit the frame",
-            DropReason::UnknownVlan => "nobody has this VLAN id on the uplink or trunk, or none is untagged there",
-            DropReason::Probe => "a loop probe of this switch that has come back",
-            DropReason::ProbeForged => "sent to the address of loop probes, and none of this switch",
-            DropReason::ProbeStale => "a loop probe that is too old, was here before, or was sent by this port",
-            DropReason::OwnAnnouncement => "an announcement of this switch that the network outside has returned",
+            DropReason::TooLong => "longer than the MTU of the network",
+            DropReason::BadOffload => "the offload header contradicts the frame",
+            DropReason::UnknownVlan => {
+                "no network has this VLAN id on the uplink or trunk, or none is untagged \
+                                        there"
+            }
+            DropReason::Probe => "a loop probe of this switch that has returned",
+            DropReason::ProbeForged => "sent to the address of loop probes, but not by this switch",
+            DropReason::ProbeStale => "a loop probe that is too old, was received before, or was sent by this port",
+            DropReason::OwnAnnouncement => "an announcement of this switch that an outside network has returned",
             DropReason::BadSource => "the source is a group address or zero",
             DropReason::ReservedGroup => {
-                "sent to a group address that bridges keep to themselves (by default PAUSE; on uplinks also BPDU, LACP, LLDP)"
+                "sent to a reserved group that does not pass here (by default PAUSE; on uplinks also BPDU, \
+                 LACP, LLDP)"
             }
-            DropReason::ForeignSource => "the source belongs to a port of another VM",
+            DropReason::ForeignSource => "the source is pinned to a port of another VM",
             DropReason::DampenedSource => "the source is dampened at another port, or has moved too often",
-            DropReason::SpoofedSource => "port security does not allow this source here",
+            DropReason::SpoofedSource => "port security does not allow the source at this port",
             DropReason::SpoofedIp => {
-                "port security does not allow the sender that ARP or IP names here, or it cannot be read"
+                "port security does not allow the sender that ARP, IP or ND names, or it cannot be parsed"
             }
-            DropReason::StormBroadcast => "more broadcast than the port may send",
-            DropReason::StormMulticast => "more multicast than the port may send",
-            DropReason::StormUnknownUnicast => "more frames for stations that nobody knows than the port may send",
-            DropReason::StormVm => {
-                "more broadcast, multicast or unknown unicast than the VM may send on the network by all its ports"
-            }
-            DropReason::StormCopies => "the VM has caused as many copies on the network as it may",
-            DropReason::StormBpdu => "more BPDUs than a port may send",
-            DropReason::MacLimit => "as many stations as may be have been learned behind the port",
-            DropReason::Hairpin => "the destination is behind the port the frame came from",
-            DropReason::SplitHorizon => "came by one uplink, and the destination is behind another",
+            DropReason::StormBroadcast => "the port exceeds its limit of broadcast",
+            DropReason::StormMulticast => "the port exceeds its limit of multicast",
+            DropReason::StormUnknownUnicast => "the port exceeds its limit of unknown unicast",
+            DropReason::StormVm => "the VM exceeds a limit over all its ports on the network",
+            DropReason::StormCopies => "the VM exceeds its limit of copies on the network",
+            DropReason::StormBpdu => "the port exceeds 100 BPDUs per second",
+            DropReason::MacLimit => "the port has reached its MAC limit, and the source is a further address",
+            DropReason::Hairpin => "the destination is behind the port that the frame came from",
+            DropReason::SplitHorizon => "received from one uplink, and the destination is behind another",
             DropReason::ForeignVlan => "its own VLAN tag would put it on another network of the uplink or trunk",
             DropReason::NoDevice => "the port has no device at the moment",
             DropReason::DeviceFull => "the device had no room",
-            DropReason::DeviceRefused => "the device would not take the frame",
-            DropReason::LinkDown => "the guest has taken the interface down",
+            DropReason::DeviceRefused => "the device refused the frame",
+            DropReason::LinkDown => "the guest has set the interface down",
             DropReason::PeerFull => "the ring to the port's worker was full",
             DropReason::NoBuffer => "no buffer was free to copy the frame to",
             DropReason::OffloadUnsupported => {
-                "the port takes no super-frames, and this one cannot be divided: a tunnel, a fragment, false headers"
+                "the port takes no GSO packets, and this one cannot be segmented: an unknown tunnel, a \
+                 fragment, or invalid headers"
             }
         }
     }

@@ -74,7 +74,7 @@ fn a_complete_host_yields_no_result() {
     let output = requests.request(&[]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.ends_with(": right: 1 networks, 2 VMs, 2 ports\n") && text.lines().count() == 1, "{text}");
+    assert!(text.ends_with(": valid: 1 networks, 2 VMs, 2 ports\n") && text.lines().count() == 1, "{text}");
     assert_eq!(requests.results(), (0, vec![]));
     assert_eq!(namespace.links(), ["lo"], "check changes nothing");
     assert!(!requests.daemon.socket().exists());

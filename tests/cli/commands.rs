@@ -159,7 +159,7 @@ fn tables_are_readable() {
     assert_eq!(lines[1][..8], ["up0", "wire", "yes", "net1:120,net2", "xdp", "(native", "copy)", "eth1"]);
     assert_eq!(lines[1][8..], ["ACTIVE", "0", "2.3", "MB", "990", "B", "3"]);
     assert_eq!(lines[2][..3], ["up1", "wire", "no"]);
-    assert!(text.ends_with("stands by\n"), "{text}");
+    assert!(text.ends_with("backup\n"), "{text}");
 
     let text = out(&show(&fake, &["drops"]));
     let lines = words(&text);

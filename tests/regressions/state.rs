@@ -255,7 +255,7 @@ fn unknown_keys_of_a_state_are_kept() {
     let port = part(&state, "config")["vms"][1]["ports"][0].clone();
     host.daemon.start();
     assert_eq!(host.daemon.listed(), ["port-1", "port-2"]);
-    assert!(host.daemon.log().contains("not understood by this version"), "{}", host.daemon.log());
+    assert!(host.daemon.log().contains("unknown to this version"), "{}", host.daemon.log());
     host.daemon.done(&["set", "port-2", "promiscuous=true"], "");
     host.daemon.stop(Signal::TERM);
     let config = part(&state, "config");

@@ -96,7 +96,7 @@ impl Client {
 
     /// Parses a response of this switch.
     pub fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, Error> {
-        serde_json::from_slice(body).map_err(|e| self.broken(format_args!("its answer makes no sense: {e}")))
+        serde_json::from_slice(body).map_err(|e| self.broken(format_args!("invalid response: {e}")))
     }
 
     /// Calls `each` with every line of `path` as it arrives, without line end, until the response or `each` ends.
@@ -156,7 +156,7 @@ impl Client {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 Error::NoSwitch { socket: self.socket.clone(), cause }
             }
-            io::ErrorKind::PermissionDenied => self.broken("only its owner and group may talk to it; try as root"),
+            io::ErrorKind::PermissionDenied => self.broken("only its owner and group may connect; try as root"),
             _ => self.broken(format_args!("cannot connect: {cause}")),
         })
     }
@@ -170,7 +170,7 @@ impl Client {
         patience: Duration,
         read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, hyper::Error>,
     ) -> Result<T, Error> {
-        let request = request.map_err(|e| self.broken(format_args!("cannot be asked that: {e}")))?;
+        let request = request.map_err(|e| self.broken(format_args!("invalid request: {e}")))?;
         let broke = |e: hyper::Error| self.broken(format_args!("the connection broke: {}", causes(&e)));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
         let answer = async move {

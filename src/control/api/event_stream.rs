@@ -44,9 +44,10 @@ pub struct EventQuery {
 /// reports the number of events missed.
 #[utoipa::path(get, path = "/v1/events", tag = "events",
     params(
-        ("since" = Option<String>, Query, description = "from this time on, RFC 3339; without: all that is remembered"),
-        ("after" = Option<u64>, Query, description = "only those with a greater id"),
-        ("follow" = Option<bool>, Query, description = "whether to stay and hear what happens next")
+        ("since" = Option<String>, Query, description = "events from this time on, RFC 3339; all stored events \
+                                                         without it"),
+        ("after" = Option<u64>, Query, description = "only events with a greater id"),
+        ("follow" = Option<bool>, Query, description = "whether to follow: further events are sent as they occur")
     ),
     responses((status = 200, body = Event, content_type = "application/x-ndjson"),
         (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
@@ -109,8 +110,8 @@ impl Subscriber {
 fn lagged(rx_missed: u64) -> Event {
     Event {
         text: format!(
-            "{rx_missed} events are missing here, because they were not read in time; ask for them with `after` and the \
-             last id before this line"
+            "{rx_missed} events are missing here, because they were not read in time; request them with `after` \
+             and the last id before this line"
         ),
         ..Event::new(EventKind::Lagged, time::wall())
     }

@@ -118,7 +118,8 @@ pub struct Flush {
 /// Why there is no reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the switch is shutting down, or a worker hangs, as its log says; a change that was under way and is not answered may have been kept"
+    "the switch is shutting down, or a worker hangs, see its log; a change that was in progress may have been \
+     stored"
 )]
 pub struct ShuttingDown;
 

@@ -78,7 +78,7 @@ impl Default for Limits {
 impl Limits {
     /// Permit for a change.
     pub fn change(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        let full = |_| ApiError::too_many(format!("{CHANGES} changes wait to be made; try again in a second"));
+        let full = |_| ApiError::too_many(format!("{CHANGES} changes are queued; try again in a second"));
         self.changes.clone().try_acquire_owned().map_err(full)
     }
 

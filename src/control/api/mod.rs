@@ -80,7 +80,7 @@ fn read_router() -> Router<AppState> {
 fn with_state(routes: Router<AppState>, handle: Handle) -> Router {
     let limits = Limits::default();
     routes
-        .fallback(async |uri: Uri| ApiError::unknown("unknown_path", format!("there is nothing at {}", uri.path())))
+        .fallback(async |uri: Uri| ApiError::unknown("unknown_path", format!("no such path {}", uri.path())))
         .method_not_allowed_fallback(async |method: Method, uri: Uri| ApiError::method(&method, uri.path()))
         .layer(from_fn_with_state(limits.clone(), limits::admit))
         .layer(from_fn(body::drain))

@@ -11,8 +11,8 @@ use super::{event_stream, read_routes, write_routes};
     servers((url = "http://vifswitch")),
     tags(
         (name = "state", description = "What is"),
-        (name = "configuration", description = "What shall be, as a whole"),
-        (name = "ports", description = "What shall be, port by port"),
+        (name = "configuration", description = "The desired state as a whole"),
+        (name = "ports", description = "The desired state, port by port"),
         (name = "events", description = "What happened")
     ),
     paths(

@@ -37,7 +37,7 @@ fn answer<T: Serialize>(found: Result<T, ShuttingDown>) -> Result<Json<T>, ApiEr
 pub fn port_id(id: Name) -> Result<String, ApiError> {
     match id {
         Ok(Path(id)) => Ok(id),
-        Err(_) => Err(ApiError::unknown("unknown_port", "there is no port of this name")),
+        Err(_) => Err(ApiError::unknown("unknown_port", "no such port")),
     }
 }
 
@@ -55,7 +55,7 @@ pub async fn port(State(state): State<AppState>, id: Name) -> Result<Json<PortVi
     let ports = state.handle.ports().await?;
     match ports.into_iter().find(|port| port.port_id == id) {
         Some(port) => Ok(Json(port)),
-        None => Err(ApiError::unknown("unknown_port", format!("there is no port {id:?}"))),
+        None => Err(ApiError::unknown("unknown_port", format!("no such port {id:?}"))),
     }
 }
 

@@ -43,7 +43,7 @@ impl Socket {
     pub fn bind(path: &Path) -> io::Result<Socket> {
         let messages = |what: &str, e: io::Error| io::Error::new(e.kind(), format!("{what} {}: {e}", path.display()));
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(|e| messages("cannot make the directory of", e))?;
+            fs::create_dir_all(directory).map_err(|e| messages("cannot create the directory of", e))?;
         }
         // A socket that is bound but not listening refuses connections, like that of a dead switch.
         let _locked = lock_directory(path).map_err(|e| messages("cannot lock the directory of", e))?;
@@ -102,7 +102,7 @@ fn lock_directory(path: &Path) -> io::Result<OwnedFd> {
     locked
         .recv_timeout(STARTING)
         .map_err(|_| {
-            let why = format!("another process has had it locked for {} seconds", STARTING.as_secs());
+            let why = format!("another process has locked it for {} seconds", STARTING.as_secs());
             io::Error::new(io::ErrorKind::ResourceBusy, why)
         })?
         .map_err(io::Error::from)
@@ -114,9 +114,9 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     let shown = path.display();
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return refuse(e.kind(), format!("cannot look at {shown}: {e}")),
+        Err(e) => return refuse(e.kind(), format!("cannot examine {shown}: {e}")),
         Ok(file) if !file.file_type().is_socket() => {
-            let why = format!("{shown} is not a socket, and is not removed; move it away or listen elsewhere");
+            let why = format!("{shown} is not a socket, and is not removed; move it away, or use another path");
             return refuse(io::ErrorKind::AlreadyExists, why);
         }
         Ok(_) => {}
@@ -132,7 +132,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         }
         Err(e) => {
             let e = io::Error::from(e);
-            refuse(e.kind(), format!("cannot tell whether another switch is listening at {shown}: {e}"))
+            refuse(e.kind(), format!("cannot find out whether another switch is listening at {shown}: {e}"))
         }
     }
 }

@@ -94,7 +94,7 @@ impl Controller {
             Some(why) => format!("uplink {:?} is down: {why}", id(before)),
             None => "it is preferred, and its link was stable".into(),
         };
-        let text = format!("uplink {:?} carries the frames of group {group:?}: {why}", id(now));
+        let text = format!("uplink {:?} is active in group {group:?}: {why}", id(now));
         let id = id(now).to_owned();
         let event = Event { ports: vec![id.clone()], ..self.event(EventKind::Uplink, text.clone()) };
         if self.event_log.append(event, time::now()) {

@@ -111,7 +111,7 @@ impl Controller {
         let orphans = self.remove_conflicting_orphans(&config).await;
         let stored = timeout(DISK_AT_START, self.state.take_loops()).await.unwrap_or_else(|_| {
             let seconds = DISK_AT_START.as_secs();
-            warn!("stored measures against loops are unknown: the disk does not answer within {seconds} s");
+            warn!("the stored state of loop mitigation cannot be read: the disk does not answer within {seconds} s");
             serde_json::Value::Null
         });
         self.resume_activations(&stored["activations"]);

@@ -64,7 +64,7 @@ pub(super) struct ReopenSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Neither file nor state exists.
-    #[error("{path} keeps no state yet, so there is nothing to resume; name a configuration with --config FILE")]
+    #[error("{path} contains no state yet; name a configuration with --config FILE")]
     NothingStored {
         /// Path of the state.
         path: String,
@@ -73,7 +73,7 @@ pub enum StartError {
     #[error("{0}")]
     Store(#[from] StoreError),
     /// The state is no configuration known to this version.
-    #[error("the state at {path} is not understood and is left as it is: {why}")]
+    #[error("the state at {path} cannot be interpreted, and is not changed: {why}")]
     NotUnderstood {
         /// Path.
         path: String,
@@ -180,7 +180,7 @@ async fn open_over(again: Arc<ReopenSettings>) -> Result<(Config, StateStore), S
     let Ok(Ok(Ok(desired))) = peeked else { return without_state(&again, why.into()) };
     match merge_over(&again, desired, Backend::Broken(why.to_string(), again.clone())) {
         Ok(OpenedState { config, store: state_store, .. }) => {
-            error!("{why}. The switch runs as the state says, and takes no changes until the state can be written");
+            error!("{why}. The switch runs the stored state, and refuses changes until the state can be written");
             // The process that has it open may need the orphans. A later retry merges the file again and emits the
             // events.
             Ok((config, StateStore { orphans: Orphans::new(), events: Vec::new(), ..state_store }))
@@ -214,7 +214,7 @@ async fn open_with_store(
 /// Uses the file alone, because the state is unusable.
 fn without_state(again: &Arc<ReopenSettings>, why: StartError) -> Result<(Config, StateStore), StartError> {
     let Some(file) = again.file.clone() else { return Err(why) };
-    error!("{why}. The switch runs as the configuration file says, and takes no changes until the state can be used");
+    error!("{why}. The switch runs the configuration file, and refuses changes until the state can be used");
     Ok(StateStore::at(Backend::Broken(why.to_string(), again.clone()), file))
 }
 
@@ -248,10 +248,7 @@ fn merge_over(
         }
         None => {
             if !unknown.is_empty() {
-                warn!(
-                    "not understood by this version, and kept in the state as it is:{}",
-                    one_per_line(&unknown.messages)
-                );
+                warn!("unknown to this version, kept unmodified in the state:{}", one_per_line(&unknown.messages));
             }
             (state.clone(), before.last_applied.clone(), Vec::new())
         }
@@ -279,11 +276,11 @@ fn log_start(
     let StartPreview { changes, dropped, unknown } = messages;
     let path = path.display();
     if !unknown.is_empty() && precedence == Precedence::Merge {
-        warn!("not understood by this version, and kept in the state at {path} as it is:{}", one_per_line(unknown));
+        warn!("unknown to this version, kept unmodified in the state at {path}:{}", one_per_line(unknown));
     }
     let stays = describe_changes(&file.config, config);
     if !stays.is_empty() {
-        info!("changes that were made by API go on; they differ from the configuration file:{}", one_per_line(&stays));
+        info!("changes by API stay in effect; they differ from the configuration file:{}", one_per_line(&stays));
     }
     let mut texts = Vec::new();
     if !changes.is_empty() {

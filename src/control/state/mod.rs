@@ -82,7 +82,7 @@ impl StateStore {
             Ok(Err(why)) => why.to_string(),
             Err(_) => format!("the disk does not answer within {} s", wait.as_secs()),
         };
-        warn!("the configuration has not been kept: {why}");
+        warn!("storing the configuration failed: {why}");
         self.is_due = true;
     }
 
@@ -198,7 +198,7 @@ impl StateStore {
     pub async fn take_loops(&self) -> Value {
         let Some(store) = self.store() else { return Value::Null };
         store.loops().await.unwrap_or_else(|why| {
-            warn!("what was done about loops before is not known: {why}");
+            warn!("the stored state of loop mitigation cannot be read: {why}");
             Value::Null
         })
     }
@@ -207,7 +207,7 @@ impl StateStore {
     pub async fn take_stations(&self, from: i64, most: usize) -> (Vec<StoredStation>, Option<i64>) {
         let Some(store) = self.store() else { return (Vec::new(), None) };
         store.stations_page(from, most).await.unwrap_or_else(|why| {
-            warn!("the stations that were learned before are not known: {why}");
+            warn!("the stored stations cannot be read: {why}");
             (Vec::new(), None)
         })
     }

@@ -72,7 +72,7 @@ impl StatusBuilder<'_> {
             let is_up = self.is_active(port);
             let reason = match self.reason(port) {
                 reason if is_up && !carries => {
-                    let standing_by = "stands by: another one of its group carries the frames";
+                    let standing_by = "backup: another uplink of its group is active";
                     if reason.is_empty() { standing_by.into() } else { format!("{standing_by}; {reason}") }
                 }
                 reason => reason,

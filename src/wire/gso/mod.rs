@@ -36,28 +36,28 @@ const CRC_LEN: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum GsoError {
     /// The offload header is invalid for the frame.
-    #[error("its offload header does not fit it: {0}")]
+    #[error("its virtio_net_hdr contradicts it: {0}")]
     BadOffload(#[from] BadOffload),
     /// The headers are too long.
     #[error("its headers are longer than {MAX_HEADERS} bytes")]
     TooManyHeaders,
     /// The headers contradict the offload header, or are missing.
-    #[error("its headers are not those of its segmentation type")]
+    #[error("its headers do not match its segmentation type")]
     Inconsistent,
     /// The lengths in the headers are inconsistent.
-    #[error("the lengths in its headers are not its own")]
+    #[error("the lengths in its headers contradict its length")]
     Lengths,
     /// The packet is a fragment.
     #[error("it is a fragment")]
     Fragment,
     /// The transport header is inside an unknown tunnel or IPsec.
-    #[error("what is to be divided is inside an unknown tunnel")]
+    #[error("the packet to be segmented is inside an unknown tunnel")]
     Tunnel,
     /// The packet has more segments than [`MAX_FALLBACK_SEGMENTS`].
     #[error("it would become more than {MAX_FALLBACK_SEGMENTS} segments")]
     TooManySegments,
     /// The checksum has the offset of SCTP's, and the packet is not SCTP.
-    #[error("its checksum is of no known protocol")]
+    #[error("its checksum belongs to no known protocol")]
     UnknownChecksum,
 }
 

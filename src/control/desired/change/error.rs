@@ -63,7 +63,7 @@ impl ChangeError {
 
 fn unknown<'a>(what: &str, id: &str, ids: impl Iterator<Item = &'a str>) -> String {
     match nearest(id, ids) {
-        Some(expected) => format!("there is no {what} {id:?}; did you mean {expected:?}?"),
-        None => format!("there is no {what} {id:?}"),
+        Some(expected) => format!("no such {what} {id:?}; did you mean {expected:?}?"),
+        None => format!("no such {what} {id:?}"),
     }
 }

@@ -226,7 +226,7 @@ impl Controller {
     pub(super) fn limit(&self, who: StormSource, index: usize, class: StormKind) -> LimitText {
         let names = self.names(index);
         let set = |keys: &[String]| {
-            format!("if that is legitimate, `vifswitch set {} {}` lifts it", shell(names.id), keys.join(" "))
+            format!("if that is legitimate, `vifswitch set {} {}` removes the limit", shell(names.id), keys.join(" "))
         };
         let (vm, storm) = match self.ports[index].endpoint.config_ref {
             ConfigRef::Port { vm, position, network, .. } => {

@@ -78,7 +78,7 @@ impl Mitigation {
         self.loops.add(snapshot::restore(stored["loops"].take(), &self.topology, clocks));
         let (loops, disabled) = (self.loops.loops().count(), self.disabled.len());
         if loops + disabled > 0 {
-            info!(loops, disabled, "measures against loops and storms of the last run are active again");
+            info!(loops, disabled, "mitigation of loops and storms of the last run is active again");
         }
     }
 }
@@ -118,7 +118,7 @@ impl Controller {
         });
         persisted.write = Some(tokio::spawn(async move {
             if let Err(why) = store.put_loops(stored).await {
-                warn!("storing the measures against loops failed: {why}");
+                warn!("storing the state of loop mitigation failed: {why}");
             }
         }));
     }

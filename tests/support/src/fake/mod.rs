@@ -219,7 +219,7 @@ impl Views {
                 fdb_limit: 65536,
                 ageing_seconds: 300,
             }],
-            uplinks: vec![uplink("up0", true, ""), uplink("up1", false, "stands by")],
+            uplinks: vec![uplink("up0", true, ""), uplink("up1", false, "backup")],
             fdb: vec![
                 station("p1", StationKind::Pinned, 0),
                 station(ODD, StationKind::Learned, 65),
@@ -254,7 +254,7 @@ impl Views {
                     network_id: "net1".into(),
                     direction: Direction::In,
                     reason: "spoofed_source".into(),
-                    description: "port security does not allow this source here".into(),
+                    description: "port security does not allow the source at this port".into(),
                     frames: 2,
                 },
                 DropView {
@@ -417,7 +417,7 @@ pub fn audit() -> AuditView {
         drops: vec![AuditDropView {
             direction: Direction::In,
             reason: "spoofed_source".into(),
-            description: "port security does not allow this source here".into(),
+            description: "port security does not allow the source at this port".into(),
             frames: 2,
         }],
         slots: 65536,
