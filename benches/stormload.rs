@@ -19,7 +19,9 @@
 //!
 //! `stalls`: watches the clock of a core to measure how long the core does something else.
 //!
-//! All print one line of JSON. A frame that arrives within [`TIMEOUT`] is late, not lost.
+//! All print one line of JSON. Latencies begin when a request was due, not when it was sent: a storm that delays the sender
+//! delays the request. A frame that arrives within [`TIMEOUT`] is late, not lost. Percentiles are of all requests; one
+//! that ends among lost ones is `null`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 mod netdev;
@@ -31,7 +33,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use netdev::{Place, stay_on};
+use netdev::{EXPERIMENT, Place, stay_on};
 use rustix::io::Errno;
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
 use serde_json::{Value, json};
@@ -40,7 +42,7 @@ use vifswitch::wire::Mac;
 
 /// Ethertypes for local experiments (IEEE 802-2014, 9.2.3), which no stack answers: requests of the bystanders, and
 /// frames to multiply.
-const TALK: u16 = 0x88b5;
+const TALK: u16 = EXPERIMENT;
 const NOISE: u16 = 0x88b6;
 /// Maximum latency. Long, because a thread that waits for a busy core is late without losing frames.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -122,11 +124,12 @@ impl Way {
     }
 }
 
-/// Numbered requests from one bystander to another, with the times of sending and of arrival, or of the answer.
+/// Numbered requests from one bystander to another, with the times when they were due and of arrival, or of the answer.
 struct Talk {
     way: Way,
     back: Option<Way>,
-    sent: Vec<Duration>,
+    rate: f64,
+    due: Vec<Duration>,
     /// Requests received by the other one.
     received: Vec<bool>,
     /// Duplicates received by the other one.
@@ -135,23 +138,24 @@ struct Talk {
 }
 
 impl Talk {
-    fn new(from: &Place, to: &Place, answered: bool) -> Talk {
+    fn new(from: &Place, to: &Place, rate: f64, answered: bool) -> Talk {
         let (way, back) = (Way::new(from, to), answered.then(|| Way::new(to, from)));
-        Talk { way, back, sent: vec![], received: vec![], again: 0, came: vec![] }
+        Talk { way, back, rate, due: vec![], received: vec![], again: 0, came: vec![] }
     }
 
-    fn say(&mut self, begin: Instant) {
-        self.sent.push(begin.elapsed());
+    fn say(&mut self) {
+        let number = self.due.len();
+        self.due.push(Duration::from_secs_f64(number as f64 / self.rate));
         self.received.push(false);
         self.came.push(None);
-        self.way.send(self.sent.len() - 1);
+        self.way.send(number);
     }
 
-    /// Sends the requests that are due, at most `most`. Whether these were all.
-    fn say_due(&mut self, begin: Instant, rate: f64, most: usize) -> bool {
-        let due = ((begin.elapsed().as_secs_f64() * rate) as usize).saturating_sub(self.sent.len());
+    /// Sends the requests that are due by this time, at most `most`. Whether these were all.
+    fn say_due(&mut self, time: Duration, most: usize) -> bool {
+        let due = ((time.as_secs_f64() * self.rate) as usize).saturating_sub(self.due.len());
         for _ in 0..due.min(most) {
-            self.say(begin);
+            self.say();
         }
         due <= most
     }
@@ -186,12 +190,12 @@ impl Talk {
 
     /// Whether a request arrived in time.
     fn arrived(&self, number: usize) -> bool {
-        self.came[number].is_some_and(|came| came - self.sent[number] < TIMEOUT)
+        self.came[number].is_some_and(|came| came.saturating_sub(self.due[number]) < TIMEOUT)
     }
 
-    /// Requests sent within a time span.
+    /// Requests due within a time span.
     fn within(&self, from: Duration, to: Duration) -> impl Iterator<Item = usize> {
-        (0..self.sent.len()).filter(move |&number| (from..to).contains(&self.sent[number]))
+        (0..self.due.len()).filter(move |&number| (from..to).contains(&self.due[number]))
     }
 }
 
@@ -201,10 +205,12 @@ fn outcome(talk: &Talk, from: Duration, to: Duration) -> Value {
     for number in talk.within(from, to) {
         sent += 1;
         lost += u64::from(!talk.arrived(number));
-        times.extend(talk.came[number].map(|came| (came - talk.sent[number]).as_secs_f64() * 1e6));
+        let came = talk.came[number].filter(|_| talk.arrived(number));
+        times.extend(came.map(|came| came.saturating_sub(talk.due[number]).as_secs_f64() * 1e6));
     }
     times.sort_by(f64::total_cmp);
-    let at = |part: f64| times.get((times.len() as f64 * part) as usize).map(|us| (us * 10.0).round() / 10.0);
+    // lost ones come last
+    let at = |part: f64| times.get((sent as f64 * part) as usize).map(|us| (us * 10.0).round() / 10.0);
     json!({ "sent": sent, "lost": lost, "p50_us": at(0.5), "p99_us": at(0.99) })
 }
 
@@ -282,18 +288,16 @@ impl Loop<'_> {
     fn measure(&self, begin: Instant) -> Value {
         stay_on(number(self.options, "--cpu", 0.0) as usize);
         let [a, b] = &self.places;
-        let mut talk = Talk::new(a, b, true);
+        let mut talk = Talk::new(a, b, number(self.options, "--rate", 1000.0), true);
         let mut seen = Seen::new(b);
-        let (rate, after) = (number(self.options, "--rate", 1000.0), seconds(self.options, "--after", 2.0));
+        let after = seconds(self.options, "--after", 2.0);
         loop {
             let now = begin.elapsed();
             let ended = self.opened.get().map(|turn| turn.at + after);
             if ended.is_some_and(|end| now > end + TIMEOUT || now > end && talk.is_complete()) {
                 break;
             }
-            if ended.is_none_or(|end| now < end) {
-                talk.say_due(begin, rate, 16);
-            }
+            talk.say_due(ended.map_or(now, |end| now.min(end)), 16);
             talk.receive(begin, 256);
             if seen.samples.last().is_none_or(|(at, _)| now > *at + LOOK) {
                 seen.look(begin, &talk);
@@ -323,7 +327,7 @@ impl Loop<'_> {
         let noisy = samples().filter(|(at, _)| seen.between(*at - WINDOW, *at) > ORDINARY).map(|(at, _)| *at);
         let peak = samples().map(|(at, _)| seen.between(*at - WINDOW, *at)).max().unwrap_or_default();
         let lost_after = talk.within(opened.at, end).filter(|&number| !talk.arrived(number));
-        let healed = match lost_after.map(|number| talk.sent[number]).max() {
+        let healed = match lost_after.map(|number| talk.due[number]).max() {
             None => json!(0.0),
             Some(last) if last + 2 * WINDOW > end => Value::Null,
             Some(last) => json!((last - opened.at).as_secs_f64()),
@@ -396,13 +400,13 @@ fn storm(options: &Options) -> Value {
         other => panic!("--to {other}: broadcast, multicast or unknown"),
     };
     let (noise, socket) = (frame(to, x.mac(), NOISE), x.socket(NOTHING));
-    let mut talk = Talk::new(&a, &b, false);
+    let mut talk = Talk::new(&a, &b, rate, false);
     // The receiver sends first, so that the switch learns its port.
     Way::new(&b, &a).send(0);
     let warm = Duration::from_millis(200);
     let (begin, mut storm) = (Instant::now(), 0u64);
     while begin.elapsed() < warm + time {
-        let is_on_time = talk.say_due(begin, rate, BURST);
+        let is_on_time = talk.say_due(begin.elapsed(), BURST);
         talk.receive(begin, 64);
         if !is_on_time {
             continue;
@@ -417,6 +421,9 @@ fn storm(options: &Options) -> Value {
         }
     }
     let spent = begin.elapsed();
+    while !talk.say_due(spent, BURST) {
+        talk.receive(begin, 64);
+    }
     while begin.elapsed() < spent + TIMEOUT && !talk.is_complete() {
         talk.receive(begin, 64);
     }

@@ -1,16 +1,19 @@
-//! Load for `scripts/bench`: a generator with a counting sink, and a minimal switch over taps as the limit to compare
-//! with. Not run by `cargo bench`.
+//! Load for `scripts/bench`: a generator with a sink, and a minimal switch over taps as the limit to compare with. Not run
+//! by `cargo bench`.
 //!
 //! ```text
-//! tapload blast --tx NETNS:DEVICE --rx NETNS:DEVICE [--cpu N] [--size 64] [--time S] [--rate PPS --lat]
+//! tapload blast --tx NETNS:DEVICE --rx NETNS:DEVICE [--cpu N] [--size 64] [--time S] [--warm S]
+//!     [--rate PPS [--burst 32] [--naps] | --ndr LOSS]
 //! tapload forward A B [vnet] [poll]
 //! tapload guest PORTS
 //! tapload distance
 //! ```
 //!
-//! `blast` sends at full speed and reports the counters of the receiving netdev; or, with `--lat`, sends at a rate and
-//! measures the time until a busy-polling reader receives each frame. Sizes include the FCS (4 bytes). Prints one line
-//! of JSON.
+//! `blast` sends from one netdev to another and prints lines of a name and a figure. Without a rate it sends at full speed:
+//! `mpps` that the receiving netdev got, and `offered`. With one it also prints latencies: `p50`, `p99` and `p999` in µs,
+//! from when a frame was due until the receiving netdev got it, `inf` where that frame was lost; and the `loss` in percent.
+//! With `--naps` the sender sleeps while no frame is due, so that it does not take a whole core. `--ndr` searches for the
+//! highest rate with at most this loss: `mpps`. Sizes include the FCS (4 bytes).
 //!
 //! `forward` creates two taps in its namespace and forwards between them until killed; `vnet`: with `virtio_net_hdr`,
 //! `poll`: sleeps when idle.
@@ -25,25 +28,14 @@
 mod netdev;
 
 use std::collections::HashMap;
-use std::io::IoSlice;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use netdev::Place;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-use rustix::net::{MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmmsg};
+use netdev::generator::BURST;
+use netdev::trial::Trial;
+use netdev::{EXPERIMENT, Place};
 use vifswitch::sys::cores;
-use vifswitch::sys::packet::{NOTHING, Socket};
 use vifswitch::sys::tun::{Flags, Queue};
-
-/// Ethertype for local experiments, which no stack answers.
-const EXPERIMENT: u16 = 0x88b5;
-const HERE: [u8; 6] = [2, 0xaa, 0, 0, 0, 0];
-const THERE: [u8; 6] = [2, 0xbb, 0, 0, 0, 0];
-/// Frames per system call.
-const BURST: usize = 32;
-const WARM_UP: Duration = Duration::from_millis(200);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -63,32 +55,7 @@ fn main() {
 
 fn forward(arguments: &[String]) {
     let has = |word: &str| arguments[2..].iter().any(|argument| argument == word);
-    let taps = [&arguments[0], &arguments[1]].map(|name| {
-        let flags = Flags { vnet_header: has("vnet"), multi_queue: false, exclusive: true };
-        let queue = Queue::open(name, flags).unwrap();
-        if has("vnet") {
-            let _ = queue.set_offloads().unwrap();
-        } else {
-            queue.clear_offloads().unwrap()
-        }
-        queue
-    });
-    let mut room = vec![0; 70_000];
-    loop {
-        let mut idle = true;
-        for (from, to) in [(&taps[0], &taps[1]), (&taps[1], &taps[0])] {
-            for _ in 0..BURST {
-                let Ok(len) = from.read(&mut room) else { break };
-                idle = false;
-                // Frames that do not fit are lost, as in any switch.
-                let _ = to.write(&room[..len]);
-            }
-        }
-        if idle && has("poll") {
-            let mut ends = taps.each_ref().map(|tap| PollFd::new(tap, PollFlags::IN));
-            let _ = poll(&mut ends, None);
-        }
-    }
+    netdev::forward::open([&arguments[0], &arguments[1]], has("vnet")).run(has("poll"), || false);
 }
 
 fn guest(ports: u8) {
@@ -101,7 +68,7 @@ fn guest(ports: u8) {
     let mac = |port: u8| [2, 0, 0, 0, 0, port + 1];
     let frames: Vec<_> = (0..ports).step_by(2).map(|port| frame(mac(port + 1), mac(port), 64)).collect();
     // The same number of frames per round for any number of ports.
-    let burst = 2 * BURST / frames.len();
+    let burst = 2 * BURST as usize / frames.len();
     let mut room = [0; 2048];
     loop {
         for (pair, frame) in taps.chunks_exact(2).zip(&frames) {
@@ -163,74 +130,29 @@ fn blast(arguments: &[String]) {
         let value = words.next_if(|next| !next.starts_with("--"));
         options.insert(word.as_str(), value.map_or("", String::as_str));
     }
-    let number = |key: &str, default: f64| options.get(key).map_or(default, |text| text.parse().unwrap());
+    let number =
+        |key: &str| options.get(key).map(|text| text.parse::<f64>().unwrap_or_else(|_| panic!("{key} {text}")));
     let [from, to] = ["--tx", "--rx"].map(|key| Place::written(options[key]));
-    let time = Duration::from_secs_f64(number("--time", 2.0));
-    let (size, rate) = (number("--size", 64.0) as usize, number("--rate", 0.0));
-    cores::pin(number("--cpu", 0.0) as usize);
+    let time = Duration::from_secs_f64(number("--time").unwrap_or(2.0));
+    let warm_up = Duration::from_secs_f64(number("--warm").unwrap_or(0.2));
+    netdev::stay_on(number("--cpu").unwrap_or(0.0) as usize);
 
-    let frame_there = frame(THERE, HERE, size);
-    // The receiver sends first, so that the switch learns its port.
-    send(to.socket(NOTHING), &frame(HERE, THERE, size), SendFlags::empty()).unwrap();
-    if options.contains_key("--lat") {
-        latency(&from.socket(NOTHING), &to.socket(EXPERIMENT), &frame_there, rate, time);
+    let trial = Trial::new(from, to, number("--size").unwrap_or(64.0) as usize);
+    if let Some(loss) = number("--ndr") {
+        let best = trial.no_drop(loss, time);
+        assert!(best.received > 0.0, "at no rate less than {loss} was lost");
+        println!("mpps {:.4}", best.received / 1e6);
+    } else if let Some(rate) = number("--rate") {
+        let burst = number("--burst").map_or(BURST, |burst| burst as u64);
+        let them = trial.paced(rate, burst, warm_up, time, options.contains_key("--naps"));
+        println!("mpps {:.4}\noffered {:.4}", them.rates.received / 1e6, them.rates.offered / 1e6);
+        println!("loss {:.4}", 100.0 * them.lost() as f64 / them.sent() as f64);
+        for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {
+            println!("{name} {:.2}", them.at(share));
+        }
     } else {
-        throughput(&from.socket(NOTHING), &to, &frame_there, time);
+        let rates = trial.flood(warm_up, time);
+        assert!(rates.received > 0.0, "no frame arrived");
+        println!("mpps {:.4}\noffered {:.4}", rates.received / 1e6, rates.offered / 1e6);
     }
-}
-
-fn throughput(socket: &Socket, to: &Place, frame: &[u8], time: Duration) {
-    let mut offered = 0;
-    let mut send_for = |time: Duration| {
-        let begin = Instant::now();
-        while begin.elapsed() < time {
-            let slices = [IoSlice::new(frame)];
-            let mut controls: [_; BURST] = std::array::from_fn(|_| SendAncillaryBuffer::default());
-            let mut messages: Vec<_> = controls.iter_mut().map(|control| MMsgHdr::new(&slices, control)).collect();
-            match sendmmsg(socket, &mut messages, SendFlags::DONTWAIT) {
-                Ok(sent) => offered += sent as u64,
-                Err(Errno::AGAIN | Errno::NOBUFS) => {}
-                Err(e) => panic!("sending: {e}"),
-            }
-        }
-    };
-    send_for(WARM_UP);
-    let mut counters = to.counters();
-    let (before, begin) = (counters.received(), Instant::now());
-    send_for(time);
-    let (received, spent) = (counters.received() - before, begin.elapsed().as_secs_f64());
-    println!(
-        r#"{{"offered_pps":{:.0},"received_pps":{:.0}}}"#,
-        offered as f64 / (spent + WARM_UP.as_secs_f64()),
-        received as f64 / spent
-    );
-}
-
-fn latency(sender: &Socket, receiver: &Socket, frame: &[u8], rate: f64, time: Duration) {
-    let mut frame = frame.to_vec();
-    let mut times = Vec::with_capacity((time.as_secs_f64() * rate) as usize + 1);
-    let (begin, mut sent) = (Instant::now(), 0u64);
-    let mut room = [0; 2048];
-    // Waits for the last frames.
-    while begin.elapsed() < WARM_UP + time {
-        let due = begin + Duration::from_secs_f64(sent as f64 / rate);
-        if Instant::now() >= due {
-            frame[14..22].copy_from_slice(&(begin.elapsed().as_nanos() as u64).to_be_bytes());
-            match send(sender, &frame, SendFlags::DONTWAIT) {
-                Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS) => sent += 1,
-                Err(e) => panic!("sending: {e}"),
-            }
-        }
-        if let Ok((len, _)) = recv(receiver, &mut room[..], RecvFlags::DONTWAIT)
-            && len >= 22
-            && begin.elapsed() > WARM_UP
-        {
-            let stamp = u64::from_be_bytes(room[14..22].try_into().unwrap());
-            times.push(begin.elapsed().as_nanos() as u64 - stamp);
-        }
-    }
-    times.sort_unstable();
-    let at = |part: f64| times.get((times.len() as f64 * part) as usize).map_or(f64::NAN, |&ns| ns as f64 / 1e3);
-    let received = times.len() as f64 / time.as_secs_f64();
-    println!(r#"{{"received_pps":{received:.0},"p50_us":{:.2},"p99_us":{:.2}}}"#, at(0.5), at(0.99));
 }

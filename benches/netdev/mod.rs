@@ -1,5 +1,11 @@
-//! A netdev in a namespace, for the load generators of `scripts/bench` and `scripts/storm-lab`.
+//! A netdev in a namespace, and a generator and a sink at two of them, for `scripts/bench` and `scripts/storm-lab`.
 #![allow(dead_code)] // each of them uses a part
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
+
+pub mod forward;
+pub mod generator;
+pub mod sink;
+pub mod trial;
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -9,6 +15,9 @@ use vifswitch::sys::netns::{Netns, within};
 use vifswitch::sys::packet::{NOTHING, Socket};
 use vifswitch::sys::{cores, link};
 use vifswitch::wire::Mac;
+
+/// Ethertype for local experiments (IEEE 802-2014, 9.2.3), which no stack answers.
+pub const EXPERIMENT: u16 = 0x88b5;
 
 /// A netdev in a namespace.
 pub struct Place {

@@ -74,7 +74,8 @@ add_veths() {
     done
 }
 
-# set_up_bridge on|off: Linux bridge with or without netfilter hooks
+# set_up_bridge on|off [rps]: Linux bridge with or without netfilter hooks; with RPS it runs on core 1, else on that of the
+# sender
 set_up_bridge() {
     local on=1
     if [[ $1 == off ]]; then on=0; fi
@@ -85,12 +86,16 @@ set_up_bridge() {
     ip -n bench-sw link set br0 up
     ip -n bench-sw link set v0 master br0
     ip -n bench-sw link set v1 master br0
+    if [[ -n ${2:-} ]]; then
+        # shellcheck disable=SC2016 # expanded inside
+        ip netns exec bench-sw sh -c 'for it in /sys/class/net/v?/queues/rx-*/rps_cpus; do echo 2 >"$it"; done'
+    fi
 }
 
 # set_up_loop [poll]: a bare read/write loop over two taps with a virtio_net_hdr, as vifswitch uses
 set_up_loop() {
     local end
-    ip netns exec bench-sw taskset -c 1 "${tapfwd[@]}" va vb vnet "$@" >"$work/loop" 2>&1 &
+    ip netns exec bench-sw taskset -c 1 "$tapload" forward va vb vnet "$@" >"$work/loop" 2>&1 &
     loop=$!
     ours=$loop
     for _ in {1..100}; do
@@ -108,15 +113,16 @@ set_up_loop() {
 # net_af_packet
 set_up_testpmd() {
     add_veths
-    start_testpmd "$1"
+    start_testpmd io "net_$1""0,iface=v0" "net_$1""1,iface=v1"
 }
 
+# start_testpmd MODE DEVICE DEVICE
 start_testpmd() {
     local waited
     mount_pages
     # keep its standard input open: testpmd ends at end of input
     ip netns exec bench-sw stdbuf -oL dpdk-testpmd -l 0,1 --no-pci --file-prefix=bench --huge-dir="$work/huge" -m 256 \
-        --vdev="net_$1""0,iface=v0" --vdev="net_$1""1,iface=v1" -- --forward-mode=io --nb-cores=1 --no-lsc-interrupt \
+        --vdev="$2" --vdev="$3" -- --forward-mode="$1" --nb-cores=1 --no-lsc-interrupt \
         --total-num-mbufs=32768 --record-core-cycles >"$work/testpmd" 2>&1 <&"$never" &
     loop=$!
     ours=$loop
@@ -163,7 +169,7 @@ set_up_guest() {
     read -r -t 10 -u "$guest" line || die "the guest does not start"
     exec {guest}<&-
     for ((port = 0; port < $1; port++)); do ip -n bench-sw link set "v$port" up; done
-    if [[ ${2:-} == testpmd ]]; then start_testpmd af_xdp; else start_ours xdp busy "$1"; fi
+    if [[ ${2:-} == testpmd ]]; then start_testpmd io net_af_xdp0,iface=v0 net_af_xdp1,iface=v1; else start_ours xdp busy "$1"; fi
 }
 
 tear_down() {

@@ -67,8 +67,17 @@ def count(number):
     return f"{number:,.0f}".replace(",", " ")
 
 
+def finite(figure):
+    return math.inf if figure is None else figure
+
+
 def p99(runs):
-    return statistics.median(us if us is not None else math.inf for it in runs for us in it["p99s_us"])
+    return statistics.median(finite(figure) for it in runs for figure in it["p99s_us"])
+
+
+def us(figure):
+    """A percentile that ends among lost frames is none."""
+    return "lost" if figure is None or math.isinf(figure) else f"{figure:.1f} us"
 
 
 def line(it):
@@ -77,13 +86,13 @@ def line(it):
     if "k" in it:
         return (
             f"   {NAMES[it['switch']]:14} k = {it['k']}, {it['seeds_of']:7}  {count(it['copies_per_second']):>9} copies/s, "
-            f"loss {loss(it['during']):.2f} %, p99 {it['during']['p99_us']} us, contained {short(it['contained'])}, "
+            f"loss {loss(it['during']):.2f} %, p99 {us(it['during']['p99_us'])}, contained {short(it['contained'])}, "
             f"still {short(it['still'])}, named {short(it['named'])}, healed {short(it['healed'])}"
         )
     where = "beside the switch" if it["at"] == "x0" else "at the switch"
     return (
         f"   {NAMES[it['switch']]:14} {it['class']} {where}, {count(it['storm_per_second'])}/s; {it['pair']}: "
-        f"{count(it['rate'])} frames/s, lost {it['lost']}, p50 {it['p50_us']}, p99 {it['p99_us']} us (of a tenth of it: {p99([it])})"
+        f"{count(it['rate'])} frames/s, lost {it['lost']}, p50 {us(it['p50_us'])}, p99 {us(it['p99_us'])} (of a tenth of it: {us(p99([it]))})"
     )
 
 
@@ -106,8 +115,8 @@ def loops(results, broken):
         row("copies/s at a bystander, mean", lambda it: count(it["copies_per_second"]))
         row("copies/s, the worst 100 ms", lambda it: count(it["peak_per_second"]))
         row("unicast lost between bystanders", lambda it: f"{loss(it['during']):.2f} %")
-        row("their latency p99, us", lambda it: f"{it['during']['p99_us']}")
-        row("the same before the loop", lambda it: f"{it['before']['p99_us']}")
+        row("their latency p99", lambda it: us(it["during"]["p99_us"]))
+        row("the same before the loop", lambda it: us(it["before"]["p99_us"]))
         row("contained after", lambda it: short(it["contained"]))
         row("ordinary traffic only, after", lambda it: short(it["still"]))
         row("culprit named after", lambda it: short(it["named"]))
@@ -139,24 +148,30 @@ def storm_rows(results):
         runs = [it for it in results if (it["switch"], it["class"], it["pair"]) == key]
         here, beside = ([it for it in runs if it["at"] == at] for at in ("l0", "x0"))
         latency, base = p99(here), p99(beside)
-        whole = (f"{statistics.median(it['p99_us'] for it in these):.1f}" for these in (here, beside))
+        whole = (us(statistics.median(finite(it["p99_us"]) for it in these)) for these in (here, beside))
         lost = sum(it["lost"] for it in here)
         where = f"{NAMES[key[0]]}, {key[1]}, {'its network' if key[2] == 'a0:b0' else 'another one'}"
-        middle = (count(statistics.median(it[what] for it in here)) for what in ("rate", "storm_per_second"))
-        cells = [where, *middle, str(lost), f"{latency:.1f}", f"{base:.1f}", f"{latency / base:.2f}", *whole]
-        rows.append({"cells": cells, "where": where, "lost": lost, "p99": latency, "base": base, "runs": len(here)})
+        rate = statistics.median(it["rate"] for it in here)
+        storms = [statistics.median(it["storm_per_second"] for it in these) for these in (here, beside)]
+        calm = min(it["storm_per_second"] for it in runs) == 0
+        ratio = f"{latency / base:.2f}" if math.isfinite(base) else "-"
+        cells = [where, count(rate), *map(count, storms), str(lost), us(latency), us(base), ratio, *whole]
+        rows.append({"cells": cells, "where": where, "lost": lost, "p99": latency, "base": base, "runs": len(here), "calm": calm})
     return rows
 
 
 def storms(results, quick, broken):
     print("\nA guest storms as fast as it can; others send at a fixed rate (medians)")
     rows = storm_rows(results)
-    table([["", "frames/s", "storm/s", "lost", "p99, us", "beside, us", "ratio", "of whole runs", "beside"], *(row["cells"] for row in rows)])
+    head = ["", "frames/s", "storm/s", "beside", "lost", "p99", "beside", "ratio", "of whole runs", "beside"]
+    table([head, *(row["cells"] for row in rows)])
     for row in rows:
+        if row["calm"]:
+            broken.append(f"{row['where']}: a run without a single frame of the storm")
         if row["lost"] and not quick:
             broken.append(f"{row['where']}: {row['lost']} frames lost in {row['runs']} runs")
-        if row["p99"] > RATIO * row["base"] and not quick:
-            broken.append(f"{row['where']}: p99 {row['p99']} us, more than {RATIO} times {row['base']} us")
+        if not quick and (math.isinf(row["base"]) or row["p99"] > RATIO * row["base"]):
+            broken.append(f"{row['where']}: p99 {us(row['p99'])}, more than {RATIO} times {us(row['base'])}")
 
 
 def everything(quick):
@@ -184,14 +199,14 @@ def markdown():
         print("|", " | ".join([
             f"{it['k']} siblings, {seeds}", NAMES[it["switch"]],
             f"{count(it['copies_per_second'])}, {count(it['peak_per_second'])}", f"{loss(it['during']):.2f} %",
-            f"{it['before']['p99_us']} and {it['during']['p99_us']} µs", short(it["contained"]), short(it["still"]),
+            f"{us(it['before']['p99_us'])} and {us(it['during']['p99_us'])}", short(it["contained"]), short(it["still"]),
             short(it["named"]), f"{loss(it['after']):.2f} %", short(it["healed"], "not in 2 s"),
         ]), "|")
     if here := [it for it in results if "class" in it]:
         rows = storm_rows(here)
-        print("\n| storm | frames/s of others | frames/s of the storm | lost | p99, µs | beside the switch, µs | ratio "
-              "| of whole runs, µs | beside, µs |")
-        print("|---|---|---|---|---|---|---|---|---|")
+        print("\n| storm | frames/s of others | frames/s of the storm | beside | lost | p99 | beside the switch | ratio "
+              "| of whole runs | beside |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
         for row in rows:
             print("|", " | ".join(row["cells"]), "|")
 

@@ -7,5 +7,8 @@ mod check;
 mod commands;
 mod config;
 mod doctor;
+mod load;
+#[path = "../../benches/netdev/mod.rs"]
+mod netdev;
 mod operator;
 mod scripts;

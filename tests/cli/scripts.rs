@@ -1,8 +1,9 @@
-//! The scripts: help and arguments of each, and that nothing of a stopped one is left. Needs root for the latter.
+//! The scripts: help and arguments of each, verdicts on what they measure, and that nothing of a stopped one is left. Needs
+//! root for the latter.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -35,6 +36,83 @@ fn each_script_prints_help_and_refuses_an_unknown_option() {
         let text = String::from_utf8_lossy(&refused.stderr);
         assert_eq!(refused.status.code(), Some(2), "{script:?}: {refused:?}");
         assert!(text.contains("--no-such-option") && text.contains("--help"), "{script:?}: {text}");
+    }
+}
+
+/// Exit code and output of a helper of the scripts with this input.
+fn evaluate(helper: &str, arguments: &[&str], input: &str) -> (Option<i32>, String) {
+    let mut python = Command::new("python3");
+    python.arg(folder().join("lib").join(helper)).args(arguments).env("PYTHONDONTWRITEBYTECODE", "1");
+    let mut child = python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // One that fails at once does not read.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let Output { status, stdout, .. } = child.wait_with_output().unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap())
+}
+
+#[test]
+fn the_bench_fails_if_a_row_misses_its_target_or_was_not_measured() {
+    let table = |results: &str| evaluate("bench_table.py", &["table", "/dev/stdin"], results);
+    let tcp = "= part tcp\ntcp.ours.gbit 9 0 50\ntcp.packet.gbit 9 0 50\ntcp.bridge-rps.gbit 5 0 50\n";
+    let many = "= part many\nmany.many.mpps 0.8 0 50\n";
+    for (results, verdict, code) in [
+        (format!("{tcp}tcp.bridge-off.gbit 9.1 0 50\n"), "0 MISSES", 0),
+        (format!("{tcp}tcp.bridge-off.gbit 19 0 50\n"), "2 MISSES", 1),
+        (tcp.to_owned(), "2 NOT MEASURED", 1),
+        // a peer that this host has
+        (format!("= peer netfilter\n{tcp}tcp.bridge-off.gbit 9.1 0 50\n"), "2 NOT MEASURED", 1),
+        (format!("{many}many.two.mpps 0.8 0 50\n"), "1 meet", 0),
+        // others took a third of a core, in all runs or in one
+        (format!("{many}many.two.mpps 0.8 33 50\n"), "1 disturbed", 1),
+        (format!("{many}many.two.mpps 0.8 33 50\nmany.two.mpps 1.6 0 50\n"), "1 MISSES", 1),
+        (String::new(), "nothing was measured", 1),
+    ] {
+        let (actual, output) = table(&results);
+        assert!(output.contains(verdict), "{verdict}: {output}");
+        assert_eq!(actual, Some(code), "{output}");
+    }
+    // latencies of 10 000 frames/s; lost frames have none
+    let latencies = |ours: &str, loop_: &str| {
+        let kinds = ["busy", "sleep"].map(|kind| {
+            let lines = [("ours", "p50", ours), ("ours", "p99", "9"), ("loop", "p50", loop_), ("loop", "p99", "9")];
+            lines.map(|(who, what, figure)| format!("latency.{who}-{kind}.{what} {figure} 0 50\n")).concat()
+        });
+        table(&format!("= part latency\n{}", kinds.concat()))
+    };
+    for (ours, loop_, verdict, code) in [
+        ("4", "4", "2 meet", 0),
+        ("inf", "4", "2 MISSES", 1),
+        ("4", "inf", "2 meet", 0),
+        ("inf", "inf", "2 NOT MEASURED", 1),
+    ] {
+        let (actual, output) = latencies(ours, loop_);
+        assert!(output.contains(verdict), "{verdict}: {output}");
+        assert_eq!(actual, Some(code), "{output}");
+    }
+}
+
+#[test]
+fn the_storm_lab_fails_if_there_was_no_storm_or_others_lost_frames() {
+    let run = |at: &str, storm: u32, p99: &str| {
+        format!(
+            r#"{{"switch": "tap", "class": "broadcast", "pair": "a0:b0", "at": "{at}", "rate": 1000, "lost": 0,
+            "storm_per_second": {storm}, "p50_us": 3.0, "p99_us": {p99}, "p99s_us": [{p99}]}}"#
+        )
+        .replace('\n', "")
+    };
+    for (here, beside, p99, quick, broken) in [
+        (900, 800, "7.5", "", ""),
+        (900, 800, "8.5", "", "p99 8.5 us, more than 2.0 times 4.0 us"),
+        (900, 800, "null", "", "p99 lost, more than 2.0 times 4.0 us"),
+        (0, 800, "3.0", "1", "without a single frame of the storm"),
+        (900, 0, "3.0", "1", "without a single frame of the storm"),
+    ] {
+        let results = format!("{}\n{}\n", run("l0", here, p99), run("x0", beside, "4.0"));
+        let (code, output) = evaluate("storms.py", &["all", quick], &results);
+        assert!(output.contains(broken), "{broken}: {output}");
+        assert_eq!(code, Some(i32::from(!broken.is_empty())), "{output}");
+        // the rate of the storm, at the switch and beside it
+        assert!(output.contains(&here.to_string()) && output.contains(&beside.to_string()), "{output}");
     }
 }
 

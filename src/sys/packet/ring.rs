@@ -10,6 +10,7 @@
 use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -49,6 +50,7 @@ pub struct Arrival<'a> {
     pub len: usize,
     /// VLAN tag that the kernel has removed; `None` also if the addresses are incomplete.
     pub tag: Option<Tag>,
+    time: (u32, u32),
     start: usize,
     here: usize,
 }
@@ -108,6 +110,7 @@ impl Ring {
             status,
             len: about.tp_len as usize,
             tag: Tag::from_kernel(status, about.tp_vlan_tpid, about.tp_vlan_tci).filter(|_| sane && here >= Tag::AT),
+            time: (about.tp_sec, about.tp_nsec),
             start: if sane { start } else { SLOT },
             here: if sane { here } else { 0 },
         })
@@ -135,6 +138,11 @@ impl Arrival<'_> {
     #[inline(always)]
     pub fn header(&self) -> &[u8] {
         self.part(self.start - HEADER, HEADER)
+    }
+
+    /// Time at which the netdev received the frame, by the clock of the host since 1970.
+    pub fn time(&self) -> Duration {
+        Duration::new(self.time.0.into(), self.time.1)
     }
 
     /// Whether the slot has the whole frame.
