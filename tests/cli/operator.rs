@@ -1,19 +1,20 @@
 //! Changes of a running switch by its commands, over real taps. Needs root; makes its own namespaces.
 
-use std::sync::atomic::AtomicBool;
-use std::thread;
+use std::time::Duration;
 
 use hyper::Method;
 use rustix::process::Signal;
 use support::host::daemon::{Daemon, Vif, attachment, config, keeping};
 use support::host::nic::{Nic, experiment};
-use support::host::setup::{DeviceKind, guests, pass, stream};
-use support::host::{Finally, Namespace, await_that};
+use support::host::setup::{DeviceKind, guests, pass};
+use support::host::streams::{Gaps, Stream, Streams, assert_shortest_within, assert_within};
+use support::host::{Namespace, await_that};
 use vifswitch::control::api::client::{Client, Error};
 use vifswitch::control::api::responses::{PortView, StationKind, StationView, Status};
 use vifswitch::control::state::events::{Event, EventKind};
 use vifswitch::sys::link;
 use vifswitch::sys::netns::{Netns, within};
+use vifswitch::time;
 use vifswitch::wire::{Mac, Probe};
 
 /// A switch with a state, these ports on net1 and none on net2.
@@ -156,8 +157,7 @@ fn interfaces_are_replaced_under_traffic_without_frame_loss() {
     interfaces_are_exchanged(&[DeviceKind::Tap], 50);
 }
 
-/// The same, fewer times, with ports of every kind. The paced sender uses a tap, whose queue holds frames while the
-/// switch is not scheduled.
+/// The same, fewer times, with ports of every kind.
 ///
 /// Shows: REQ-07, AT-05
 #[test]
@@ -169,41 +169,41 @@ fn interfaces_on_foreign_netdevs_are_replaced_under_traffic_without_frame_loss()
 fn interfaces_are_exchanged(on: &[DeviceKind], cycles: u32) {
     let Some((spaces, vifs)) = guests(&["a", "b", "fw", "fw"], on, 1500) else { return };
     let daemon = with_state(&vifs[..3]);
-    let nics = [0, 1].map(|at| Nic::new(&spaces[at], &vifs[at].name));
-    // A long queue holds the paced sender's frames while the switch is not scheduled.
-    spaces[0].ip("link set tap1 txqueuelen 100000");
-    let done = AtomicBool::new(false);
-    let frames = thread::scope(|scope| {
-        let talk = scope.spawn(|| stream((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), 10_000, &done));
-        let finally = Finally(&done);
-        let (mut first, mut second) = (2, 3);
-        for cycle in 0..cycles {
-            let said = daemon.attach(&vifs[second]);
-            assert!(said.contains("is ACTIVE"), "{said}");
-            let pair = [first, second].map(|at| Nic::new(&spaces[at], &vifs[at].name));
-            // The first frame arrives, and siblings exchange frames through the switch.
-            pass((&pair[0], &vifs[first]), (&pair[1], &vifs[second]), &format!("there {cycle}"));
-            pass((&pair[1], &vifs[second]), (&pair[0], &vifs[first]), &format!("back {cycle}"));
-            let all = experiment(Mac::BROADCAST, vifs[second].mac, format!("all {cycle}").as_bytes());
-            pair[1].send(&all);
-            assert_eq!(pair[0].take(), all);
-            let listed = [0, 1, first, second].map(|at| vifs[at].port.clone());
-            assert_eq!(daemon.listed(), listed);
-            daemon.detach(&vifs[first]);
-            assert_detached(&spaces[first], &vifs[first]);
-            // The second port is unaffected.
-            pass((&nics[1], &vifs[1]), (&pair[1], &vifs[second]), &format!("still here {cycle}"));
-            assert_eq!(pair[1].rest().len(), 0, "each frame arrived once");
-            (first, second) = (second, first);
-        }
-        drop(finally);
-        talk.join().unwrap()
-    });
+    let stream = Stream::between((&spaces[0], &vifs[0]), (&spaces[1], &vifs[1]));
+    let Some(mut streams) = Streams::new(10_000, vec![stream]) else { return };
+    let nic = Nic::new(&spaces[1], &vifs[1].name);
+    let (mut first, mut second) = (2, 3);
+    let mut gaps = Vec::new();
+    for round in 0..5 {
+        gaps.push(streams.gaps_during(|| {
+            for cycle in 0..cycles / 5 {
+                let tale = format!("{round} {cycle}");
+                let said = daemon.attach(&vifs[second]);
+                assert!(said.contains("is ACTIVE"), "{said}");
+                let pair = [first, second].map(|at| Nic::new(&spaces[at], &vifs[at].name));
+                // The first frame arrives, and siblings exchange frames through the switch.
+                pass((&pair[0], &vifs[first]), (&pair[1], &vifs[second]), &format!("there {tale}"));
+                pass((&pair[1], &vifs[second]), (&pair[0], &vifs[first]), &format!("back {tale}"));
+                let all = experiment(Mac::BROADCAST, vifs[second].mac, format!("all {tale}").as_bytes());
+                pair[1].send(&all);
+                assert_eq!(pair[0].take(), all);
+                let listed = [0, 1, first, second].map(|at| vifs[at].port.clone());
+                assert_eq!(daemon.listed(), listed);
+                daemon.detach(&vifs[first]);
+                assert_detached(&spaces[first], &vifs[first]);
+                // The second port is unaffected.
+                pass((&nic, &vifs[1]), (&pair[1], &vifs[second]), &format!("still here {tale}"));
+                assert_eq!(pair[1].rest().len(), 0, "each frame arrived once");
+                (first, second) = (second, first);
+            }
+        }));
+    }
+    Gaps::assert_all_smooth(&gaps, &format!("{on:?}: interfaces replaced"));
+    let frames = gaps.iter().map(|gaps| gaps.sent).sum::<u64>();
     // A worker counts a frame after sending it. Detached ports have no counters, so that sums do not balance here.
     let ports = await_that("all frames", || {
         Some(daemon.ports()).filter(|ports| ports[0].counts.rx_frames >= frames && ports[1].counts.tx_frames >= frames)
     });
-    println!("{frames} frames between the two others, none lost");
     assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
     assert_eq!(ports[0].counts.rx_frames, frames, "no frame was lost before the switch");
 }
@@ -236,25 +236,36 @@ fn a_port_is_given(on: &[DeviceKind]) {
         let stations: Vec<StationView> = daemon.get("/v1/fdb");
         stations.into_iter().filter(|station| station.kind == StationKind::Learned).map(|s| s.mac_address).collect()
     };
-    for (was, is, (old, new)) in [(&one, &two, (1, 2)), (&two, &one, (2, 1))] {
+    let mut took = Vec::new();
+    let moves = [(&one, &two, (1, 2)), (&two, &one, (2, 1))];
+    for (was, is, (old, new)) in [moves; 2].into_iter().flatten() {
         let there = Nic::new(&spaces[old], &was.name);
         let hello = experiment(vifs[0].mac, wild, was.vm.as_bytes());
         there.send(&hello);
         assert_eq!(nic.take(), hello);
         assert_eq!(learned(), vec![wild.to_string()]);
         drop(there);
+        // As long as two commands that change nothing.
+        let start = time::now();
+        (0..2).for_each(|_| drop(daemon.done(&["show", "ports"], "")));
+        let control = time::now().since(start);
+        let start = time::now();
         daemon.detach(was);
+        let detached = time::now().since(start);
         assert_eq!(learned(), Vec::<String>::new());
         assert_detached(&spaces[old], was);
+        let start = time::now();
         daemon.attach(is);
         // The first frame arrives.
         let here = Nic::new(&spaces[new], &is.name);
         pass((&nic, &vifs[0]), (&here, is), "it is mine now");
+        took.push((detached + time::now().since(start), control));
         pass((&here, is), (&nic, &vifs[0]), "and speaks");
         assert_eq!(learned(), Vec::<String>::new());
         let port = daemon.port(is);
         assert_eq!((port.device_id.as_str(), port.status), (is.vm.as_str(), Status::Active));
     }
+    assert_shortest_within(&format!("{on:?}: moved to another VM"), Duration::from_millis(100), &took);
 }
 
 fn events(daemon: &Daemon, vif: &Vif) -> Vec<Event> {
@@ -276,11 +287,16 @@ fn a_lost_device_and_its_return_are_one_event_each() {
     let mut wanted = vec![up];
     let again = |vif: &Vif, wanted: &mut Vec<EventKind>| {
         wanted.extend([down, up]);
+        let start = time::now();
         await_that("down and up", || (kinds(vif).len() >= wanted.len()).then_some(()));
         daemon.await_active(vif);
+        let took = time::now().since(start);
         assert_eq!(kinds(vif), *wanted, "{:?}", events(&daemon, vif));
-        let [.., gone, back] = &events(&daemon, vif)[..] else { panic!("{:?}", events(&daemon, vif)) };
-        println!("{}: down at {}, up at {}", vif.name, gone.time, back.time);
+        // As long as a request that changes nothing.
+        let start = time::now();
+        drop(events(&daemon, vif));
+        let control = time::now().since(start);
+        assert_within(&format!("{} is opened again", vif.name), Duration::from_secs(1), took, control);
     };
     for _ in 0..3 {
         spaces[0].ip("link del tap1");

@@ -1,19 +1,15 @@
 //! FDB: stations of closed ports, limits, MAC updates, large tables. Needs root; makes its own namespaces.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::Duration;
 
-use rustix::event::Timespec;
 use rustix::process::Signal;
-use rustix::thread::nanosleep;
-use vifswitch::time::{self, MonoTime};
 use vifswitch::wire::Mac;
 
+use support::host::await_that;
 use support::host::daemon::{Daemon, Vif, config, keeping};
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, guests};
-use support::host::{Finally, Namespace, await_that};
+use support::host::streams::{Stream, Streams};
 
 /// MAC limit of a port.
 const QUOTA: u64 = 8;
@@ -110,104 +106,14 @@ const GAP: Duration = Duration::from_millis(10);
 /// the machine causes now and then; a gap caused by the table recurs each time.
 const TRIES: usize = 8;
 
-/// Interval between two frames of a stream.
-const INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
+/// Frames per second of the stream.
+const RATE: u64 = 2000;
 
-/// Numbered frames from one netdev to another.
-struct Stream {
-    sender: Nic,
-    receiver: Nic,
-    addresses: (Mac, Mac),
-    sent: u64,
-    came: u64,
-    missing: u64,
-    last: Option<MonoTime>,
-    max_gap: Duration,
-}
-
-impl Stream {
-    fn new(sender: Nic, receiver: Nic, addresses: (Mac, Mac)) -> Stream {
-        Stream { sender, receiver, addresses, sent: 0, came: 0, missing: 0, last: None, max_gap: Duration::ZERO }
-    }
-
-    fn send(&mut self) {
-        let (to, from) = self.addresses;
-        // Between two runs of the switch the tap has no carrier.
-        let _ = self.sender.try_send(&experiment(to, from, &self.sent.to_be_bytes()));
-        self.sent += 1;
-    }
-
-    fn read(&mut self) {
-        let (to, from) = self.addresses;
-        let header = [to.octets(), from.octets()].concat();
-        while let Some(frame) = self.receiver.try_take() {
-            if !frame.starts_with(&header) {
-                continue;
-            }
-            let number = u64::from_be_bytes(frame[14..22].try_into().unwrap());
-            assert!(number >= self.came, "{number} after {}", self.came);
-            self.missing += number - self.came;
-            self.came = number + 1;
-            let now = time::now();
-            if let Some(last) = self.last.replace(now) {
-                self.max_gap = self.max_gap.max(now.since(last));
-            }
-        }
-    }
-}
-
-/// Longest gaps during an operation, and frames lost through the switch.
-#[derive(Debug)]
-struct Gaps {
-    switch: Duration,
-    control: Duration,
-    missing: u64,
-}
-
-/// Two streams, sent and received by one thread: through the switch, and over a veth outside the switch.
-struct Streams {
-    switch: Stream,
-    control: Stream,
-}
-
-impl Streams {
-    fn both(&mut self, mut work: impl FnMut(&mut Stream)) {
-        [&mut self.switch, &mut self.control].into_iter().for_each(&mut work);
-    }
-
-    /// Longest gaps while another thread does `work`.
-    fn gaps_during(&mut self, work: impl FnOnce() + Send) -> Gaps {
-        self.both(|stream| (stream.missing, stream.last, stream.max_gap) = (0, None, Duration::ZERO));
-        let done = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let work = scope.spawn(|| {
-                let _done = Finally(&done);
-                work();
-            });
-            // Later frames show a gap that lasts to the end.
-            let mut behind = 0;
-            while behind < 20 {
-                self.both(Stream::send);
-                self.both(Stream::read);
-                behind += u32::from(done.load(Ordering::Relaxed));
-                let _ = nanosleep(&INTERVAL);
-            }
-            work.join().unwrap();
-        });
-        await_that("the last frames of both streams", || {
-            self.both(Stream::read);
-            (self.switch.came == self.switch.sent && self.control.came == self.control.sent).then_some(())
-        });
-        assert_eq!(self.control.missing, 0, "by the veth");
-        Gaps { switch: self.switch.max_gap, control: self.control.max_gap, missing: self.switch.missing }
-    }
-
-    /// The same for work that must cost no frame: gap, gap of the control, and allowed difference.
-    fn compared(&mut self, work: impl FnOnce() + Send) -> (Duration, Duration, Duration) {
-        let gaps = self.gaps_during(work);
-        assert_eq!(gaps.missing, 0, "frames of the stream");
-        (gaps.switch, gaps.control, GAP)
-    }
+/// Work that must cost no frame: gap, gap of the control, and allowed difference.
+fn compared(streams: &mut Streams, work: impl FnOnce() + Send) -> (Duration, Duration, Duration) {
+    let gaps = streams.gaps_during(work);
+    assert_eq!(gaps.missing, 0, "frames of the stream");
+    (gaps.switch, gaps.control, GAP)
 }
 
 /// A station behind the port.
@@ -217,13 +123,12 @@ fn station(number: u64) -> Mac {
 
 /// Makes the switch learn all stations behind the port of `teacher`. They send to `sink`, where nobody receives. Now
 /// and then one sends to the receiver of the stream, and the others wait for it: the queue of a tap is short.
-fn teach(teacher: &Nic, sink: &Vif, streams: &Streams) {
-    let (to, _) = streams.switch.addresses;
+fn teach(teacher: &Nic, sink: &Vif, (to, receiver): (Mac, &Nic)) {
     for first in (0..STATIONS).step_by(512) {
         (first..first + 512).for_each(|number| teacher.send(&experiment(sink.mac, station(number), &[7; 46])));
         let end = experiment(to, station(first), &first.to_be_bytes());
         teacher.send(&end);
-        streams.switch.receiver.take_until(&end);
+        receiver.take_until(&end);
     }
 }
 
@@ -238,10 +143,7 @@ fn learned(daemon: &Daemon) -> u64 {
 #[test]
 fn showing_flushing_and_restoring_262144_stations_delays_no_frames() {
     let Some((spaces, mut vifs)) = guests(&["a", "b", "c", "d"], &[DeviceKind::Tap], 1500) else { return };
-    let Some(host) = Namespace::new() else { return };
     vifs[2].more = "port_security = \"off\"".into();
-    host.ip("link add cable0 type veth peer name cable1");
-    ["cable0", "cable1"].iter().for_each(|name| host.ip(&format!("link set dev {name} up")));
     let mut daemon = Daemon::new();
     let text = config(&daemon.socket(), "", &[("net1", 1500)], &vifs)
         .replace("stations = 4096", "stations = 524288")
@@ -250,17 +152,14 @@ fn showing_flushing_and_restoring_262144_stations_delays_no_frames() {
     daemon.start();
     vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
     let nic = |index: usize| Nic::new(&spaces[index], &vifs[index].name);
-    let addresses = (vifs[1].mac, vifs[0].mac);
-    let mut streams = Streams {
-        switch: Stream::new(nic(0), nic(1), addresses),
-        control: Stream::new(Nic::new(&host, "cable0"), Nic::new(&host, "cable1"), addresses),
-    };
+    let stream = Stream::between((&spaces[0], &vifs[0]), (&spaces[1], &vifs[1]));
+    let Some(mut streams) = Streams::interrupted(RATE, vec![stream]) else { return };
     let teacher = nic(2);
     let mut measure =
         |what: &str, work: &mut dyn FnMut(&mut Daemon, &mut Streams) -> (Duration, Duration, Duration)| {
             let mut tried = Vec::new();
             while tried.len() < TRIES {
-                teach(&teacher, &vifs[3], &streams);
+                teach(&teacher, &vifs[3], (vifs[1].mac, &streams.switch[0].receiver));
                 assert_eq!(learned(&daemon), STATIONS, "{:?}", daemon.port(&vifs[2]).counts);
                 let (gap, control, tolerance) = work(&mut daemon, &mut streams);
                 println!("{what}: {gap:?}, and the control: {control:?}");
@@ -272,18 +171,18 @@ fn showing_flushing_and_restoring_262144_stations_delays_no_frames() {
             panic!("{what}; gaps of stream and control: {tried:?}");
         };
     measure("shown as a table", &mut |daemon, streams| {
-        streams.compared(|| {
+        compared(streams, || {
             let lines = daemon.done(&["show", "fdb"], "").lines().count() as u64;
             assert!(lines > STATIONS, "{lines}");
         })
     });
     measure("shown as JSON", &mut |daemon, streams| {
         let learned = "\"learned\"";
-        streams.compared(|| assert_eq!(daemon.page("/v1/fdb").matches(learned).count() as u64, STATIONS))
+        compared(streams, || assert_eq!(daemon.page("/v1/fdb").matches(learned).count() as u64, STATIONS))
     });
     measure("flushed", &mut |daemon, streams| {
         let all = format!("{{\"flushed\":{STATIONS}}}");
-        streams.compared(|| assert_eq!(daemon.done(&["flush", "--json"], "").trim(), all))
+        compared(streams, || assert_eq!(daemon.done(&["flush", "--json"], "").trim(), all))
     });
     let restart = |daemon: &mut Daemon| {
         daemon.stop(Signal::TERM);
@@ -299,6 +198,6 @@ fn showing_flushing_and_restoring_262144_stations_delays_no_frames() {
     });
     measure("taken back", &mut |daemon, streams| {
         restart(daemon);
-        streams.compared(|| await_that("all stations", || (learned(daemon) == STATIONS).then_some(())))
+        compared(streams, || await_that("all stations", || (learned(daemon) == STATIONS).then_some(())))
     });
 }

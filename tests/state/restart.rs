@@ -1,123 +1,98 @@
-//! Restart under traffic, measured as in RFC 6201: lost frames at a fixed rate. Asserts that the gap ends and that
-//! other ports receive nothing; prints its length. `scripts/bench restart` measures it with the release binary. Needs
-//! root; makes its own namespaces.
+//! Restart under traffic, measured as in RFC 6201 on ports of every kind, a subport and an uplink: the longest gap, and
+//! that other ports receive nothing. `scripts/bench restart` measures it with the release binary. Needs root; makes its
+//! own namespaces.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
 use std::time::Duration;
 
-use rustix::event::Timespec;
 use rustix::process::Signal;
-use rustix::thread::nanosleep;
+use support::host::await_that;
 use support::host::daemon::{Daemon, Vif, config, keeping};
-use support::host::nic::{Nic, experiment};
-use support::host::{Finally, Namespace, await_that};
+use support::host::nic::{Nic, experiment, tagged};
+use support::host::setup::{DeviceKind, guests};
+use support::host::streams::{Stream, Streams, assert_within};
 use vifswitch::control::api::responses::{StationKind, StationView};
-use vifswitch::time;
 use vifswitch::wire::Mac;
 
-/// Frames per second.
-const RATE: u64 = 10_000;
+/// Frames per second of each stream.
+const RATE: u64 = 2000;
 
-/// Stations behind ports that are not the ports' own addresses and must be learned.
-const SPEAKER: Mac = Mac::from_bits(0x0a00_0000_0001);
-const HEARER: Mac = Mac::from_bits(0x0a00_0000_0002);
+/// Longest gap of a restart.
+const GAP: Duration = Duration::from_secs(1);
 
-/// A stream from the first port to a station behind the second.
-struct Stream {
-    offered: AtomicU64,
-    /// Frames received, and number of the last one.
-    came: AtomicU64,
-    last: AtomicU64,
-    ended: AtomicBool,
+/// VLAN ids of the subport and of the uplink.
+const VLANS: [u16; 2] = [101, 120];
+
+/// A station behind a port that is not the port's own address and must be learned.
+fn station(number: u64) -> Mac {
+    Mac::from_bits(0x0a00_0000_0000 + number)
 }
 
-impl Stream {
-    /// Sends frames at the rate and receives them, until stopped.
-    fn run(&self, from: &Nic, to: &Nic) {
-        let start = time::now();
-        while !self.ended.load(Ordering::Relaxed) {
-            let due = time::now().since(start).as_micros() as u64 * RATE / 1_000_000;
-            for number in self.offered.load(Ordering::Relaxed)..due {
-                // Between two runs of the switch the tap has no carrier: the frame is lost here.
-                let _ = from.try_send(&experiment(HEARER, SPEAKER, &number.to_be_bytes()));
-                self.offered.store(number + 1, Ordering::Relaxed);
-            }
-            self.take(to);
-            // Paced by the clock; late frames are caught up.
-            let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 200_000 });
-        }
-    }
-
-    fn take(&self, to: &Nic) {
-        while let Some(frame) = to.try_take() {
-            let number = u64::from_be_bytes(frame[14..22].try_into().unwrap());
-            let before = self.last.swap(number + 1, Ordering::Relaxed);
-            assert!(number >= before, "{number} after {before}: reordered or duplicated");
-            self.came.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Waits until a frame not yet sent has arrived.
-    fn await_one(&self) {
-        let offered = self.offered.load(Ordering::Relaxed);
-        await_that("a frame of the stream", || (self.last.load(Ordering::Relaxed) > offered).then_some(()));
-    }
-}
-
+/// Streams on one network: from a port of each kind to another, to a subport, and to the external network. Each is to a
+/// station that the switch has learned. The ports of the first pair are taps.
 #[test]
 fn a_restart_under_traffic_floods_nothing() {
-    let Some(spaces) = (0..3).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
-    let vifs = (1..).zip(&spaces).zip(["a", "b", "c"]);
-    let vifs: Vec<Vif> = vifs.map(|((number, namespace), vm)| Vif::new(vm, number, namespace)).collect();
-    let vifs: Vec<Vif> = vifs.into_iter().map(|vif| Vif { more: "port_security = \"off\"".into(), ..vif }).collect();
+    let vms = ["tap", "xdp", "packet", "tap2", "xdp2", "packet2", "sub", "wire", "bystander"];
+    let kinds = [DeviceKind::ALL, DeviceKind::ALL, [DeviceKind::Packet, DeviceKind::Xdp, DeviceKind::Tap]].concat();
+    let Some((spaces, mut vifs)) = guests(&vms, &kinds, 1500) else { return };
+    // The seventh is the parent of the subport, and the eighth an uplink.
+    vifs.push(Vif::new("sub", 20, &spaces[6]).subport_of(&vifs[6], VLANS[0]));
+    vifs.iter_mut().for_each(|vif| vif.more = "port_security = \"off\"".into());
+    vifs[6].network = "net2".into();
+    let ports: Vec<Vif> = vifs.iter().enumerate().filter(|(at, _)| *at != 7).map(|(_, vif)| vif.clone()).collect();
     let mut daemon = Daemon::new();
-    daemon.configure(&keeping(&config(&daemon.socket(), "", &[("net1", 1500)], &vifs), &daemon.state()));
+    let text = config(&daemon.socket(), "", &[("net1", 1500), ("net2", 1500)], &ports);
+    let text = keeping(&text, &daemon.state()).replace("frames = 16384", "frames = 32768");
+    let networks = format!("networks = [{{ network_id = \"net1\", vlan = {} }}]", VLANS[1]);
+    daemon.configure(&format!("{text}[[uplinks]]\nid = \"wire\"\n{networks}\n{}\n", vifs[7].base()));
     daemon.start();
-    let links = || [0, 1, 2].map(|at: usize| spaces[at].link(&vifs[at].name).unwrap());
+    let nic = |at: usize| Nic::new(&spaces[at], &vifs[at].name);
+    let nics: Vec<Nic> = (0..9).map(nic).collect();
+    let links = || (0..9).map(|at: usize| spaces[at].link(&vifs[at].name).unwrap()).collect::<Vec<_>>();
     let before = links();
-    let nics: Vec<Nic> = spaces.iter().zip(&vifs).map(|(namespace, vif)| Nic::new(namespace, &vif.name)).collect();
-    // The receiver's station is learned from its own frames.
-    let hello = experiment(Mac::BROADCAST, HEARER, b"here I am");
-    nics[1].send(&hello);
-    assert_eq!((nics[0].take(), nics[2].take()), (hello.clone(), hello));
+    // Sender, receiver, and the port or uplink of the receiver's station.
+    let streams = [(0, 3, "port-4"), (1, 4, "port-5"), (2, 5, "port-6"), (0, 6, "port-20"), (1, 7, "wire")]
+        .into_iter()
+        .enumerate();
+    let hearer = |number: usize| station(10 + number as u64);
+    let is_learned = |daemon: &Daemon| {
+        let stations: Vec<StationView> = daemon.get("/v1/fdb");
+        streams.clone().all(|(number, (_, _, port))| {
+            let is_it = |station: &StationView| station.mac_address == hearer(number).to_string();
+            let learned = stations.iter().find(|station| is_it(station) && station.kind == StationKind::Learned);
+            learned.is_some_and(|station| station.port_id == port)
+        })
+    };
+    for (number, (_, at, _)) in streams.clone() {
+        let hello = experiment(Mac::BROADCAST, hearer(number), &[7; 46]);
+        nics[at].send(&match at {
+            6 => tagged(&hello, VLANS[0]),
+            7 => tagged(&hello, VLANS[1]),
+            _ => hello,
+        });
+    }
+    await_that("the stations", || is_learned(&daemon).then_some(()));
+    let bystander = &nics[8];
+    (0..5).for_each(|_| drop(bystander.take()));
+    let under_test = streams
+        .clone()
+        .map(|(number, (from, to, _))| Stream::new(nic(from), nic(to), (hearer(number), station(number as u64))));
+    let Some(mut traffic) = Streams::interrupted(RATE, under_test.collect()) else { return };
 
     // The planned restart comes first: it stores learned stations, which the killed switch restores too.
     for (signal, what) in [(Signal::TERM, "planned restart"), (Signal::KILL, "kill -9 and immediate start")] {
-        let stream = Stream {
-            offered: AtomicU64::new(0),
-            came: AtomicU64::new(0),
-            last: AtomicU64::new(0),
-            ended: AtomicBool::new(false),
-        };
-        thread::scope(|scope| {
-            scope.spawn(|| stream.run(&nics[0], &nics[1]));
-            let finally = Finally(&stream.ended);
-            stream.await_one();
+        let gaps = traffic.gaps_during(|| {
             daemon.stop(signal);
             daemon.start();
-            stream.await_one();
-            drop(finally);
         });
-        // Frames in flight arrive before this one.
-        let end = experiment(HEARER, SPEAKER, &u64::MAX.wrapping_sub(1).to_be_bytes());
-        nics[0].send(&end);
-        await_that("the last frame", || {
-            stream.take(&nics[1]);
-            (stream.last.load(Ordering::Relaxed) == u64::MAX).then_some(())
-        });
-        let (offered, came) = (stream.offered.into_inner(), stream.came.into_inner() - 1);
-        let lost = offered - came;
-        let gap = Duration::from_micros(lost * 1_000_000 / RATE);
-        println!("{what}: {lost} of {offered} frames lost at {RATE} frames/s, a gap of {} ms", gap.as_millis());
-        assert!(came > 0 && lost > 0, "the restart was not under traffic");
-        let stations: Vec<StationView> = daemon.get("/v1/fdb");
-        let hearer = stations.iter().find(|station| station.mac_address == HEARER.to_string()).unwrap();
-        assert_eq!((hearer.kind, hearer.port_id.as_str()), (StationKind::Learned, "port-2"));
+        assert!(gaps.missing > 0, "the restart was not under traffic");
+        for ((_, (from, to, _)), gap) in streams.clone().zip(&gaps.each) {
+            assert_within(&format!("{what}, {} to {}", vms[from], vms[to]), GAP, *gap, gaps.control);
+        }
+        assert!(is_learned(&daemon), "{what}");
         // A broadcast follows everything that may have been flooded.
-        let all = experiment(Mac::BROADCAST, SPEAKER, b"all");
+        let all = experiment(Mac::BROADCAST, station(0), what.as_bytes());
         nics[0].send(&all);
-        assert_eq!((nics[1].take(), nics[2].take()), (all.clone(), all), "the third port received nothing else");
+        assert_eq!(bystander.take(), all, "the bystander received nothing else");
         assert_eq!(links(), before);
     }
 }

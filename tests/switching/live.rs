@@ -1,15 +1,14 @@
 //! Changes of the running switch on real taps: ports are added, removed and changed without effect on others. Needs
 //! root; makes its own namespaces.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use support::host::daemon::Vif;
 use support::host::inside::{Inside, expected, ports};
 use support::host::nic::{Nic, experiment};
 use support::host::setup::pass;
-use support::host::{Finally, Namespace, await_that};
+use support::host::streams::{Gaps, Stream, Streams};
+use support::host::{Namespace, await_that};
 use vifswitch::control::api::handle::Flush;
 use vifswitch::control::api::responses::{StationKind, Status};
 use vifswitch::control::config::raw;
@@ -47,46 +46,26 @@ fn siblings_are_attached_and_detached_without_frame_loss() {
     for workers in [1, 2] {
         let Some((spaces, vifs)) = vifs(&["a", "b", "a"]) else { return };
         let inside = Inside::new(workers, Some(expected(&[("net1", 1500)], &vifs[..2])), None);
-        let nics = [0, 1].map(|index| Nic::new(&spaces[index], &vifs[index].name));
-        let done = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let stream = scope.spawn(|| {
-                let mut number = 0u64;
-                while !done.load(Ordering::Relaxed) {
-                    // Few enough that no kernel queue overflows.
-                    for _ in 0..32 {
-                        number += 1;
-                        nics[0].send(&experiment(vifs[1].mac, vifs[0].mac, &number.to_be_bytes()));
-                    }
-                    for number in number - 31..=number {
-                        let expected = experiment(vifs[1].mac, vifs[0].mac, &number.to_be_bytes());
-                        loop {
-                            let frame = nics[1].take();
-                            if frame == expected {
-                                break;
-                            }
-                            assert!(frame.starts_with(&vifs[2].mac.octets()), "{number}: {frame:?}");
-                        }
-                    }
+        let stream = Stream::between((&spaces[0], &vifs[0]), (&spaces[1], &vifs[1]));
+        let Some(mut streams) = Streams::new(5000, vec![stream]) else { return };
+        let sender = Nic::new(&spaces[1], &vifs[1].name);
+        let gaps = (0..5u8).map(|round| {
+            streams.gaps_during(|| {
+                for cycle in 0..10u8 {
+                    inside.attach(&vifs[2..]);
+                    let nic = Nic::new(&spaces[2], &vifs[2].name);
+                    let first = experiment(vifs[2].mac, vifs[1].mac, &[round, cycle]);
+                    sender.send(&first);
+                    assert_eq!(nic.take(), first);
+                    assert_eq!(inside.listed(), ["port-1", "port-3", "port-2"]);
+                    drop(nic);
+                    inside.detach(&vifs[2]);
+                    assert_eq!(spaces[2].links(), ["lo"]);
                 }
-                number
-            });
-            // Ends the stream even if an assertion below fails.
-            let finally = Finally(&done);
-            for cycle in 0..50u8 {
-                inside.attach(&vifs[2..]);
-                let nic = Nic::new(&spaces[2], &vifs[2].name);
-                let first = experiment(vifs[2].mac, vifs[1].mac, &[cycle]);
-                nics[1].send(&first);
-                assert_eq!(nic.take(), first);
-                assert_eq!(inside.listed(), ["port-1", "port-3", "port-2"]);
-                drop(nic);
-                inside.detach(&vifs[2]);
-                assert_eq!(spaces[2].links(), ["lo"]);
-            }
-            drop(finally);
-            assert!(stream.join().unwrap() > 0);
+            })
         });
+        let what = format!("{workers} workers: a sibling attached and detached");
+        Gaps::assert_all_smooth(&gaps.collect::<Vec<_>>(), &what);
         assert_eq!(inside.listed(), ["port-1", "port-2"]);
         for port in inside.ports() {
             assert!(port.counts.drops.is_empty(), "{:?}", port.counts.drops);

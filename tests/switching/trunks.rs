@@ -1,18 +1,14 @@
 //! Trunks on real devices: a guest with VLAN interfaces on one network card, which has a port on each of several
 //! networks. Needs root; makes its own namespaces.
 use std::net::Ipv4Addr;
-use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 
-use rustix::event::Timespec;
 use rustix::process::Signal;
-use rustix::thread::nanosleep;
 use support::host::daemon::{Daemon, Vif};
 use support::host::nic::{Nic, experiment};
-use support::host::setup::{DeviceKind, guests, offloads, ping, stream, tcp_both_ways};
-use support::host::{Finally, Namespace, await_that};
+use support::host::setup::{DeviceKind, guests, offloads, ping, tcp_both_ways};
+use support::host::streams::{Gaps, Stream, Streams};
+use support::host::vlans::VlanInterfaces;
+use support::host::{Namespace, await_that};
 use vifswitch::control::api::responses::Status;
 use vifswitch::control::state::events::EventKind;
 use vifswitch::wire::Mac;
@@ -45,70 +41,6 @@ fn trunk(on: DeviceKind) -> Option<Trunk> {
     Some(Trunk { daemon, spaces, vifs, subports })
 }
 
-/// VLAN interfaces of the guest, by name. Without kernel support for VLANs they are veths, and a thread tags and
-/// untags frames.
-struct Interfaces {
-    done: Arc<AtomicBool>,
-    tagging: Vec<JoinHandle<()>>,
-}
-
-impl Interfaces {
-    fn new(trunk: &Trunk) -> Interfaces {
-        let (namespace, base) = (&trunk.spaces[0], &trunk.vifs[0].name);
-        let mut interfaces = Interfaces { done: Arc::default(), tagging: Vec::new() };
-        for (subport, vlan) in trunk.subports.iter().zip([101u16, 102]) {
-            let mac = subport.mac;
-            let kernel =
-                format!("-n {} link add link {base} name v{vlan} address {mac} type vlan id {vlan}", namespace.0);
-            let made = Command::new("ip").args(kernel.split(' ')).output().unwrap();
-            if !made.status.success() {
-                namespace.ip(&format!("link add v{vlan} address {mac} type veth peer name w{vlan}"));
-                namespace.ip(&format!("link set dev w{vlan} up"));
-                // GSO packets and partial checksums would need shifted offsets, which only the kernel does.
-                offloads(namespace, &format!("v{vlan}"), false);
-                trunk.spaces[1..4]
-                    .iter()
-                    .zip(&trunk.vifs[1..])
-                    .for_each(|(namespace, vif)| offloads(namespace, &vif.name, false));
-                interfaces.tag(Nic::new(namespace, base), Nic::new(namespace, &format!("w{vlan}")), vlan);
-            }
-            namespace.ip(&format!("link set dev v{vlan} up"));
-        }
-        interfaces
-    }
-
-    fn tag(&mut self, trunk: Nic, inside: Nic, vlan: u16) {
-        let done = self.done.clone();
-        self.tagging.push(thread::spawn(move || {
-            let [high, low] = vlan.to_be_bytes();
-            while !done.load(Ordering::Relaxed) {
-                while let Some(frame) = trunk.try_take() {
-                    if frame
-                        .get(12..16)
-                        .is_some_and(|tag| tag[..2] == [0x81, 0] && tag[2] & 15 == high && tag[3] == low)
-                    {
-                        // Frames that do not fit are lost, as on a network card.
-                        let _ = inside.try_send(&[&frame[..12], &frame[16..]].concat());
-                    }
-                }
-                while let Some(frame) = inside.try_take() {
-                    let _ = trunk.try_send(&tagged(&frame, &[[0x81, 0, high, low]]));
-                }
-                let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 50_000 });
-            }
-        }));
-    }
-}
-
-impl Drop for Interfaces {
-    fn drop(&mut self) {
-        self.done.store(true, Ordering::Relaxed);
-        for tagging in self.tagging.drain(..) {
-            assert!(tagging.join().is_ok() || thread::panicking());
-        }
-    }
-}
-
 /// Adds an outer tag and inner tags.
 fn tagged(frame: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
     [&frame[..12], &tags.concat(), &frame[12..]].concat()
@@ -116,8 +48,12 @@ fn tagged(frame: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
 
 fn a_guest_talks_on_three_networks(on: DeviceKind) {
     let Some(trunk) = trunk(on) else { return };
-    let interfaces = Interfaces::new(&trunk);
     let Trunk { daemon, spaces, vifs, subports } = &trunk;
+    let vlans = [(101, subports[0].mac), (102, subports[1].mac)];
+    let interfaces = VlanInterfaces::new(&spaces[0], &vifs[0].name, &vlans);
+    if interfaces.is_emulated() {
+        spaces[1..4].iter().zip(&vifs[1..]).for_each(|(namespace, vif)| offloads(namespace, &vif.name, false));
+    }
     let address = |network: u8, host: u8| Ipv4Addr::new(10, 5, network, host);
     for (network, device) in [(1, vifs[0].name.as_str()), (2, "v101"), (3, "v102")] {
         spaces[0].ip(&format!("addr add {}/24 dev {device}", address(network, 1)));
@@ -184,29 +120,26 @@ fn subports_are_added_and_removed_under_traffic() {
         let Some((spaces, vifs)) = guests(&["fw", "a"], &[on], 1500) else { return };
         let daemon = Daemon::with("", NETWORKS, &vifs);
         vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
-        let nics = [Nic::new(&spaces[0], &vifs[0].name), Nic::new(&spaces[1], &vifs[1].name)];
-        let back = [Nic::new(&spaces[0], &vifs[0].name), Nic::new(&spaces[1], &vifs[1].name)];
-        let done = AtomicBool::new(false);
         let subports = [("net1", 101), ("net2", 4094)];
         let subports = (11..)
             .zip(subports)
             .map(|(number, (network, vlan))| Vif::new("fw", number, &spaces[0]).on(network).subport_of(&vifs[0], vlan));
         let subports: Vec<Vif> = subports.collect();
-        thread::scope(|scope| {
-            let there = scope.spawn(|| stream((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), 2000, &done));
-            let here = scope.spawn(|| stream((&back[1], &vifs[1]), (&back[0], &vifs[0]), 2000, &done));
-            {
-                let _finally = Finally(&done);
-                for _ in 0..10 {
+        let at = |index: usize| (&spaces[index], &vifs[index]);
+        let both_ways = vec![Stream::between(at(0), at(1)), Stream::between(at(1), at(0))];
+        let Some(mut streams) = Streams::new(2000, both_ways) else { return };
+        let gaps = (0..5).map(|_| {
+            streams.gaps_during(|| {
+                for _ in 0..2 {
                     for subport in &subports {
                         daemon.attach(subport);
                         assert_eq!(daemon.port(subport).status, Status::Active);
                     }
                     subports.iter().for_each(|subport| drop(daemon.detach(subport)));
                 }
-            }
-            assert!(there.join().unwrap() > 0 && here.join().unwrap() > 0);
+            })
         });
+        Gaps::assert_all_smooth(&gaps.collect::<Vec<_>>(), &format!("{on:?}: subports added and removed"));
         let events = daemon.events();
         let ups =
             |vif: &Vif| events.iter().filter(|e| e.kind == EventKind::PortUp && e.ports == [vif.port.clone()]).count();

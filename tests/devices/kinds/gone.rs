@@ -11,6 +11,7 @@ use vifswitch::time;
 
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, lay};
+use support::host::streams::{Gaps, Stream, Streams, assert_within};
 use support::host::{Finally, await_that};
 
 #[test]
@@ -27,22 +28,6 @@ fn pause(milliseconds: i64) {
     let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: milliseconds * 1_000_000 });
 }
 
-/// Sends a few thousand frames per second, in groups that every kernel queue holds. Awaits each in order, without
-/// others in between, and returns their number.
-fn count_out(setup: &Setup, from: usize, to: usize, done: &AtomicBool) -> u64 {
-    const WINDOW: u64 = 16;
-    let (at, there) = (setup.nic(from), setup.nic(to));
-    let mut sent = 0u64;
-    while !done.load(Ordering::Relaxed) {
-        let numbered = |number: u64| experiment(setup.vifs[to].mac, setup.vifs[from].mac, &number.to_be_bytes());
-        (sent..sent + WINDOW).for_each(|number| at.send(&numbered(number)));
-        (sent..sent + WINDOW).for_each(|number| assert_eq!(there.take(), numbered(number)));
-        sent += WINDOW;
-        pause(3);
-    }
-    sent
-}
-
 fn a_netdev_is_deleted(on: DeviceKind, times: u32) {
     let on: &'static [DeviceKind] = match on {
         DeviceKind::Xdp => &[DeviceKind::Xdp, DeviceKind::Packet, DeviceKind::Xdp, DeviceKind::Tap],
@@ -56,18 +41,19 @@ fn a_netdev_is_deleted(on: DeviceKind, times: u32) {
     let done = AtomicBool::new(false);
     let to_victim = experiment(victim.mac, friend.mac, b"are you there?");
     let noise = setup.nic(3);
-    let (counted, max_len) = thread::scope(|scope| {
-        let talk = scope.spawn(|| count_out(&setup, 0, 1, &done));
+    let stream = Stream::between((&setup.spaces[0], &setup.vifs[0]), (&setup.spaces[1], &setup.vifs[1]));
+    let Some(mut streams) = Streams::new(4000, vec![stream]) else { return };
+    let mut took = Vec::new();
+    let gaps = thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 (0..4).for_each(|_| drop(noise.try_send(&to_victim)));
                 pause(1);
             }
         });
-        let finally = Finally(&done);
+        let _finally = Finally(&done);
         let listener = setup.nic(3);
-        let mut max_len = Duration::ZERO;
-        for cycle in 0..times {
+        let mut cycle = |number: u32| {
             let nic = setup.nic(2);
             let index = host.link(&victim.name).unwrap().index;
             (0..32).for_each(|_| nic.send(&experiment(friend.mac, victim.mac, b"going")));
@@ -79,17 +65,22 @@ fn a_netdev_is_deleted(on: DeviceKind, times: u32) {
             // The port exchanges frames with the others again.
             let nic = setup.nic(2);
             assert_eq!(nic.take(), to_victim);
-            max_len = max_len.max(time::now().since(start));
-            let back = experiment(friend.mac, victim.mac, format!("back {cycle}").as_bytes());
+            took.push(time::now().since(start));
+            let back = experiment(friend.mac, victim.mac, format!("back {number}").as_bytes());
             nic.send(&back);
             while listener.take() != back {}
             let link = host.link(&victim.name).unwrap();
             assert_eq!(link.xdp.is_some(), victim.kind == "xdp");
-        }
-        drop(finally);
-        (talk.join().unwrap(), max_len)
+        };
+        let rounds = 0..5;
+        rounds
+            .map(|round| streams.gaps_during(|| (0..times / 5).for_each(|at| cycle(round * times + at))))
+            .collect::<Vec<_>>()
     });
-    println!("{times} times; up again after {max_len:?} at most; {counted} frames between the others, none lost");
+    Gaps::assert_all_smooth(&gaps, "streams of others while a netdev is deleted");
+    let control = gaps.iter().map(|gaps| gaps.control).max().unwrap();
+    assert_within("a new netdev is opened, at most", Duration::from_secs(1), took.into_iter().max().unwrap(), control);
+    let counted: u64 = gaps.iter().map(|gaps| gaps.sent).sum();
     setup.daemon.await_active(victim);
     await_that("every file is closed", || (open_files() <= files).then_some(()));
     let after = setup.daemon.await_idle();

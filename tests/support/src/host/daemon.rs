@@ -61,8 +61,8 @@ impl Vif {
         Vif { trunk: Some((parent.port.clone(), vlan)), ..self }
     }
 
-    /// Its `device` or `trunk` key.
-    fn base(&self) -> String {
+    /// Its `device` key, or `parent` and `vlan`.
+    pub fn base(&self) -> String {
         let Vif { kind, netns, name, device, .. } = self;
         match &self.trunk {
             Some((parent, vlan)) => format!("parent = \"{parent}\"\nvlan = {vlan}"),

@@ -7,6 +7,8 @@ pub mod inside;
 pub mod nic;
 pub mod relay;
 pub mod setup;
+pub mod streams;
+pub mod vlans;
 
 use std::os::fd::AsFd;
 use std::path::Path;

@@ -143,3 +143,8 @@ pub fn experiment(to: Mac, from: Mac, payload: &[u8]) -> Vec<u8> {
 pub fn frame(to: Mac, from: Mac, kind: u16, payload: &[u8]) -> Vec<u8> {
     [&to.octets(), &from.octets(), &kind.to_be_bytes()[..], payload].concat()
 }
+
+/// Adds an outer tag.
+pub fn tagged(frame: &[u8], vlan: u16) -> Vec<u8> {
+    [&frame[..12], &[0x81, 0], &vlan.to_be_bytes(), &frame[12..]].concat()
+}

@@ -2,19 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use rustix::event::Timespec;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, ipproto, recv, send, socket_with,
 };
-use rustix::thread::nanosleep;
-use vifswitch::time;
 
 use super::daemon::{Daemon, TIMEOUT, Vif};
 use super::nic::{Nic, experiment};
-use super::{Namespace, await_that, readable, run};
+use super::{Namespace, readable, run};
 
 /// Ports on net1, each in a namespace of its own, and the switch.
 pub struct Setup {
@@ -102,6 +98,17 @@ pub struct SetupOptions {
 
 pub const PLAIN: SetupOptions = SetupOptions { mtu: 1500, switch: "", device: "", on: &[DeviceKind::Tap] };
 
+/// Runs a test on ports of every kind, at the same time: most of it is waiting.
+pub fn on_every_kind(test: impl Fn(DeviceKind) + Sync) {
+    let test = &test;
+    thread::scope(|scope| {
+        for on in DeviceKind::ALL {
+            // The name is in the message of a panic.
+            thread::Builder::new().name(format!("{on:?}")).spawn_scoped(scope, move || test(on)).unwrap();
+        }
+    });
+}
+
 /// Two workers. Prints the reason and returns `None` with one core only.
 pub fn two_workers() -> Option<&'static str> {
     if vifswitch::sys::cores::allowed().starts_with(&[0, 1]) {
@@ -172,35 +179,6 @@ fn echo(kind: u8, number: u16) -> Vec<u8> {
     let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
     packet[2..4].copy_from_slice(&sum.to_be_bytes());
     packet
-}
-
-/// Sends frames at this rate from one port to another until done. Returns their number; none may be lost.
-pub fn stream(from: (&Nic, &Vif), to: (&Nic, &Vif), rate: u64, done: &AtomicBool) -> u64 {
-    let (start, mut sent, mut came) = (time::now(), 0u64, 0u64);
-    let take = |came: &mut u64| {
-        while let Some(frame) = to.0.try_take() {
-            // Other frames may arrive, some of them flooded.
-            if frame.starts_with(&to.1.mac.octets()) {
-                assert_eq!(frame, experiment(to.1.mac, from.1.mac, &came.to_be_bytes()), "frame {came} is missing");
-                *came += 1;
-            }
-        }
-    };
-    while !done.load(Ordering::Relaxed) {
-        let due = time::now().since(start).as_micros() as u64 * rate / 1_000_000;
-        for number in sent..due {
-            from.0.send(&experiment(to.1.mac, from.1.mac, &number.to_be_bytes()));
-        }
-        sent = due.max(sent);
-        take(&mut came);
-        // Paced by the clock; late frames are caught up.
-        let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 200_000 });
-    }
-    await_that("the last frame of the stream", || {
-        take(&mut came);
-        (came == sent).then_some(())
-    });
-    sent
 }
 
 /// Streams `len` bytes in both directions between two namespaces at once, and compares them.
