@@ -5,9 +5,10 @@ use std::thread;
 
 use vifswitch::wire::Mac;
 
-use super::scene::{CULPRIT, Said, Scenario, Talk, looping};
+use super::scene::{CULPRIT, Said, Scenario, Talk, looping, noise};
 use support::host::Finally;
-use support::host::setup::{DeviceKind, two_workers};
+use support::host::nic::Nic;
+use support::host::setup::{DeviceKind, on_every_kind, two_workers};
 
 /// Sends requests until the condition holds, and for a short time after.
 fn ask_until(talk: &mut Talk, happened: impl Fn(&Scenario) -> bool + Sync) {
@@ -48,6 +49,7 @@ fn nobody_notices(on: DeviceKind, siblings: usize, said: Said) {
         talk.round();
     }
     talk.rest();
+    talk.assert_prompt(&format!("{on:?}: bystanders of a loop"));
     assert!(talk.copies <= 2 * u64::from(talk.seeds), "{on:?}: {} copies of {} broadcasts", talk.copies, talk.seeds);
     assert_eq!(scene.events_of("loop_start").len(), 1, "{on:?}");
     for guest in ["a", "b"] {
@@ -58,23 +60,56 @@ fn nobody_notices(on: DeviceKind, siblings: usize, said: Said) {
 /// Shows: REQ-22, REQ-40, AT-11
 #[test]
 fn two_looping_siblings_do_not_disturb_others() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
-        nobody_notices(on, 2, Said::default());
-    }
+    on_every_kind(|on| nobody_notices(on, 2, Said::default()));
 }
 
 /// Shows: AT-11
 #[test]
 fn three_looping_siblings_do_not_disturb_others() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
-        nobody_notices(on, 3, Said::default());
-    }
+    on_every_kind(|on| nobody_notices(on, 3, Said::default()));
 }
 
 #[test]
 fn looping_siblings_on_two_workers_do_not_disturb_others() {
     let Some(switch) = two_workers() else { return };
-    nobody_notices(DeviceKind::Tap, 2, Said { switch, ..Said::default() });
+    on_every_kind(|on| nobody_notices(on, 2, Said { switch, ..Said::default() }));
+}
+
+/// A station is dampened at a port of the guest, which forwards its frames, before the guest is known to loop. Once it
+/// is, the station is reached where it is.
+#[test]
+fn a_station_dampened_at_a_port_that_turns_out_to_loop_is_released() {
+    let said = Said { network: "anti_spoof = false", ..Said::default() };
+    let scene = Scenario::with(DeviceKind::Tap, &looping(2), said, |vifs| {
+        vifs.iter_mut().flatten().for_each(|vif| vif.more = "port_security = \"off\"".into());
+    });
+    let Some(scene) = scene else { return };
+    let macs = [0x0a00_0000_0001, 0x0a00_0000_0002].map(Mac::from_bits);
+    let mut talk = Talk::new(&scene, macs);
+    talk.round();
+    // the guest forwards without a loop
+    let nics = [0, 1].map(|number| scene.nic(CULPRIT, number));
+    for number in 0u32.. {
+        nics[number as usize % 2].send(&noise(macs[0], number));
+        support::host::await_that("the frame, or its drop", || {
+            let frames = nics.iter().flat_map(Nic::rest);
+            let came = frames.into_iter().any(|frame| frame == noise(macs[0], number));
+            (came || scene.drops(CULPRIT, "dampened_source") > 0).then_some(())
+        });
+        if !scene.events_of("mac_dampened").is_empty() {
+            break;
+        }
+    }
+    let (port, kind) = scene.place_of(macs[0]).unwrap();
+    assert!(scene.vifs[2].iter().any(|vif| vif.port == port) && kind == "dampened", "{kind} at {port}");
+    scene.join("stp_state 0");
+    scene.close_loop();
+    scene.await_event("loop_start");
+    let first = talk.ask_once();
+    support::host::await_that("a request that arrives", || {
+        talk.ask_once();
+        talk.is_heard(first).then_some(())
+    });
 }
 
 /// Without anti-spoofing, and with stations pinned to no port: the limits bound what others receive, and the stations
@@ -83,7 +118,7 @@ fn looping_siblings_on_two_workers_do_not_disturb_others() {
 /// Shows: REQ-21, REQ-22, AT-11
 #[test]
 fn stations_moved_by_a_loop_are_dampened_and_recover() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+    on_every_kind(|on| {
         let said = Said { network: "anti_spoof = false", ..Said::default() };
         let scene = Scenario::with(on, &looping(2), said, |vifs| {
             vifs.iter_mut().flatten().for_each(|vif| vif.more = "port_security = \"off\"".into());
@@ -121,5 +156,5 @@ fn stations_moved_by_a_loop_are_dampened_and_recover() {
         let most = 3.0 * (500.0 + 500.0 * seconds + 1.0);
         assert!((talk.copies as f64) < most, "{on:?}: {} copies in {seconds} s", talk.copies);
         talk.request();
-    }
+    });
 }

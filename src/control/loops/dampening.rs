@@ -66,6 +66,11 @@ impl Dampening {
         self.release_matching(|_, dampened| is_meant(dampened.at) || is_meant(dampened.from))
     }
 
+    /// Releases those at these ports.
+    pub fn release_at(&mut self, is_meant: impl Fn(PortId) -> bool) {
+        self.release_matching(|_, dampened| is_meant(dampened.at));
+    }
+
     fn release_matching(&mut self, goes: impl Fn(Station, &DampenedMac) -> bool) -> usize {
         let before = self.all.len();
         self.all.retain(|&station, dampened| !goes(station, dampened));

@@ -280,13 +280,7 @@ impl Controller {
 
     /// Applies the required measures, emits events, and flushes FDB entries learned through a loop.
     async fn enforce(&mut self, events: Vec<LoopEvent>, dampened: Vec<(Station, DampenedMac)>) {
-        let wanted = self.mitigation.wanted();
-        let mut after: HashSet<PortId> =
-            wanted.quarantined.difference(&self.mitigation.active.quarantined).copied().collect();
-        if wanted != self.mitigation.active {
-            self.mitigation.active = wanted;
-            self.push_config().await;
-        }
+        let mut after = HashSet::new();
         for events in &events {
             let of = match events {
                 LoopEvent::Started(key) | LoopEvent::Escalated(key, _) | LoopEvent::Cleared(key) => {
@@ -296,6 +290,14 @@ impl Controller {
                 LoopEvent::Extended(..) | LoopEvent::NetworksBridged(_) => None,
             };
             after.extend(of.into_iter().flat_map(|of| self.mitigation.ports_of(of)));
+        }
+        // Dampened there before the VM was suspect. A station that still flaps is dampened again, elsewhere.
+        self.mitigation.dampening.release_at(|id| after.contains(&id));
+        let wanted = self.mitigation.wanted();
+        after.extend(wanted.quarantined.difference(&self.mitigation.active.quarantined));
+        if wanted != self.mitigation.active {
+            self.mitigation.active = wanted;
+            self.push_config().await;
         }
         for events in events {
             self.mitigation.persistence.is_due |=
