@@ -8,7 +8,7 @@ use vifswitch::wire::Mac;
 use super::scene::{CULPRIT, Said, Scenario, looping, noise};
 use support::host::await_that;
 use support::host::nic::experiment;
-use support::host::setup::{DeviceKind, two_workers};
+use support::host::setup::{DeviceKind, on_every_kind, two_workers};
 
 /// Siblings that may both use the address of the first one.
 fn bonded(on: DeviceKind, said: Said) -> Option<(Scenario, Mac)> {
@@ -27,7 +27,7 @@ fn bonded(on: DeviceKind, said: Said) -> Option<(Scenario, Mac)> {
 /// Shows: REQ-44, AT-13
 #[test]
 fn a_bond_that_fails_over_raises_nothing() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+    on_every_kind(|on| {
         let Some((scene, mac)) = bonded(on, Said::default()) else { return };
         let nics = [0, 1].map(|number| scene.nic(CULPRIT, number));
         let peer = scene.nic("a", 0);
@@ -43,7 +43,7 @@ fn a_bond_that_fails_over_raises_nothing() {
         }
         scene.assert_calm("a bond that fails over");
         assert_eq!(scene.drops(CULPRIT, "dampened_source"), 0, "{on:?}");
-    }
+    });
 }
 
 /// Both siblings send from the same address, alternating per frame: with `share_mac`, moves are not counted.
@@ -52,7 +52,7 @@ fn a_bond_that_fails_over_raises_nothing() {
 #[test]
 fn a_shared_address_raises_nothing_with_share_mac() {
     let two = two_workers().map(|switch| (DeviceKind::Tap, switch));
-    for (on, switch) in [(DeviceKind::Tap, ""), (DeviceKind::Xdp, "")].into_iter().chain(two) {
+    for (on, switch) in DeviceKind::ALL.map(|on| (on, "")).into_iter().chain(two) {
         let said = Said { switch, culprit: "share_mac = true", ..Said::default() };
         let Some((scene, mac)) = bonded(on, said) else { return };
         let nics = [0, 1].map(|number| scene.nic(CULPRIT, number));
@@ -70,7 +70,7 @@ fn a_shared_address_raises_nothing_with_share_mac() {
 /// Without `share_mac`, that counts as flapping, and the address stays at its port.
 #[test]
 fn a_shared_address_is_dampened_without_share_mac() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+    on_every_kind(|on| {
         let Some((scene, mac)) = bonded(on, Said::default()) else { return };
         let nics = [0, 1].map(|number| scene.nic(CULPRIT, number));
         let (peer, mut number) = (scene.nic("a", 0), 0u32);
@@ -91,5 +91,5 @@ fn a_shared_address_is_dampened_without_share_mac() {
         // until an operator releases the address
         scene.daemon.done(&["release", &port], "");
         assert_ne!(scene.place_of(mac).map(|(_, kind)| kind).as_deref(), Some("dampened"), "{on:?}");
-    }
+    });
 }

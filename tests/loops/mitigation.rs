@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 use support::host::daemon::{Daemon, Vif, config, keeping};
 use support::host::nic::{Nic, experiment};
+use support::host::setup::{DeviceKind, lay, on_every_kind};
 use support::host::{Namespace, await_that};
 use vifswitch::control::api::responses::{StationKind, StationView, Status};
 use vifswitch::control::loops::status::{LoopKind, LoopStatus, StormStatus};
@@ -10,11 +11,17 @@ use vifswitch::control::state::events::{Event, EventKind};
 use vifswitch::time::{rfc3339, wall};
 use vifswitch::wire::Mac;
 
-/// A VM with this many ports on net1, all in one namespace, and a VM with one port.
-fn siblings(count: u8) -> Option<([Namespace; 2], Vec<Vif>)> {
-    let spaces = [Namespace::new()?, Namespace::new()?];
+/// A VM with this many ports on net1, all in one namespace, and a VM with one port; the host's namespace is last.
+fn siblings(on: DeviceKind, count: u8) -> Option<([Namespace; 3], Vec<Vif>)> {
+    let spaces = [Namespace::new()?, Namespace::new()?, Namespace::new()?];
     let mut vifs: Vec<Vif> = (1..=count).map(|number| Vif::new("fw", number, &spaces[0])).collect();
     vifs.push(Vif::new("other", 9, &spaces[1]));
+    if on != DeviceKind::Tap {
+        for vif in &mut vifs {
+            (vif.kind, vif.netns) = (on.kind(), spaces[2].0.clone());
+            lay(vif, &spaces[usize::from(vif.vm == "other")], 1500);
+        }
+    }
     Some((spaces, vifs))
 }
 
@@ -61,8 +68,10 @@ fn ports(vifs: &[Vif]) -> Vec<String> {
 /// Shows: REQ-42, REQ-51
 #[test]
 fn a_loop_is_reported_mitigated_and_released() {
-    for count in [2, 3] {
-        let Some((spaces, vifs)) = siblings(count) else { return };
+    on_every_kind(|on| {
+        // An even number and an odd one.
+        let count = if on == DeviceKind::Xdp { 2 } else { 3 };
+        let Some((spaces, vifs)) = siblings(on, count) else { return };
         let daemon = running(&vifs);
         let looped = &vifs[..usize::from(count)];
         bridge(&spaces[0], looped);
@@ -93,13 +102,17 @@ fn a_loop_is_reported_mitigated_and_released() {
         looped.iter().for_each(|vif| drop(daemon.detach(vif)));
         await_that("the end", || (events(&daemon, EventKind::LoopStop).len() == 2).then_some(()));
         assert_eq!(events(&daemon, EventKind::LoopStart).len(), 2);
-    }
+    });
 }
 
 /// A switch that is killed restores its mitigation before it detects the loop again.
 #[test]
 fn mitigation_survives_a_restart() {
-    let Some((spaces, vifs)) = siblings(2) else { return };
+    on_every_kind(mitigation_is_restored);
+}
+
+fn mitigation_is_restored(on: DeviceKind) {
+    let Some((spaces, vifs)) = siblings(on, 2) else { return };
     let mut daemon = Daemon::new();
     let text = config(&daemon.socket(), "", &[("net1", 1500)], &vifs);
     daemon.configure(&keeping(&text, &daemon.state()));
@@ -127,7 +140,11 @@ fn mitigation_survives_a_restart() {
 /// Shows: REQ-35
 #[test]
 fn a_port_that_storms_can_be_disabled_and_recovers() {
-    let Some((_spaces, mut vifs)) = siblings(1) else { return };
+    on_every_kind(a_storming_port_is_disabled);
+}
+
+fn a_storming_port_is_disabled(on: DeviceKind) {
+    let Some((_spaces, mut vifs)) = siblings(on, 1) else { return };
     vifs[0].more =
         "storm = { broadcast = { pps = 100, burst = 100, action = \"disable\", recovery_seconds = 2 } }".into();
     let daemon = running(&vifs);
@@ -154,7 +171,11 @@ fn a_port_that_storms_can_be_disabled_and_recovers() {
 /// Shows: REQ-40, REQ-51
 #[test]
 fn a_spoofed_address_is_reported_once_with_its_owner() {
-    let Some((spaces, mut vifs)) = siblings(1) else { return };
+    on_every_kind(a_spoofed_address_is_reported);
+}
+
+fn a_spoofed_address_is_reported(on: DeviceKind) {
+    let Some((spaces, mut vifs)) = siblings(on, 1) else { return };
     vifs[0].more = "port_security = \"off\"".into();
     let daemon = running(&vifs);
     let nic = Nic::new(&spaces[0], &vifs[0].name);
@@ -176,7 +197,11 @@ fn a_spoofed_address_is_reported_once_with_its_owner() {
 /// Shows: REQ-21
 #[test]
 fn a_flapping_station_is_dampened_at_its_port() {
-    let Some((spaces, mut vifs)) = siblings(1) else { return };
+    on_every_kind(a_flapping_station_is_dampened);
+}
+
+fn a_flapping_station_is_dampened(on: DeviceKind) {
+    let Some((spaces, mut vifs)) = siblings(on, 1) else { return };
     vifs.iter_mut().for_each(|vif| vif.more = "port_security = \"off\"".into());
     let daemon = running(&vifs);
     let nics: Vec<Nic> = vifs.iter().zip(&spaces).map(|(vif, namespace)| Nic::new(namespace, &vif.name)).collect();

@@ -5,7 +5,7 @@ use vifswitch::wire::Mac;
 use super::scene::{Said, Scenario, noise};
 use support::host::daemon::Vif;
 use support::host::nic::{Nic, experiment, frame};
-use support::host::setup::{DeviceKind, lay};
+use support::host::setup::{DeviceKind, lay, on_every_kind};
 use support::host::{Namespace, await_that};
 
 const RARP: u16 = 0x8035;
@@ -30,17 +30,10 @@ fn is_found(from: &Nic, (to, mac): (&Nic, Mac), sender: Mac, what: &str) {
 /// Shows: REQ-25, REQ-44, AT-13
 #[test]
 fn a_migrating_vm_is_reached_at_once_and_raises_nothing() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+    on_every_kind(|on| {
         let Some(scene) = Scenario::new(on, &[("a", &["net1"])], Said::default()) else { return };
-        let (Some(wire), Some(host)) = (Namespace::new(), Namespace::new()) else { return };
-        let uplink = Vif { kind: "packet", name: "out".into(), netns: host.0.clone(), ..Vif::new("none", 90, &wire) };
-        lay(&uplink, &wire, 1500);
-        let text = std::fs::read_to_string(scene.daemon.file()).unwrap();
-        let device = format!("device = {{ kind = \"packet\", name = \"out\", netns = \"{}\" }}", host.0);
-        let text = format!("{text}[[uplinks]]\nid = \"up0\"\n{device}\nnetworks = [{{ network_id = \"net1\" }}]\n");
-        scene.daemon.configure(&text);
-        scene.daemon.done(&["apply", scene.daemon.file().to_str().unwrap()], "");
-        let (outside, here) = (Nic::new(&wire, "out"), scene.nic("a", 0));
+        let Some(uplink) = scene.uplink(on) else { return };
+        let (outside, here) = (Nic::new(&uplink.wire, &uplink.vif.name), scene.nic("a", 0));
         let a = scene.vif("a", 0).mac;
         let mac = Mac::from_bits(0x0200_0000_0a01);
         outside.send(&noise(mac, 0));
@@ -50,7 +43,7 @@ fn a_migrating_vm_is_reached_at_once_and_raises_nothing() {
             let Some(namespace) = Namespace::new() else { return };
             let mut vif = Vif { mac, ..Vif::new("m", 20 + round, &namespace) };
             if on != DeviceKind::Tap {
-                (vif.kind, vif.netns) = (on.kind(), host.0.clone());
+                (vif.kind, vif.netns) = (on.kind(), scene.spaces.last().unwrap().0.clone());
                 lay(&vif, &namespace, 1500);
             }
             scene.daemon.attach(&vif);
@@ -76,7 +69,7 @@ fn a_migrating_vm_is_reached_at_once_and_raises_nothing() {
         scene.assert_calm("migrations");
         let drops = scene.daemon.port(scene.vif("a", 0)).counts.drops;
         assert_eq!(drops, [].into(), "{on:?}");
-    }
+    });
 }
 
 /// A VRRP virtual router (RFC 5798) moves from one VM to another, and back.
@@ -84,7 +77,7 @@ fn a_migrating_vm_is_reached_at_once_and_raises_nothing() {
 /// Shows: REQ-44, AT-13
 #[test]
 fn a_virtual_router_that_moves_raises_nothing() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+    on_every_kind(|on| {
         let router = Mac::from_bits(0x0000_5e00_0101);
         let guests: &[super::scene::Guest] = &[("a", &["net1"]), ("b", &["net1"]), ("c", &["net1"])];
         let scene = Scenario::with(on, guests, Said::default(), |vifs| {
@@ -105,5 +98,5 @@ fn a_virtual_router_that_moves_raises_nothing() {
         for guest in ["a", "b", "c"] {
             assert_eq!(scene.daemon.port(scene.vif(guest, 0)).counts.drops, [].into(), "{on:?}, {guest}");
         }
-    }
+    });
 }

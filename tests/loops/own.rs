@@ -1,13 +1,15 @@
 //! Loops that no MAC address reveals, because the looping frames are the guest's own; and loops through several VMs.
 //! Needs root; makes its own namespaces.
 
+use std::time::Duration;
+
 use serde_json::Value;
 use vifswitch::time;
 use vifswitch::wire::Mac;
 
 use super::scene::{CULPRIT, NOISE, Said, Scenario, Talk, is_noise, looping, noise};
 use support::host::nic::{Nic, frame};
-use support::host::setup::{DeviceKind, two_workers};
+use support::host::setup::{DeviceKind, on_every_kind, two_workers};
 use support::host::{Namespace, await_that};
 
 /// Frames that the limit of a VM on a network admits in a time: burst 500, 500 frames/s.
@@ -15,9 +17,8 @@ fn allowed(seconds: f64) -> u64 {
     (500.0 + 500.0 * seconds) as u64 + 1
 }
 
-fn is_contained_named_and_released(on: DeviceKind, siblings: usize, said: Said) {
-    let Some(scene) = Scenario::new(on, &looping(siblings), said) else { return };
-    let mut talk = Talk::of(&scene);
+fn is_contained_named_and_released(on: DeviceKind, scene: &Scenario) {
+    let mut talk = Talk::of(scene);
     talk.request();
     scene.join("stp_state 0");
     let begin = time::now();
@@ -28,11 +29,17 @@ fn is_contained_named_and_released(on: DeviceKind, siblings: usize, said: Said) 
         talk.request();
         scene.events_of("loop_start").into_iter().next()
     });
+    let detected = time::now().since(begin);
+    talk.assert_within(&format!("{on:?}: the loop is detected"), Duration::from_secs(2), detected);
     scene.names_the_culprit(&event, "net1");
     // mitigation is in force when its event is emitted; frames in flight arrive, and no further copies are made
     assert!(scene.level() >= 1, "{:#?}", scene.loops());
-    scene.await_probes(CULPRIT, 1);
-    talk.request();
+    await_that("the last copy in flight", || {
+        let before = talk.copies;
+        scene.await_probes(CULPRIT, 1);
+        talk.request();
+        (talk.copies == before).then_some(())
+    });
     let seconds = time::now().since(begin).as_secs_f64();
     assert!(talk.copies <= allowed(seconds), "{on:?}: {} copies in {seconds} s", talk.copies);
     let before = talk.copies;
@@ -58,6 +65,7 @@ fn is_contained_named_and_released(on: DeviceKind, siblings: usize, said: Said) 
         other.rest().contains(&hello).then_some(())
     });
     talk.round();
+    talk.assert_prompt(&format!("{on:?}: bystanders of a loop"));
     assert_eq!(scene.events_of("loop_start").len(), 1, "{on:?}: the loop does not start again");
     for guest in ["a", "b"] {
         assert_eq!(scene.daemon.port(scene.vif(guest, 0)).counts.drops, [].into(), "{on:?}, {guest}");
@@ -67,23 +75,37 @@ fn is_contained_named_and_released(on: DeviceKind, siblings: usize, said: Said) 
 /// Shows: REQ-42, REQ-43, AT-12
 #[test]
 fn a_loop_of_two_siblings_is_contained_reported_and_released() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
-        is_contained_named_and_released(on, 2, Said::default());
-    }
+    on_every_kind(|on| {
+        let Some(scene) = Scenario::new(on, &looping(2), Said::default()) else { return };
+        is_contained_named_and_released(on, &scene);
+    });
+}
+
+/// Shows: REQ-42, REQ-43, AT-12
+#[test]
+fn a_loop_of_two_subports_is_contained_reported_and_released() {
+    on_every_kind(|on| {
+        let Some(scene) = Scenario::trunk(on, Said::default()) else { return };
+        is_contained_named_and_released(on, &scene);
+    });
 }
 
 /// Shows: REQ-43, AT-12
 #[test]
 fn a_loop_of_eight_siblings_is_contained_reported_and_released() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
-        is_contained_named_and_released(on, 8, Said::default());
-    }
+    on_every_kind(|on| {
+        let Some(scene) = Scenario::new(on, &looping(8), Said::default()) else { return };
+        is_contained_named_and_released(on, &scene);
+    });
 }
 
 #[test]
 fn a_loop_over_two_workers_is_contained_reported_and_released() {
     let Some(switch) = two_workers() else { return };
-    is_contained_named_and_released(DeviceKind::Tap, 3, Said { switch, ..Said::default() });
+    on_every_kind(|on| {
+        let Some(scene) = Scenario::new(on, &looping(3), Said { switch, ..Said::default() }) else { return };
+        is_contained_named_and_released(on, &scene);
+    });
 }
 
 /// Bridges two netdevs of a guest.
@@ -98,7 +120,7 @@ fn bridge(namespace: &Namespace, names: [&str; 2]) {
 /// Shows: REQ-41
 #[test]
 fn two_vms_that_bridge_the_same_networks_are_a_loop() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+    on_every_kind(|on| {
         let guests: &[super::scene::Guest] =
             &[("a", &["net1"]), ("b", &["net2"]), (CULPRIT, &["net1", "net2"]), ("m", &["net1", "net2"])];
         let scene = Scenario::with(on, guests, Said::default(), |vifs| {
@@ -120,13 +142,13 @@ fn two_vms_that_bridge_the_same_networks_are_a_loop() {
         scene.await_probes("m", 1);
         // at most one copy is still in flight between the networks
         assert!(there.rest().iter().filter(|frame| is_noise(frame)).count() <= 1, "{on:?}");
-    }
+    });
 }
 
 /// A link between two VMs outside the switch.
 #[test]
 fn an_external_link_between_two_vms_is_a_loop() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+    on_every_kind(|on| {
         let two: &[&str] = &["net1", "net2"];
         let guests: &[super::scene::Guest] = &[("a", &["net1"]), (CULPRIT, two), ("m", two)];
         let scene = Scenario::with(on, guests, Said::default(), |vifs| {
@@ -145,7 +167,7 @@ fn an_external_link_between_two_vms_is_a_loop() {
         for guest in [CULPRIT, "m"] {
             assert!(text.contains(&scene.vif(guest, 0).port), "{on:?}: {text}");
         }
-    }
+    });
 }
 
 /// Forged, replayed and late probes are counted and raise no loop; a real loop is detected among them.
@@ -153,7 +175,7 @@ fn an_external_link_between_two_vms_is_a_loop() {
 /// Shows: REQ-41
 #[test]
 fn forged_and_replayed_probes_neither_raise_nor_hide_a_loop() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+    on_every_kind(|on| {
         let Some(scene) = Scenario::new(on, &looping(2), Said::default()) else { return };
         let nics = [0, 1].map(|number| scene.nic(CULPRIT, number));
         let probe = await_that("a probe", || nics[0].try_take_any().filter(|frame| is_probe(frame)));
@@ -181,7 +203,7 @@ fn forged_and_replayed_probes_neither_raise_nor_hide_a_loop() {
             scene.events_of("loop_start").into_iter().find(|event| event["vm"] == CULPRIT)
         });
         scene.names_the_culprit(&event, "net1");
-    }
+    });
 }
 
 /// Probes have this destination group.
@@ -195,7 +217,11 @@ const ESCALATED: &[u8] = b"\"raised\":";
 /// After a restart, mitigation of an existing loop is in force at once.
 #[test]
 fn mitigation_is_in_force_at_once_after_a_restart() {
-    let Some(mut scene) = Scenario::new(DeviceKind::Tap, &looping(2), Said::default()) else { return };
+    on_every_kind(mitigation_outlives_a_kill);
+}
+
+fn mitigation_outlives_a_kill(on: DeviceKind) {
+    let Some(mut scene) = Scenario::new(on, &looping(2), Said::default()) else { return };
     let text = std::fs::read_to_string(scene.daemon.file()).unwrap();
     scene.daemon.stop(rustix::process::Signal::TERM);
     scene.daemon.configure(&support::host::daemon::keeping(&text, &scene.daemon.state()));
@@ -232,7 +258,7 @@ fn mitigation_is_in_force_at_once_after_a_restart() {
 /// Shows: REQ-51
 #[test]
 fn a_storm_is_no_loop() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+    on_every_kind(|on| {
         let Some(scene) = Scenario::new(on, &looping(2), Said::default()) else { return };
         let mut talk = Talk::of(&scene);
         let nic: Nic = scene.nic(CULPRIT, 0);
@@ -246,11 +272,12 @@ fn a_storm_is_no_loop() {
         assert_eq!((&event["vm"], &event["network"]), (&CULPRIT.into(), &"net1".into()), "{event:#}");
         assert!(event["ports"].as_array().unwrap().contains(&scene.vif(CULPRIT, 0).port.as_str().into()), "{event:#}");
         talk.rest();
+        talk.assert_prompt(&format!("{on:?}: bystanders of a storm"));
         let seconds = time::now().since(begin).as_secs_f64();
         assert!(talk.copies <= allowed(seconds), "{on:?}: {} copies in {seconds} s", talk.copies);
         let ended = scene.await_event("storm_stop");
         assert_eq!(ended["vm"], CULPRIT, "{ended:#}");
         assert!(scene.events_of("loop_start").is_empty(), "{on:?}");
         assert_eq!(scene.events_of("storm_start").len(), scene.events_of("storm_stop").len(), "{on:?}");
-    }
+    });
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use super::scene::{CULPRIT, Guest, Said, Scenario, is_noise, looping, noise};
 use support::host::nic::experiment;
-use support::host::setup::{DeviceKind, ping, two_workers};
+use support::host::setup::{DeviceKind, on_every_kind, ping, two_workers};
 use support::host::{Namespace, await_that};
 
 /// Two networks, and a guest on both.
@@ -18,7 +18,7 @@ fn forwards(namespace: &Namespace) {
 /// Shows: REQ-44, AT-13
 #[test]
 fn a_guest_that_routes_raises_nothing() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+    on_every_kind(|on| {
         let Some(scene) = Scenario::new(on, BETWEEN, Said::default()) else { return };
         let [one, two] = [1, 2].map(|network| move |host| Ipv4Addr::new(10, 5, network, host));
         let router = scene.namespace(CULPRIT);
@@ -42,13 +42,13 @@ fn a_guest_that_routes_raises_nothing() {
             scene.loops().is_empty() && scene.events_of("networks_bridged").is_empty(),
             "{on:?}: routing is not reported as bridging"
         );
-    }
+    });
 }
 
 /// Shows: REQ-41, REQ-44, AT-13
 #[test]
 fn a_guest_that_bridges_two_networks_is_only_reported() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+    on_every_kind(|on| {
         let Some(scene) = Scenario::new(on, BETWEEN, Said::default()) else { return };
         scene.join("stp_state 0");
         scene.close_loop();
@@ -73,7 +73,7 @@ fn a_guest_that_bridges_two_networks_is_only_reported() {
         assert_eq!(scene.loops().len(), 1, "{on:?}: shown while the guest bridges");
         scene.open_loop();
         await_that("the notice has ended", || scene.loops().is_empty().then_some(()));
-    }
+    });
 }
 
 /// Unicast between siblings at their maximum rate.
@@ -105,9 +105,7 @@ fn siblings_talk(on: DeviceKind, switch: &'static str) {
 /// Shows: REQ-44, AT-13
 #[test]
 fn traffic_between_siblings_raises_nothing() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
-        siblings_talk(on, "");
-    }
+    on_every_kind(|on| siblings_talk(on, ""));
     if let Some(switch) = two_workers() {
         siblings_talk(DeviceKind::Tap, switch);
     }

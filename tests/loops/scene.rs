@@ -4,13 +4,18 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
+use vifswitch::control::api::responses::UplinkView;
+use vifswitch::time;
 use vifswitch::wire::Mac;
 
 use support::host::daemon::{Daemon, Vif, config};
 use support::host::nic::{Nic, experiment, frame};
 use support::host::setup::{DeviceKind, lay};
+use support::host::streams::{assert_within, veth};
+use support::host::vlans::VlanInterfaces;
 use support::host::{Namespace, await_that};
 
 /// EtherType of the frames that loop: an experimental one other than that of [`experiment`].
@@ -37,6 +42,16 @@ pub struct Scenario {
     pub spaces: Vec<Namespace>,
     /// In the order of the guests.
     pub vifs: Vec<Vec<Vif>>,
+    /// Of the culprit, if its interfaces are subports.
+    _vlans: Option<VlanInterfaces>,
+}
+
+/// An uplink, and the external network behind it.
+pub struct Uplink {
+    pub wire: Namespace,
+    /// Its device; the address is that of an external station.
+    pub vif: Vif,
+    _host: Namespace,
 }
 
 /// A guest: its name, and the network of each interface.
@@ -66,6 +81,21 @@ impl Scenario {
         Scenario::with(on, guests, said, |_| {})
     }
 
+    /// Two siblings that are subports of a third interface, on another network.
+    pub fn trunk(on: DeviceKind, said: Said) -> Option<Scenario> {
+        let guests = [("a", &["net1"][..]), ("b", &["net1"]), (CULPRIT, &["net1", "net1", "net2"])];
+        let mut scene = Scenario::with(on, &guests, said, |vifs| {
+            let (subports, parent) = vifs[2].split_at_mut(2);
+            for (subport, vlan) in subports.iter_mut().zip([101, 102]) {
+                *subport = Vif { name: format!("v{vlan}"), ..subport.clone().subport_of(&parent[0], vlan) };
+            }
+        })?;
+        let vlans = [0, 1].map(|number| (101 + number as u16, scene.vif(CULPRIT, number).mac));
+        let (guest, base) = (scene.namespace(CULPRIT), &scene.vif(CULPRIT, 2).name);
+        scene._vlans = Some(VlanInterfaces::new(guest, base, &vlans));
+        Some(scene)
+    }
+
     /// The same, with ports modified before the switch starts.
     pub fn with(
         on: DeviceKind,
@@ -83,22 +113,43 @@ impl Scenario {
         for vif in vifs.iter_mut().flatten().filter(|vif| vif.vm == CULPRIT) {
             vif.more = "port_security = \"off\"".into();
         }
+        change(&mut vifs);
         if on != DeviceKind::Tap {
             let host = Namespace::new()?;
             for (guest, namespace) in vifs.iter_mut().zip(&spaces) {
-                for vif in guest {
+                for vif in guest.iter_mut().filter(|vif| vif.trunk.is_none()) {
                     (vif.kind, vif.netns) = (on.kind(), host.0.clone());
                     lay(vif, namespace, 1500);
                 }
             }
             spaces.push(host);
         }
-        change(&mut vifs);
         let mut daemon = Daemon::new();
         daemon.configure(&written(&daemon, said, &vifs.concat()));
         daemon.start();
         vifs.iter().flatten().for_each(|vif| drop(daemon.await_active(vif)));
-        Some(Scenario { daemon, spaces, vifs })
+        Some(Scenario { daemon, spaces, vifs, _vlans: None })
+    }
+
+    /// Adds an uplink that carries net1, untagged. `None` if the host cannot run the test.
+    pub fn uplink(&self, on: DeviceKind) -> Option<Uplink> {
+        let (wire, host) = (Namespace::new()?, Namespace::new()?);
+        let mut vif = Vif { name: "up0".into(), port: "up0".into(), ..Vif::new("none", 90, &wire) };
+        if on != DeviceKind::Tap {
+            (vif.kind, vif.netns) = (on.kind(), host.0.clone());
+            lay(&vif, &wire, 1500);
+        }
+        let text = std::fs::read_to_string(self.daemon.file()).unwrap();
+        let device = vif.base();
+        self.daemon.configure(&format!(
+            "{text}[[uplinks]]\nid = \"up0\"\n{device}\nnetworks = [{{ network_id = \"net1\" }}]\n"
+        ));
+        self.daemon.done(&["apply", self.daemon.file().to_str().unwrap()], "");
+        await_that("the uplink", || {
+            let uplinks: Vec<UplinkView> = self.daemon.get("/v1/uplinks");
+            uplinks[0].active.then_some(())
+        });
+        Some(Uplink { wire, vif, _host: host })
     }
 
     pub fn at(&self, guest: &str) -> usize {
@@ -117,11 +168,18 @@ impl Scenario {
         Nic::new(self.namespace(guest), &self.vif(guest, number).name)
     }
 
+    /// Interfaces of the culprit, without the netdev below subports.
+    fn siblings(&self) -> impl Iterator<Item = &Vif> {
+        let all = &self.vifs[self.at(CULPRIT)];
+        let is_base = |vif: &Vif| all.iter().any(|of| of.trunk.as_ref().is_some_and(|(parent, _)| *parent == vif.port));
+        all.iter().filter(move |vif| !is_base(vif))
+    }
+
     /// Creates the culprit's bridge `gb` over all its interfaces, down; without STP by default.
     pub fn join(&self, more: &str) {
         let namespace = self.namespace(CULPRIT);
         namespace.ip(format!("link add gb type bridge mcast_snooping 0 {more}").trim_end());
-        for vif in &self.vifs[self.at(CULPRIT)] {
+        for vif in self.siblings() {
             namespace.ip(&format!("link set dev {} master gb", vif.name));
         }
     }
@@ -186,8 +244,10 @@ impl Scenario {
             let port = ports.as_array().unwrap().iter().find(|port| port["port_id"] == vif.port).unwrap().clone();
             port["probes"].as_u64().unwrap_or_else(|| panic!("no probes are counted: {port:#}"))
         };
-        let vifs = &self.vifs[self.at(guest)];
-        let before: Vec<u64> = vifs.iter().map(probes).collect();
+        let all = &self.vifs[self.at(guest)];
+        // A VM's only port on a network is not probed, unless the VM is on several networks.
+        let vifs: Vec<&Vif> = if guest == CULPRIT { self.siblings().collect() } else { all.iter().collect() };
+        let before: Vec<u64> = vifs.iter().map(|vif| probes(vif)).collect();
         await_that("probes", || {
             vifs.iter().zip(&before).all(|(vif, before)| probes(vif) >= before + times).then_some(())
         });
@@ -212,7 +272,7 @@ impl Scenario {
         assert_eq!((&event["vm"], &event["network"]), (&CULPRIT.into(), &network.into()), "{event:#}");
         let events: BTreeSet<&str> =
             event["ports"].as_array().unwrap().iter().map(|port| port.as_str().unwrap()).collect();
-        let siblings: BTreeSet<&str> = self.vifs[self.at(CULPRIT)].iter().map(|vif| vif.port.as_str()).collect();
+        let siblings: BTreeSet<&str> = self.siblings().map(|vif| vif.port.as_str()).collect();
         assert!(events.len() >= 2 && events.is_subset(&siblings), "{event:#}");
         let text = event["text"].as_str().unwrap();
         assert!(text.contains(CULPRIT) && events.iter().all(|port| text.contains(port)), "{text}");
@@ -244,10 +304,14 @@ pub fn noise(from: Mac, number: u32) -> Vec<u8> {
     frame(Mac::BROADCAST, from, NOISE, &[&number.to_be_bytes()[..], &[0; 42]].concat())
 }
 
-/// Two bystanders that exchange requests and replies, and occasionally broadcast.
+/// Two bystanders that exchange requests and replies, and occasionally broadcast. A veth carries the same requests.
 pub struct Talk<'a> {
     pub scene: &'a Scenario,
     nics: [Nic; 2],
+    control: [Nic; 2],
+    _veth: Namespace,
+    /// Longest time from a request to its reply, through the switch and over the veth.
+    longest: [Duration; 2],
     macs: [Mac; 2],
     requests: u32,
     /// Broadcasts sent by each.
@@ -259,7 +323,9 @@ pub struct Talk<'a> {
 impl<'a> Talk<'a> {
     /// They send from these addresses.
     pub fn new(scene: &'a Scenario, macs: [Mac; 2]) -> Talk<'a> {
-        Talk { scene, nics: [scene.nic("a", 0), scene.nic("b", 0)], macs, requests: 0, seeds: 0, copies: 0 }
+        let (_veth, control) = veth().expect("the scene has namespaces");
+        let nics = [scene.nic("a", 0), scene.nic("b", 0)];
+        Talk { scene, nics, control, _veth, longest: [Duration::ZERO; 2], macs, requests: 0, seeds: 0, copies: 0 }
     }
 
     /// They send from their own addresses.
@@ -283,9 +349,28 @@ impl<'a> Talk<'a> {
     /// One sends a request and waits for the reply, which fails if a frame is lost.
     pub fn request(&mut self) {
         let [here, there] = self.macs;
-        self.transfer(0, &request(there, here, self.requests));
-        self.transfer(1, &request(here, there, self.requests));
+        let frames = [request(there, here, self.requests), request(here, there, self.requests)];
+        let start = time::now();
+        (0..2).for_each(|from| self.transfer(from, &frames[from]));
+        let took = time::now().since(start);
+        let start = time::now();
+        for (from, frame) in frames.iter().enumerate() {
+            self.control[from].send(frame);
+            while self.control[1 - from].take() != *frame {}
+        }
+        let control = time::now().since(start);
+        self.longest = [self.longest[0].max(took), self.longest[1].max(control)];
         self.requests += 1;
+    }
+
+    /// Asserts that no request waited for its reply longer than a loaded machine explains.
+    pub fn assert_prompt(&self, what: &str) {
+        self.assert_within(what, Duration::ZERO, self.longest[0]);
+    }
+
+    /// Asserts a promised time, beside the longest time of the veth.
+    pub fn assert_within(&self, what: &str, promised: Duration, took: Duration) {
+        assert_within(what, promised, took, self.longest[1]);
     }
 
     /// Sends a request that may be lost, without waiting. Returns its number.

@@ -1,16 +1,14 @@
 //! Storm limits on real devices: accuracy of the rate, changes of a limit under traffic, and known unicast, which
 //! passes. Needs root; makes its own namespaces; skipped without it.
 
-use std::sync::atomic::AtomicBool;
-use std::thread;
 use std::time::Duration;
 
 use rustix::event::Timespec;
 use rustix::thread::nanosleep;
-use support::host::Finally;
 use support::host::daemon::{Daemon, Vif, config};
-use support::host::nic::{Nic, experiment};
-use support::host::setup::{DeviceKind, guests, stream, two_workers};
+use support::host::nic::{Nic, experiment, tagged};
+use support::host::setup::{DeviceKind, guests, on_every_kind, two_workers};
+use support::host::streams::{Stream, Streams};
 use vifswitch::time;
 use vifswitch::wire::Mac;
 
@@ -59,25 +57,42 @@ struct Sent {
     longest_gap: Duration,
 }
 
-/// Offers twice the rate of the limit, by all senders in turn, for `length`.
-fn storm(nics: &[(Nic, Mac)], to: Mac, rate: u64, length: Duration) -> Sent {
-    nics[0].0.send(&experiment(to, nics[0].1, b"storm"));
+/// How long each storm lasts.
+const LENGTH: Duration = Duration::from_millis(1400);
+
+/// A sender of the storm: the guest's end of a device, and the VLAN id of a subport.
+struct Sender {
+    nic: Nic,
+    mac: Mac,
+    vlan: Option<u16>,
+}
+
+impl Sender {
+    /// Whether the kernel took a frame of the storm.
+    fn is_sent(&self, to: Mac) -> bool {
+        let frame = experiment(to, self.mac, b"storm");
+        self.nic.try_send(&self.vlan.map_or(frame.clone(), |vlan| tagged(&frame, vlan))).is_ok()
+    }
+}
+
+/// Offers twice the rate of the limit, by all senders in turn, for a time.
+fn storm(senders: &[Sender], to: Mac, rate: u64) -> Sent {
+    assert!(senders[0].is_sent(to));
     let (start, mut sent) = (time::now(), 1);
     let (mut last, mut longest_gap) = (start, Duration::ZERO);
     loop {
         let spent = time::now().since(start);
-        let due = spent.min(length).as_micros() as u64 * 2 * rate / 1_000_000;
+        let due = spent.min(LENGTH).as_micros() as u64 * 2 * rate / 1_000_000;
         for number in sent..due {
-            let (nic, mac) = &nics[number as usize % nics.len()];
             // The kernel refuses frames if the netdev's queue is full.
-            if nic.try_send(&experiment(to, *mac, b"storm")).is_ok() {
+            if senders[number as usize % senders.len()].is_sent(to) {
                 let now = time::now();
                 longest_gap = longest_gap.max(now.since(last));
                 last = now;
             }
         }
         sent = due.max(sent);
-        if spent >= length {
+        if spent >= LENGTH {
             let now = time::now();
             return Sent { took: now.since(start), longest_gap: longest_gap.max(now.since(last)) };
         }
@@ -96,16 +111,30 @@ struct Counts {
 /// Of the storm's *received* frames, those within rate × time + burst pass, and all others are counted as dropped. A
 /// sibling that sends known unicast loses no frame. How many frames are received depends on kernel and machine: a
 /// sender may be refused or stalled.
-fn admitted_frames_meet_the_rate(on: DeviceKind, switch: &str) {
-    let vms: Vec<&str> = [["loud"; SIBLINGS + 1].as_slice(), &["peer"]].concat();
-    let Some((spaces, vifs)) = guests(&vms, &[on], 1500) else { return };
+///
+/// `limits` are those under test. With `trunk` the storming siblings are subports of one device.
+fn admitted_frames_meet_the_rate(on: DeviceKind, switch: &str, trunk: bool, limits: &[Limit]) {
+    let vms: Vec<&str> = [["loud"; SIBLINGS + 1].as_slice(), &["peer", "loud"][..1 + usize::from(trunk)]].concat();
+    let Some((spaces, mut vifs)) = guests(&vms, &[on], 1500) else { return };
+    let vlan = |at: usize| 101 + at as u16;
+    if trunk {
+        let (siblings, others) = vifs.split_at_mut(SIBLINGS);
+        for (at, vif) in siblings.iter_mut().enumerate() {
+            *vif = vif.clone().subport_of(&others[2], vlan(at));
+        }
+    }
     let mut daemon = Daemon::new();
-    daemon.configure(&limited(&daemon, switch, &vifs, &LIMITS[0]));
+    daemon.configure(&limited(&daemon, switch, &vifs, &limits[0]));
     daemon.start();
     vifs.iter().for_each(|vif| _ = daemon.await_active(vif));
     let nic = |at: usize| Nic::new(&spaces[at], &vifs[at].name);
-    let nics: Vec<(Nic, Mac)> = (0..SIBLINGS).map(|at| (nic(at), vifs[at].mac)).collect();
-    let (talker, peer) = (nic(SIBLINGS), nic(SIBLINGS + 1));
+    let sender = |at: usize| {
+        let (nic, vlan) = if trunk { (nic(SIBLINGS + 2), Some(vlan(at))) } else { (nic(at), None) };
+        Sender { nic, mac: vifs[at].mac, vlan }
+    };
+    let senders: Vec<Sender> = (0..SIBLINGS).map(sender).collect();
+    let known = Stream::between((&spaces[SIBLINGS], &vifs[SIBLINGS]), (&spaces[SIBLINGS + 1], &vifs[SIBLINGS + 1]));
+    let Some(mut streams) = Streams::new(500, vec![known]) else { return };
     let count = |daemon: &Daemon| {
         let mut counts = Counts::default();
         let ports = daemon.await_idle();
@@ -117,25 +146,18 @@ fn admitted_frames_meet_the_rate(on: DeviceKind, switch: &str) {
         }
         counts
     };
-    for limit in &LIMITS {
+    for limit in limits {
         daemon.configure(&limited(&daemon, switch, &vifs, limit));
         let file = daemon.file();
         daemon.done(&["apply", file.to_str().unwrap()], "");
         let before = count(&daemon);
         let begun = time::now();
-        let done = AtomicBool::new(false);
-        let (talks, hears) = ((&talker, &vifs[SIBLINGS]), (&peer, &vifs[SIBLINGS + 1]));
-        let sent = thread::scope(|scope| {
-            let finally = Finally(&done);
-            let streaming = scope.spawn(|| stream(talks, hears, 500, &done));
-            let sent = storm(&nics[..limit.siblings], limit.to, limit.rate, Duration::from_secs(2));
-            drop(finally);
-            assert!(streaming.join().unwrap() > 100, "the known station received frames");
-            sent
-        });
-        let Sent { took, longest_gap } = sent;
         let Limit { class, rate, siblings, .. } = limit;
-        let name = format!("{on:?} {switch} {class} {rate} frames/s, {siblings} siblings");
+        let name = format!("{on:?} {switch} {class} {rate} frames/s, {siblings} siblings, trunk {trunk}");
+        let mut sent = None;
+        let gaps = streams.gaps_during(|| sent = Some(storm(&senders[..limit.siblings], limit.to, limit.rate)));
+        gaps.assert_smooth(&format!("{name}: known unicast"));
+        let Sent { took, longest_gap } = sent.unwrap();
         let counts = count(&daemon);
         // Frames wait in the rings of a worker that is not scheduled, and are received after the storm.
         let until_idle = time::now().since(begun);
@@ -155,34 +177,58 @@ fn admitted_frames_meet_the_rate(on: DeviceKind, switch: &str) {
 /// Shows: REQ-30, REQ-34, AT-18
 #[test]
 fn admitted_frames_meet_the_rate_on_taps() {
-    admitted_frames_meet_the_rate(DeviceKind::Tap, "");
+    admitted_frames_meet_the_rate(DeviceKind::Tap, "", false, &LIMITS);
 }
 
 /// Shows: REQ-34, AT-18
 #[test]
 fn admitted_frames_meet_the_rate_on_taps_and_two_workers() {
     if let Some(switch) = two_workers() {
-        admitted_frames_meet_the_rate(DeviceKind::Tap, switch);
+        admitted_frames_meet_the_rate(DeviceKind::Tap, switch, false, &LIMITS);
     }
 }
 
 /// Shows: REQ-34, AT-18
 #[test]
 fn admitted_frames_meet_the_rate_on_xdp() {
-    admitted_frames_meet_the_rate(DeviceKind::Xdp, "");
+    admitted_frames_meet_the_rate(DeviceKind::Xdp, "", false, &LIMITS);
 }
 
 #[test]
 fn admitted_frames_meet_the_rate_on_xdp_and_two_workers() {
     if let Some(switch) = two_workers() {
-        admitted_frames_meet_the_rate(DeviceKind::Xdp, switch);
+        admitted_frames_meet_the_rate(DeviceKind::Xdp, switch, false, &LIMITS);
     }
+}
+
+/// Shows: REQ-34, AT-18
+#[test]
+fn admitted_frames_meet_the_rate_on_packet_sockets() {
+    admitted_frames_meet_the_rate(DeviceKind::Packet, "", false, &LIMITS);
+}
+
+/// Shows: REQ-34, AT-18
+#[test]
+fn admitted_frames_meet_the_rate_on_packet_sockets_and_two_workers() {
+    if let Some(switch) = two_workers() {
+        admitted_frames_meet_the_rate(DeviceKind::Packet, switch, false, &LIMITS);
+    }
+}
+
+/// Shows: REQ-33, REQ-34, AT-18
+#[test]
+fn admitted_frames_meet_the_rate_on_subports() {
+    on_every_kind(|on| admitted_frames_meet_the_rate(on, "", true, &LIMITS[..2]));
 }
 
 /// `set` changes a limit under traffic; it applies from the next frame on.
 #[test]
 fn a_limit_is_changed_under_traffic() {
-    let Some((spaces, vifs)) = guests(&["a", "b"], &[DeviceKind::Tap], 1500) else { return };
+    on_every_kind(a_limit_is_changed);
+}
+
+fn a_limit_is_changed(on: DeviceKind) {
+    let Some((spaces, vifs)) = guests(&["a", "b"], &[on], 1500) else { return };
     let daemon = Daemon::over(&vifs);
     vifs.iter().for_each(|vif| _ = daemon.await_active(vif));
     let nic = Nic::new(&spaces[0], &vifs[0].name);

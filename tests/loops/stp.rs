@@ -4,7 +4,7 @@
 use super::scene::{CULPRIT, Said, Scenario, Talk, looping, state_of};
 use support::host::await_that;
 use support::host::nic::Nic;
-use support::host::setup::DeviceKind;
+use support::host::setup::on_every_kind;
 
 /// States of the two ports of the guest's bridge.
 fn states(scene: &Scenario) -> [String; 2] {
@@ -17,7 +17,7 @@ const STP: &str = "stp_state 1 forward_delay 200 hello_time 100 max_age 600";
 /// Shows: REQ-45, AT-14
 #[test]
 fn a_guest_with_stp_blocks_one_of_its_siblings() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+    on_every_kind(|on| {
         let Some(scene) = Scenario::new(on, &looping(2), Said::default()) else { return };
         scene.join(STP);
         scene.close_loop();
@@ -42,7 +42,7 @@ fn a_guest_with_stp_blocks_one_of_its_siblings() {
             // the guest's bridge forwards none of the probes it receives
             assert_eq!(drops(vif), [].into(), "{on:?}");
         }
-    }
+    });
 }
 
 /// Where the network drops BPDUs, the guest cannot detect its loop, and the switch does.
@@ -50,7 +50,7 @@ fn a_guest_with_stp_blocks_one_of_its_siblings() {
 /// Shows: AT-14
 #[test]
 fn without_bpdus_the_switch_detects_the_loop() {
-    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+    on_every_kind(|on| {
         let said = Said { network: "reserved_groups = \"none\"", ..Said::default() };
         let Some(scene) = Scenario::new(on, &looping(2), said) else { return };
         scene.join(STP);
@@ -65,5 +65,5 @@ fn without_bpdus_the_switch_detects_the_loop() {
         }
         talk.rest();
         assert!(talk.copies <= 40, "{on:?}: {} copies of 20", talk.copies);
-    }
+    });
 }
