@@ -17,9 +17,9 @@ const READING: Duration = Duration::from_secs(10);
 /// Reloads the file for each message, and notifies the supervisor before and after.
 pub(super) async fn whenever_told(mut message: mpsc::Receiver<()>, path: Option<PathBuf>, handle: Handle) {
     while message.recv().await.is_some() {
-        let mut notes = vec![NotifyState::Reloading];
-        notes.extend(NotifyState::monotonic_usec_now().ok());
-        super::notify_all(&notes);
+        let mut states = vec![NotifyState::Reloading];
+        states.extend(NotifyState::monotonic_usec_now().ok());
+        super::notify_all(&states);
         // The controller reports the result in the log and as an event.
         let _ = handle.reload(read(path.clone()).await).await;
         super::notify_all(&[NotifyState::Ready]);

@@ -37,17 +37,17 @@ pub(super) fn find(location: &DeviceLocation, mtu: u16) -> Result<(Link, Vec<Str
         let reason = "no carrier: its peer is down or not connected".to_owned();
         return Err(OpenError::Down { at: location.clone(), reason });
     }
-    let mut notes = Vec::new();
+    let mut warnings = Vec::new();
     if let Some(warning) = vxlan::warning(location, &link, mtu) {
-        notes.extend(warning);
+        warnings.extend(warning);
     } else if link.mtu < mtu.into() {
-        notes.push(format!(
+        warnings.push(format!(
             "{location} has MTU {}, its network has {mtu}: longer frames are dropped; set it with `ip link set dev {} mtu \
              {mtu}`",
             link.mtu, location.device
         ));
     }
-    Ok((link, notes))
+    Ok((link, warnings))
 }
 
 /// A permanent error.

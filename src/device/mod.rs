@@ -132,7 +132,7 @@ impl fmt::Debug for Opened {
         f.debug_struct("Opened")
             .field("queues", &queues)
             .field("made", &self.made)
-            .field("notes", &self.warnings)
+            .field("warnings", &self.warnings)
             .finish()
     }
 }

@@ -56,8 +56,9 @@ impl RequestBody {
         limit: usize,
         limits: &Limits,
     ) -> Result<RequestBody, ApiError> {
-        let messages = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if messages.is_some_and(|length| length > limit as u64) {
+        let announced =
+            headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if announced.is_some_and(|length| length > limit as u64) {
             return Err(too_large(limit));
         }
         let collected = timeout(BODY_TIMEOUT, collect(&mut body, limit, limits)).await.map_err(|_| {

@@ -41,14 +41,14 @@ impl Socket {
     ///
     /// Must be called in a tokio runtime.
     pub fn bind(path: &Path) -> io::Result<Socket> {
-        let messages = |what: &str, e: io::Error| io::Error::new(e.kind(), format!("{what} {}: {e}", path.display()));
+        let error = |what: &str, e: io::Error| io::Error::new(e.kind(), format!("{what} {}: {e}", path.display()));
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(|e| messages("cannot create the directory of", e))?;
+            fs::create_dir_all(directory).map_err(|e| error("cannot create the directory of", e))?;
         }
         // A socket that is bound but not listening refuses connections, like that of a dead switch.
-        let _locked = lock_directory(path).map_err(|e| messages("cannot lock the directory of", e))?;
+        let _locked = lock_directory(path).map_err(|e| error("cannot lock the directory of", e))?;
         remove_stale(path)?;
-        let listener = listen(path).map_err(|e| messages("cannot listen at", e.into()))?;
+        let listener = listen(path).map_err(|e| error("cannot listen at", e.into()))?;
         let file = identity(path)?;
         Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.to_owned(), file })
     }

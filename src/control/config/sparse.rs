@@ -1,7 +1,7 @@
-//! A configuration without its defaults: what the store keeps.
+//! A configuration without its defaults, as it is stored.
 //!
-//! A key that has its default is not written. So a version that lacks the key reads what a later version has kept, as
-//! long as nothing was set that it lacks, and a default that a later version changes holds for what was kept before.
+//! A key with its default value is not stored. An earlier version that lacks the key can therefore read the state of a
+//! later one, as long as the key was not set; and if a later version changes a default, the new one applies.
 
 use serde_json::{Map, Value, json};
 
@@ -86,7 +86,7 @@ impl Config {
                 &super::diagnostics::Path::default(),
                 &mut diagnostics,
             )?;
-            // Whatever is wrong beside other keys is of no account here.
+            // Errors that depend on other keys do not matter here.
             Some(value(&lower::lower(&raw, &mut diagnostics)))
         });
         raw.unwrap_or_else(|| json!({}))

@@ -90,21 +90,21 @@ impl UnknownParts {
         let mut taken = false;
         if keys.is_empty() {
             // One at a time: it may have caused errors of others.
-            let Some((path, _, messages)) = paths.first() else { return false };
+            let Some((path, _, message)) = paths.first() else { return false };
             let Some(steps) = entity(path.steps()) else { return false };
-            taken |= self.take(stored, &steps, messages, root);
+            taken |= self.take(stored, &steps, message, root);
         }
-        for (path, _, messages) in keys {
-            taken |= self.take(stored, path.steps(), messages, root);
+        for (path, _, message) in keys {
+            taken |= self.take(stored, path.steps(), message, root);
         }
         taken
     }
 
-    fn take(&mut self, stored: &mut Value, steps: &[Step], messages: &str, root: &Node) -> bool {
+    fn take(&mut self, stored: &mut Value, steps: &[Step], message: &str, root: &Node) -> bool {
         let Some(place) = place(steps, root) else { return false };
         let Some(value) = remove(stored, steps) else { return false };
         self.parts.push((place, value));
-        self.messages.push(messages.to_owned());
+        self.messages.push(message.to_owned());
         true
     }
 }

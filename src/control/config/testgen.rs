@@ -132,7 +132,7 @@ fn trunk(config: &mut Config, wishes: &[(Index, Index, u16)]) {
 /// Removes invalid subports.
 fn untangle(config: &mut Config) {
     loop {
-        let wrong: Vec<String> = super::trunk::subport_errors(config).into_iter().map(|fault| fault.port).collect();
+        let wrong: Vec<String> = super::trunk::subport_errors(config).into_iter().map(|error| error.port).collect();
         if wrong.is_empty() {
             return;
         }

@@ -55,9 +55,9 @@ pub(in crate::control) struct SubportError {
 
 /// Errors of subports: their parents, and duplicate VLAN ids.
 pub(in crate::control) fn subport_errors(config: &Config) -> Vec<SubportError> {
-    let mut faults = Vec::new();
+    let mut errors = Vec::new();
     if config.ports().all(|(_, port)| port.subport().is_none()) {
-        return faults;
+        return errors;
     }
     let ports: HashMap<&str, (&str, &Port)> =
         config.ports().map(|(vm, port)| (port.id(), (vm.id.as_str(), port))).collect();
@@ -68,16 +68,16 @@ pub(in crate::control) fn subport_errors(config: &Config) -> Vec<SubportError> {
             let Some(Subport { parent, vlan }) = port.subport().filter(|subport| !subport.parent.is_empty()) else {
                 continue;
             };
-            let mut fault = |key, kind, message| {
-                faults.push(SubportError { vm, position, key, kind, message, port: port.port_id.clone() });
+            let mut report = |key, kind, message| {
+                errors.push(SubportError { vm, position, key, kind, message, port: port.port_id.clone() });
             };
-            let Some(&(home, last_applied)) = ports.get(parent.as_str()) else {
+            let Some(&(home, parent_port)) = ports.get(parent.as_str()) else {
                 let ids = of.ports.iter().filter(|port| port.device().is_some()).map(Port::id);
                 let message = match super::nearest(parent, ids) {
                     Some(expected) => format!("no such port {parent:?}; did you mean {expected:?}?"),
                     None => format!("no such port {parent:?}; use a port of the same VM that has a device"),
                 };
-                fault("parent", kind::UNKNOWN_PARENT, message);
+                report("parent", kind::UNKNOWN_PARENT, message);
                 continue;
             };
             if home != of.id {
@@ -86,39 +86,39 @@ pub(in crate::control) fn subport_errors(config: &Config) -> Vec<SubportError> {
                      there, or use a port of VM {:?}",
                     of.id
                 );
-                fault("parent", kind::CONTRADICTION, message);
+                report("parent", kind::CONTRADICTION, message);
                 continue;
             }
-            if let Some(subport) = last_applied.subport() {
-                let message = match last_applied.id() == port.id() {
+            if let Some(subport) = parent_port.subport() {
+                let message = match parent_port.id() == port.id() {
                     true => "its own parent; use a port that has a device".to_owned(),
                     false => format!(
                         "port {parent:?} is a subport itself, of port {:?}; use a port that has a device",
                         subport.parent
                     ),
                 };
-                fault("parent", kind::CONTRADICTION, message);
+                report("parent", kind::CONTRADICTION, message);
                 continue;
             }
             if let Some(other) = tags.insert((parent, *vlan), port.id()) {
                 let message =
                     format!("port {other:?} has this VLAN id on port {parent:?} already; use another VLAN id");
-                fault("vlan", kind::DUPLICATE_VLAN, message);
+                report("vlan", kind::DUPLICATE_VLAN, message);
             }
             let mtu = |port: &Port| mtus.get(port.network_id.as_str()).copied();
-            if let (Some(mtu), Some(most)) = (mtu(port), mtu(last_applied))
+            if let (Some(mtu), Some(most)) = (mtu(port), mtu(parent_port))
                 && mtu > most
             {
                 let message = format!(
                     "its network has an MTU of {mtu}, that of its parent, {:?}, an MTU of {most}; the MTU of a \
                      subport is at most its parent's",
-                    last_applied.network_id
+                    parent_port.network_id
                 );
-                fault("network_id", kind::CONTRADICTION, message);
+                report("network_id", kind::CONTRADICTION, message);
             }
         }
     }
-    faults
+    errors
 }
 
 /// Reports errors of subports.

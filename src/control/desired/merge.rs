@@ -101,7 +101,7 @@ pub fn merge(last_applied: &Config, file: &Config, state: &Config) -> Merged {
                 let was = was.unwrap_or(&Value::Null);
                 let mut messages = Vec::new();
                 let becomes = merge_value("", was, raw, stored, &mut messages);
-                conflicts.extend(messages.into_iter().map(|messages| format!("{entity}: {messages}")));
+                conflicts.extend(messages.into_iter().map(|message| format!("{entity}: {message}")));
                 if becomes != *raw {
                     units.push(entity_change(entity, Some(becomes), "was changed by API"));
                 }

@@ -1,7 +1,7 @@
-//! An alarm on a counter of frames that should not come: frames beyond a MAC limit, frames with the sources of others.
+//! An alarm on a counter of unwanted frames: frames beyond a MAC limit, frames with the source of another VM.
 //!
-//! It is raised when the counter grows, and cleared when it has not grown for [`HOLD`]: a guest that goes on and off is
-//! reported once, and not with each frame.
+//! It is raised when the counter grows, and cleared when it has not grown for [`HOLD`]: a guest that sends them with
+//! interruptions is reported once, and not with each frame.
 
 use std::time::Duration;
 

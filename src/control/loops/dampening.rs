@@ -171,9 +171,9 @@ mod tests {
                 match step {
                     Step::Dampen(mac, was, to, time) => {
                         let time_ = Duration::from_secs(time);
-                        let messages = dampening.dampen(station(mac), [was, to, was].map(port), |_| false, time_, at(now));
+                        let dampened = dampening.dampen(station(mac), [was, to, was].map(port), |_| false, time_, at(now));
                         let new = was != to && !model.contains_key(&mac);
-                        prop_assert_eq!(messages.is_some(), new);
+                        prop_assert_eq!(dampened.is_some(), new);
                         if new {
                             model.insert(mac, (was, to, now + time));
                         }
@@ -184,9 +184,9 @@ mod tests {
                         model.retain(|_, (at, _, until)| now < *until && *at != gone);
                     }
                     Step::Release(of) => {
-                        let messages = dampening.release(|at| at == port(of));
+                        let released = dampening.release(|at| at == port(of));
                         model.retain(|_, (at, from, _)| *at != of && *from != of);
-                        prop_assert_eq!(messages, before.len() - model.len());
+                        prop_assert_eq!(released, before.len() - model.len());
                     }
                 }
                 let all: BTreeMap<u64, (u16, u16, u64)> = dampening

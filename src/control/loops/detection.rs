@@ -1,13 +1,14 @@
 //! Detects loops from returned probes.
 //!
-//! A probe sent at one port and returned at another shows a connection outside of the switch, a *link*. On one network
-//! it is a loop: of siblings, if both ports are of one VM, else an external one. Between two networks it is none
-//! by itself: a firewall does so. But if two networks are linked twice, frames can circulate.
+//! A probe sent at one port and returned at another shows a connection outside of the switch: an *edge* between two
+//! endpoints. On one network it is a loop: of siblings, if both ports are of one VM, else an external one. Between two
+//! networks it is none by itself: a firewall forwards between networks. But if two networks are connected twice, frames
+//! can circulate.
 //!
-//! To detect that, linked ends are combined: a *junction* is a bridge in a guest, or a wire between two. Networks and
-//! junctions are the nodes of an undirected graph, and a loop is a cycle in it. Links are added oldest first; one that
-//! joins networks which another junction has already joined closes a cycle, and is to blame. Links that are quarantined
-//! are added last, so that they stay quarantined while the loop exists.
+//! To detect that, connected endpoints are combined: a *component* is a bridge in a guest, or a wire between two.
+//! Networks and components are the nodes of an undirected graph, and a loop is a cycle in it. Edges are added oldest
+//! first; one that connects networks which another component has already connected closes a cycle, and is mitigated.
+//! Quarantined edges are added last, so that they stay quarantined while the loop exists.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -18,20 +19,20 @@ use super::escalation::PERSIST_INTERVALS;
 use super::topology::{Endpoint, Topology};
 use crate::time::MonoTime;
 
-/// Two ends, ordered.
+/// Two endpoints, ordered.
 pub type Edge = (Endpoint, Endpoint);
 
-/// Maximum links. Pairs of ends may be more, in theory.
+/// Maximum edges. Pairs of endpoints may be more, in theory.
 const MAX_EDGES: usize = 65_536;
 
 fn edge(a: Endpoint, b: Endpoint) -> Edge {
     if a <= b { (a, b) } else { (b, a) }
 }
 
-/// State of a link.
+/// State of an edge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EdgeState {
-    /// End at which the first probe returned.
+    /// Endpoint at which the first probe returned.
     pub receiver: Endpoint,
     /// Time of that.
     pub first: MonoTime,
@@ -57,7 +58,7 @@ pub enum LoopKey {
         /// VMs, sorted.
         vms: (Option<String>, Option<String>),
     },
-    /// A link between two networks that are also joined elsewhere.
+    /// An edge between two networks that are also connected elsewhere.
     InterNetwork {
         /// Ends.
         ends: Edge,
@@ -77,7 +78,7 @@ impl LoopKey {
         }
     }
 
-    /// Whether it can be between these ends.
+    /// Whether it can be between these endpoints.
     pub fn matches(&self, pair: &Edge) -> bool {
         *self == LoopKey::of(pair)
     }
@@ -90,33 +91,33 @@ pub struct DetectedLoop {
     pub key: LoopKey,
     /// Links, with the time of their last probe.
     pub edges: BTreeMap<Edge, MonoTime>,
-    /// For a link between networks: the end at which the first probe returned.
+    /// For an edge between networks: the endpoint at which the first probe returned.
     pub receiver: Option<Endpoint>,
-    /// For a link between networks: the other links that join them.
+    /// For an edge between networks: the other edges that connect them.
     pub other_edges: Vec<Edge>,
 }
 
-/// All recent links.
+/// All recent edges.
 #[derive(Debug, Clone, Default)]
 pub struct Edges {
     edges: BTreeMap<Edge, EdgeState>,
 }
 
-/// Time for which a link counts after its last probe.
+/// Time for which an edge counts after its last probe.
 fn life(topology: &Topology, (a, b): &Edge) -> Duration {
     topology.interval(&a.network).max(topology.interval(&b.network)) * PERSIST_INTERVALS
 }
 
 impl Edges {
-    /// Records a probe sent at `from` and returned at `at`. Returns whether the link is new.
+    /// Records a probe sent at `from` and returned at `at`. Returns whether the edge is new.
     pub fn record(&mut self, from: Endpoint, at: Endpoint, now: MonoTime) -> bool {
         if from == at {
             return false;
         }
         let receiver = at.clone();
         let key = edge(from, at);
-        if let Some(link) = self.edges.get_mut(&key) {
-            link.last = now;
+        if let Some(state) = self.edges.get_mut(&key) {
+            state.last = now;
             return false;
         }
         if self.edges.len() >= MAX_EDGES {
@@ -126,29 +127,29 @@ impl Edges {
         true
     }
 
-    /// Removes expired links, and those of removed ports.
+    /// Removes expired edges, and those of removed ports.
     pub fn expire(&mut self, topology: &Topology, now: MonoTime) {
-        self.edges.retain(|pair, link| {
-            topology.has(&pair.0) && topology.has(&pair.1) && now.since(link.last) <= life(topology, pair)
+        self.edges.retain(|pair, state| {
+            topology.has(&pair.0) && topology.has(&pair.1) && now.since(state.last) <= life(topology, pair)
         });
     }
 
-    /// Removes these links.
+    /// Removes these edges.
     pub fn drop_all<'p>(&mut self, pairs: impl Iterator<Item = &'p Edge>) {
         for pair in pairs {
             self.edges.remove(pair);
         }
     }
 
-    /// Links between networks.
+    /// Edges between networks.
     pub fn bridgings(&self) -> impl Iterator<Item = (&Edge, &EdgeState)> {
         self.edges.iter().filter(|((a, b), _)| a.network != b.network)
     }
 
-    /// All active loops. `held`: links between networks that are quarantined.
+    /// All active loops. `quarantined`: quarantined edges between networks.
     pub fn loops(&self, quarantined: &BTreeSet<Edge>) -> Vec<DetectedLoop> {
         let mut all: BTreeMap<LoopKey, DetectedLoop> = BTreeMap::new();
-        for (pair, link) in self.edges.iter().filter(|((a, b), _)| a.network == b.network) {
+        for (pair, state) in self.edges.iter().filter(|((a, b), _)| a.network == b.network) {
             let key = LoopKey::of(pair);
             let found = all.entry(key.clone()).or_insert_with(|| DetectedLoop {
                 key,
@@ -156,29 +157,29 @@ impl Edges {
                 receiver: None,
                 other_edges: Vec::new(),
             });
-            found.edges.insert(pair.clone(), link.last);
+            found.edges.insert(pair.clone(), state.last);
         }
         all.into_values().chain(self.cycles(quarantined)).collect()
     }
 
-    /// Links that close a cycle over several junctions.
+    /// Edges that close a cycle over several components.
     fn cycles(&self, quarantined: &BTreeSet<Edge>) -> Vec<DetectedLoop> {
         let mut bridgings: Vec<(&Edge, &EdgeState)> = self.bridgings().collect();
         if bridgings.len() < 2 {
             return Vec::new();
         }
-        bridgings.sort_by_key(|&(pair, link)| (quarantined.contains(pair), link.first, pair));
-        let mut junctions: DisjointSets<&Endpoint> = DisjointSets::default();
+        bridgings.sort_by_key(|&(pair, state)| (quarantined.contains(pair), state.first, pair));
+        let mut components: DisjointSets<&Endpoint> = DisjointSets::default();
         for (a, b) in self.edges.keys() {
-            junctions.join(a, b);
+            components.join(a, b);
         }
-        // One junction joins two networks once, by however many links.
+        // One component connects two networks once, by any number of edges.
         let mut within: DisjointSets<(usize, &str)> = DisjointSets::default();
         let mut joined: DisjointSets<&str> = DisjointSets::default();
         let mut forest: Vec<&Edge> = Vec::new();
         let mut cycles = Vec::new();
-        for (pair, link) in bridgings {
-            let component = junctions.find(&pair.0);
+        for (pair, state) in bridgings {
+            let component = components.find(&pair.0);
             let (a, b) = (pair.0.network.as_str(), pair.1.network.as_str());
             if !within.join((component, a), (component, b)) {
                 continue;
@@ -189,8 +190,8 @@ impl Edges {
             }
             cycles.push(DetectedLoop {
                 key: LoopKey::InterNetwork { ends: pair.clone() },
-                edges: BTreeMap::from([(pair.clone(), link.last)]),
-                receiver: Some(link.receiver.clone()),
+                edges: BTreeMap::from([(pair.clone(), state.last)]),
+                receiver: Some(state.receiver.clone()),
                 other_edges: path(&forest, a, b),
             });
         }
@@ -279,15 +280,15 @@ mod tests {
 
     /// Probes from one endpoint to another, in order.
     fn recorded(probes: &[(&Endpoint, &Endpoint)]) -> Edges {
-        let mut links = Edges::default();
+        let mut edges = Edges::default();
         for (millis, &(from, to)) in probes.iter().enumerate() {
-            links.record(from.clone(), to.clone(), at(millis as u64));
+            edges.record(from.clone(), to.clone(), at(millis as u64));
         }
-        links
+        edges
     }
 
-    fn keys(links: &Edges) -> Vec<LoopKey> {
-        links.loops(&BTreeSet::new()).into_iter().map(|found| found.key).collect()
+    fn keys(edges: &Edges) -> Vec<LoopKey> {
+        edges.loops(&BTreeSet::new()).into_iter().map(|found| found.key).collect()
     }
 
     fn inter_network(a: &Endpoint, b: &Endpoint) -> LoopKey {
@@ -297,8 +298,8 @@ mod tests {
     #[test]
     fn on_one_network_a_loop_is_intra_vm_or_external() {
         let (a, b, c) = (end("v", "n", "a"), end("v", "n", "b"), end("v", "n", "c"));
-        let links = recorded(&[(&a, &b), (&b, &a), (&c, &a)]);
-        let found = links.loops(&BTreeSet::new());
+        let edges = recorded(&[(&a, &b), (&b, &a), (&c, &a)]);
+        let found = edges.loops(&BTreeSet::new());
         assert_eq!(found.len(), 1, "one loop per VM, with any number of siblings: {found:?}");
         assert_eq!(found[0].key, LoopKey::IntraVm { vm: "v".into(), network: "n".into() });
         assert_eq!(found[0].edges, BTreeMap::from([(edge(a.clone(), b), at(1)), (edge(a.clone(), c), at(2))]));
@@ -326,14 +327,14 @@ mod tests {
         assert_eq!(keys(&recorded(&[(&a1, &a2), (&c1, &c2)])), [inter_network(&c1, &c2)]);
         // Around three networks.
         let [c3, c1] = ["3", "1"].map(|n| end("c", n, &format!("c{n}")));
-        let links = recorded(&[(&a1, &a2), (&b2, &b3), (&c3, &c1)]);
-        let found = links.loops(&BTreeSet::new());
+        let edges = recorded(&[(&a1, &a2), (&b2, &b3), (&c3, &c1)]);
+        let found = edges.loops(&BTreeSet::new());
         assert_eq!(found[0].key, inter_network(&c3, &c1));
         assert_eq!(found[0].receiver.as_ref(), Some(&c1));
         assert_eq!(found[0].other_edges.len(), 2);
         // A quarantined edge stays the culprit, whatever its age.
         let quarantined = BTreeSet::from([edge(a1.clone(), a2.clone())]);
-        assert_eq!(links.loops(&quarantined)[0].key, inter_network(&a1, &a2));
+        assert_eq!(edges.loops(&quarantined)[0].key, inter_network(&a1, &a2));
         // Joined by the external network, and by a VM.
         let up2 = end("", "2", "up");
         assert_eq!(keys(&recorded(&[(&a1, &up2), (&b1, &b2)])), [inter_network(&b1, &b2)]);
@@ -350,15 +351,15 @@ mod tests {
         let (a, b) = (end("a", "1", "p"), end("a", "2", "q"));
         let networks = [("1".to_owned(), Duration::from_secs(1)), ("2".to_owned(), Duration::from_secs(2))];
         let topology = Topology::new(networks.clone(), [(a.clone(), 0), (b.clone(), 1)]);
-        let mut links = recorded(&[(&a, &b)]);
-        links.expire(&topology, at(6000));
-        assert_eq!(links.bridgings().count(), 1);
-        assert!(!links.record(b.clone(), a.clone(), at(5000)));
-        links.expire(&topology, at(11_000));
-        assert_eq!(links.bridgings().count(), 1);
-        let mut gone = links.clone();
-        links.expire(&topology, at(11_001));
-        assert_eq!(links.bridgings().count(), 0);
+        let mut edges = recorded(&[(&a, &b)]);
+        edges.expire(&topology, at(6000));
+        assert_eq!(edges.bridgings().count(), 1);
+        assert!(!edges.record(b.clone(), a.clone(), at(5000)));
+        edges.expire(&topology, at(11_000));
+        assert_eq!(edges.bridgings().count(), 1);
+        let mut gone = edges.clone();
+        edges.expire(&topology, at(11_001));
+        assert_eq!(edges.bridgings().count(), 0);
         gone.expire(&Topology::new(networks, [(a, 0)]), at(5001));
         assert_eq!(gone.bridgings().count(), 0);
     }
@@ -376,7 +377,7 @@ mod tests {
             guests in guests(), seed: u64, quarantined in prop::collection::vec(any::<prop::sample::Index>(), 0..3),
         ) {
             let end = |guest: usize, network: u8| end(&format!("g{guest}"), &network.to_string(), &format!("g{guest}n{network}"));
-            let mut links = Edges::default();
+            let mut edges = Edges::default();
             let mut pairs = Vec::new();
             for (guest, networks) in guests.iter().enumerate() {
                 for &a in networks {
@@ -393,7 +394,7 @@ mod tests {
                 hasher.finish()
             });
             for (millis, (a, b)) in pairs.iter().cloned().enumerate() {
-                links.record(a, b, at(millis as u64));
+                edges.record(a, b, at(millis as u64));
             }
             let rank = |guests: &[BTreeSet<u8>]| {
                 let mut parts: Vec<BTreeSet<u8>> = Vec::new();
@@ -413,7 +414,7 @@ mod tests {
                 edges + parts.len() - guests.len() - networks
             };
             let quarantined: BTreeSet<Edge> = quarantined.iter().filter(|_| !pairs.is_empty()).map(|at| at.get(&pairs).clone()).collect();
-            let found = links.loops(&quarantined);
+            let found = edges.loops(&quarantined);
             prop_assert_eq!(found.len(), rank(&guests));
             for found in &found {
                 let LoopKey::InterNetwork { ends } = &found.key else { panic!("{found:?}") };

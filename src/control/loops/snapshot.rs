@@ -246,7 +246,7 @@ mod tests {
     }
 
     proptest! {
-        /// Invalid contents are ignored; with any clocks, no loop is released at once, none is held longer than the
+        /// Invalid contents are ignored; with any clocks, no loop is released at once, none is quarantined longer than the
         /// maximum, and no time is in the future.
         #[test]
         fn invalid_contents_are_ignored(stored in json(), other in json()) {

@@ -136,11 +136,11 @@ mod tests {
                     }
                     _ => None,
                 };
-                let messages = transition.map(|transition| match transition {
+                let reported = transition.map(|transition| match transition {
                     Transition::Started => (true, 0),
                     Transition::Stopped(episode) => (false, episode.dropped),
                 });
-                prop_assert_eq!(messages, expected);
+                prop_assert_eq!(reported, expected);
                 prop_assert_eq!(storm.episode().map(|episode| (episode.since, episode.dropped, episode.last)),
                     model.map(|(since, all, last)| (at(since), all, at(last))));
             }

@@ -43,16 +43,13 @@ impl Controller {
             None => {
                 let event = self.event(EventKind::Config, text);
                 let orphans = self.orphans_after(&config, &config);
-                let then = AfterCommit::Apply { config: config.clone().into(), transition: apply };
+                let then = AfterCommit::Apply { config: config.clone().into(), apply };
                 self.commit_change(config, orphans, event, then, None);
             }
             // The process may end before the change is reverted: the netdevs it would leave are stored as orphans.
             Some(within) => {
                 let orphans = self.orphans_after(&config, &self.config);
-                self.commit_provisional(
-                    orphans,
-                    ProvisionalChange { config: config.into(), transition: apply, within, text },
-                );
+                self.commit_provisional(orphans, ProvisionalChange { config: config.into(), apply, within, text });
             }
         }
     }
@@ -79,7 +76,7 @@ impl Controller {
         let event = self.event(EventKind::Config, text);
         let orphans = self.orphans_after(&merged.config, &merged.config);
         let apply = Apply { result, reply: Some(reply), ..Apply::default() }.into();
-        let then = AfterCommit::Apply { config: merged.config.clone().into(), transition: apply };
+        let then = AfterCommit::Apply { config: merged.config.clone().into(), apply };
         self.commit_change(merged.config, orphans, event, then, Some(last_applied.into()));
     }
 
@@ -94,7 +91,7 @@ impl Controller {
 
     /// Applies a change that is reverted unless confirmed.
     pub(super) async fn apply_provisionally(&mut self, provisional: ProvisionalChange) {
-        let ProvisionalChange { config, transition: apply, within, text } = provisional;
+        let ProvisionalChange { config, apply, within, text } = provisional;
         self.emit_config(format!("to be confirmed within {}: {text}", seconds(within)));
         let previous = self.config.clone();
         self.unconfirmed = Some(UnconfirmedChange { previous, within, deadline: time::now() + within });

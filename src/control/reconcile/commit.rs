@@ -198,7 +198,7 @@ impl Controller {
             }
             CommitDone::Attempt(Err(why), provisional) => {
                 self.emit_store_state(Some(why.to_string()));
-                provisional.transition.reject(ChangeError::switch("store_failed", why.to_string()));
+                provisional.apply.reject(ChangeError::switch("store_failed", why.to_string()));
             }
         }
     }
@@ -215,7 +215,7 @@ impl Controller {
             self.event_log.put_back(before);
             self.event_log.append_committed(event);
             return match next {
-                AfterCommit::Apply { transition: apply, .. } => apply.reject(error),
+                AfterCommit::Apply { apply, .. } => apply.reject(error),
                 AfterCommit::Answer { reply, .. } => drop(reply.send(Err(error))),
             };
         }
@@ -226,7 +226,7 @@ impl Controller {
         }
         self.event_log.append_committed(event);
         match next {
-            AfterCommit::Apply { config, transition: apply } => self.apply(*config, *apply).await,
+            AfterCommit::Apply { config, apply } => self.apply(*config, *apply).await,
             AfterCommit::Answer { changed, reply } => {
                 self.unconfirmed = None;
                 let _ = reply.send(Ok(changed));

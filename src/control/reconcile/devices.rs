@@ -209,7 +209,7 @@ impl Controller {
             let port = &mut self.ports[index];
             (port.attempt, port.is_overdue) = (None, false);
             match result {
-                Ok(Opened { queues, made, warnings: diagnostics, mode, egress, may_lose_tags, observed }) => {
+                Ok(Opened { queues, made, warnings, mode, egress, may_lose_tags, observed }) => {
                     port.may_lose_tags = may_lose_tags;
                     (port.made, port.namespace) = (Some(made), namespace);
                     (port.netdev, port.min_read) = (netdev, last_look);
@@ -224,7 +224,7 @@ impl Controller {
                     let id = port.endpoint.id;
                     #[allow(clippy::cast_possible_truncation)] // there are at most 64 workers, 256 queues
                     let (worker, count) = ((id.index() % workers) as u16, queues.len() as u16);
-                    port.state = State::Up { worker, queues: count, notes: diagnostics.join("; "), mode };
+                    port.state = State::Up { worker, queues: count, warnings: warnings.join("; "), mode };
                     rx_queues.extend((0..count).zip(queues).map(|(queue, device)| {
                         (index, self.workers.worker_for(worker, queue), RxQueue::new(id, queue, device))
                     }));

@@ -189,15 +189,15 @@ impl Controller {
         let mut stop = std::pin::pin!(stop);
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut keep = tokio::time::interval(SAVE_STATIONS);
-        keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        keep.reset();
+        let mut save = tokio::time::interval(SAVE_STATIONS);
+        save.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        save.reset();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut leaving: Option<MonoTime> = None;
+        let mut finish_by: Option<MonoTime> = None;
         loop {
             // Finishes and answers the change in progress within FINISH_TIMEOUT.
-            if let Some(until) = leaving {
+            if let Some(until) = finish_by {
                 if !self.has_change_in_progress() {
                     return;
                 }
@@ -206,7 +206,7 @@ impl Controller {
                 }
             }
             self.recover().await;
-            while leaving.is_none()
+            while finish_by.is_none()
                 && !self.is_busy()
                 && let Some(request) = self.waiting.pop_front()
             {
@@ -214,26 +214,26 @@ impl Controller {
             }
             self.commit_events();
             // Reverts a change only after it is applied, and not while its confirmation is being committed.
-            let is_being_made = self.applying.is_some() || self.pending.iter().any(|of| of.to_be_confirmed);
-            let may_go_back = !is_being_made && self.commit != Some(Commit::Change);
-            let unconfirmed = self.unconfirmed.as_ref().filter(|_| may_go_back);
+            let is_applying = self.applying.is_some() || self.pending.iter().any(|of| of.to_be_confirmed);
+            let may_revert = !is_applying && self.commit != Some(Commit::Change);
+            let unconfirmed = self.unconfirmed.as_ref().filter(|_| may_revert);
             let time_left = unconfirmed.map(|unconfirmed| unconfirmed.deadline.since(time::now()));
             let announced = self.announcements.due().map(|due| due.since(time::now()));
             let next = self.next_attempt.map(|at| at.since(time::now()));
             tokio::select! {
-                () = &mut stop, if leaving.is_none() => {
-                    leaving = Some(time::now() + FINISH_TIMEOUT);
+                () = &mut stop, if finish_by.is_none() => {
+                    finish_by = Some(time::now() + FINISH_TIMEOUT);
                     // Dropping the reply channels reports the stop to waiting clients.
                     self.waiting.clear();
                 }
                 Some(request) = requests.recv() => {
-                    if leaving.is_none() || !request.is_change() {
+                    if finish_by.is_none() || !request.is_change() {
                         self.answer(request).await;
                     }
                 }
                 Some(outcome) = self.device_events.recv() => self.receive(outcome).await,
                 Some(notice) = self.notices.recv() => self.handle_device_gone(notice).await,
-                Some(finding) = self.mitigation.next() => self.handle_event(finding).await,
+                Some(event) = self.mitigation.next() => self.handle_event(event).await,
                 _ = tick.tick() => self.mitigate().await,
                 Some(event) = self.watchers.next() => self.handle_link_event(event),
                 Some(found) = self.announcements.next() => self.announce_learned(found),
@@ -249,7 +249,7 @@ impl Controller {
                     self.commit_orphans();
                     self.reopen_state();
                 }
-                _ = keep.tick() => {
+                _ = save.tick() => {
                     self.save_stations();
                     self.mark_loops_dirty();
                 }
@@ -279,7 +279,7 @@ impl Controller {
             let _ = verification.await;
         }
         // A controller that has not started has nothing new to store.
-        let keep = async {
+        let store_all = async {
             // A save in progress lacks entries learned after it began.
             self.finish_saving_stations().await;
             if self.is_started {
@@ -290,14 +290,14 @@ impl Controller {
             self.finish_saving_stations().await;
             self.finish_commits().await;
         };
-        if timeout(PERSIST_TIMEOUT, keep).await.is_err() {
+        if timeout(PERSIST_TIMEOUT, store_all).await.is_err() {
             warn!("the state has not been stored within {} s", PERSIST_TIMEOUT.as_secs());
         }
         // Stopped workers return an incomplete FDB, which must not replace the stored one.
-        if let Some(persisted) = self.saving_stations.take() {
-            persisted.abort();
+        if let Some(task) = self.saving_stations.take() {
+            task.abort();
             // It holds the store.
-            let _ = persisted.await;
+            let _ = task.await;
         }
         // While frames are still forwarded: the more stations were stored, the longer this takes.
         let _ = timeout(CLOSE_TIMEOUT, self.state.close()).await;

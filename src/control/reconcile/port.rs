@@ -75,7 +75,7 @@ pub enum State {
         /// Number of queues.
         queues: u16,
         /// Warnings from opening.
-        notes: String,
+        warnings: String,
         /// Mode, of kinds that have several.
         mode: Option<String>,
     },
@@ -124,9 +124,9 @@ impl Port {
 
     /// Warnings of an open port: from opening, and about its netdev.
     pub fn warnings(&self) -> String {
-        let State::Up { notes: diagnostics, .. } = &self.state else { return String::new() };
-        let diagnostics = Some(diagnostics.as_str()).filter(|diagnostics| !diagnostics.is_empty());
-        diagnostics.into_iter().chain(self.drift.warnings().iter().map(String::as_str)).collect::<Vec<_>>().join("; ")
+        let State::Up { warnings, .. } = &self.state else { return String::new() };
+        let warnings = Some(warnings.as_str()).filter(|warnings| !warnings.is_empty());
+        warnings.into_iter().chain(self.drift.warnings().iter().map(String::as_str)).collect::<Vec<_>>().join("; ")
     }
 
     /// Why an overdue attempt has not returned.

@@ -31,20 +31,20 @@ impl Controller {
     /// Marks a port as up, unless its link is dead.
     pub(super) fn mark_up(&mut self, index: usize) {
         let State::Up { worker, queues, .. } = self.ports[index].state else { return };
-        let diagnostics = self.ports[index].warnings();
+        let warnings = self.ports[index].warnings();
         if !self.is_wanted_up(index) {
             return;
         }
         if let Some(why) = self.ports[index].dead_link() {
             return self.emit_down(index, &why);
         }
-        let text = if diagnostics.is_empty() { String::from("frames can flow both ways") } else { diagnostics.clone() };
+        let text = if warnings.is_empty() { String::from("frames can flow both ways") } else { warnings.clone() };
         self.ports[index].reported_down = false;
         if self.emit_for(EventKind::PortUp, index, &text) {
             let Labels { vm, network, .. } = self.names(index);
             let (port, uplink) = self.log_label(index);
-            let colon = if diagnostics.is_empty() { "" } else { ": " };
-            info!(vm, network, port, uplink, worker, queues, "port_up{colon}{diagnostics}");
+            let colon = if warnings.is_empty() { "" } else { ": " };
+            info!(vm, network, port, uplink, worker, queues, "port_up{colon}{warnings}");
         }
         self.emit_subports(index);
     }

@@ -111,7 +111,7 @@ pub(super) struct ChangeCommitted {
 #[derive(Debug)]
 pub(super) enum AfterCommit {
     /// Apply it.
-    Apply { config: Box<Config>, transition: Box<Apply> },
+    Apply { config: Box<Config>, apply: Box<Apply> },
     /// Reply: an unconfirmed change is now permanent.
     Answer { changed: ChangeResult, reply: Reply },
 }
@@ -122,7 +122,7 @@ pub(super) struct ProvisionalChange {
     /// Its configuration.
     pub config: Box<Config>,
     /// The change as it will be applied.
-    pub transition: Box<Apply>,
+    pub apply: Box<Apply>,
     /// Time to confirm, from when it is applied.
     pub within: Duration,
     /// Summary of changes.

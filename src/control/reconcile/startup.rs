@@ -53,8 +53,8 @@ pub struct Startup {
 
 impl Controller {
     /// A controller without ports or configuration.
-    pub fn new(beginning: Startup) -> Controller {
-        let Startup { cores, hash_key, workers, notices, events, probe_key, state: store, pool } = beginning;
+    pub fn new(startup: Startup) -> Controller {
+        let Startup { cores, hash_key, workers, notices, events, probe_key, state: store, pool } = startup;
         let (device_event_sender, device_events) = mpsc::unbounded_channel();
         Controller {
             config: Config::default(),

@@ -44,7 +44,7 @@ impl Controller {
 
     /// Starts a task that stores the FDB, unless one is running.
     pub(super) fn save_stations(&mut self) {
-        let under_way = self.saving_stations.as_ref().is_some_and(|persisted| !persisted.is_finished());
+        let under_way = self.saving_stations.as_ref().is_some_and(|task| !task.is_finished());
         let (Some(store), false) = (self.state.store().cloned(), under_way) else { return };
         let (workers, directory) = (self.workers.clone(), self.fdb_index());
         self.saving_stations = Some(tokio::spawn(async move {
@@ -59,8 +59,8 @@ impl Controller {
 
     /// Waits for the task that stores or restores the FDB.
     pub(super) async fn finish_saving_stations(&mut self) {
-        if let Some(persisted) = &mut self.saving_stations {
-            let _ = persisted.await;
+        if let Some(task) = &mut self.saving_stations {
+            let _ = task.await;
             self.saving_stations = None;
         }
     }

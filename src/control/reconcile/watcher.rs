@@ -279,9 +279,9 @@ impl Controller {
             let settings =
                 port.endpoint.device().filter(|device| *device.netns() == netns && names.contains(device.name()))?;
             // The netdev of an open device is found by index, any other by name.
-            let held =
+            let open =
                 port.netdev.as_ref().filter(|_| !settings.is_foreign() && matches!(port.state, State::Up { .. }));
-            Some(Wanted { settings: settings.clone(), index: held.map(|netdev| netdev.link.index) })
+            Some(Wanted { settings: settings.clone(), index: open.map(|netdev| netdev.link.index) })
         };
         let wanted: Vec<Wanted> = self.ports.iter().filter_map(wanted).collect();
         if wanted.is_empty() {

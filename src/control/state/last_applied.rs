@@ -242,8 +242,8 @@ fn merge_over(
     let StoredConfig { config: state, unknown } = &stored;
     let (config, last_applied, events) = match &again.file {
         Some(file) => {
-            let (Merged { config, .. }, messages) = apply(file, &before, &stored, again.precedence);
-            let events = log_start(&again.path, file, &config, &messages, again.precedence);
+            let (Merged { config, .. }, preview) = apply(file, &before, &stored, again.precedence);
+            let events = log_start(&again.path, file, &config, &preview, again.precedence);
             (config, last_applied(file), events)
         }
         None => {
@@ -270,10 +270,10 @@ fn log_start(
     path: &Path,
     file: &ConfigFile,
     config: &Config,
-    messages: &StartPreview,
+    preview: &StartPreview,
     precedence: Precedence,
 ) -> Vec<Event> {
-    let StartPreview { changes, dropped, unknown } = messages;
+    let StartPreview { changes, dropped, unknown } = preview;
     let path = path.display();
     if !unknown.is_empty() && precedence == Precedence::Merge {
         warn!("unknown to this version, kept unmodified in the state at {path}:{}", one_per_line(unknown));
@@ -309,7 +309,7 @@ async fn open(again: &ReopenSettings, busy: Duration) -> Result<(Store, Option<D
         begun.desired(&config, &begun.orphans)
     });
     let hangs = || StoreError::Hangs { path: again.path.clone(), seconds: DISK_AT_START.as_secs() };
-    let (start, mut messages) = (time::now(), false);
+    let (start, mut is_reported) = (time::now(), false);
     loop {
         let Ok(opening) = again.opening.clone().try_lock_owned() else {
             return Err(hangs());
@@ -317,7 +317,7 @@ async fn open(again: &ReopenSettings, busy: Duration) -> Result<(Store, Option<D
         let opened = Store::open_or_create(again.path.clone(), first.clone(), opening);
         match timeout(DISK_AT_START, opened).await.unwrap_or_else(|_| Err(hangs())) {
             Err(why @ StoreError::InUse { .. }) if time::now().since(start) < busy => {
-                if !std::mem::replace(&mut messages, true) {
+                if !std::mem::replace(&mut is_reported, true) {
                     warn!("{why}; waiting for it for {} s", busy.as_secs());
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
@@ -356,7 +356,7 @@ fn parse_stored(desired: &DesiredState, path: String) -> Result<StoredConfig, St
 
 /// Texts, one per line, limited in number.
 fn one_per_line(changes: &[String]) -> String {
-    let mut text: String = changes.iter().take(MAX_CHANGES_LOGGED).map(|messages| format!("\n  {messages}")).collect();
+    let mut text: String = changes.iter().take(MAX_CHANGES_LOGGED).map(|change| format!("\n  {change}")).collect();
     if changes.len() > MAX_CHANGES_LOGGED {
         text.push_str(&format!("\n  and {} more", changes.len() - MAX_CHANGES_LOGGED));
     }

@@ -1,5 +1,5 @@
-//! Persists changes: the desired configuration, what it leaves behind and events go to the state store, as long as that
-//! can be used. With which configuration a switch begins says [`last_applied`].
+//! Persists changes: stores the desired configuration, orphaned netdevs and events in the state store, as long as that
+//! can be used. [`last_applied`] determines the initial configuration.
 //!
 //! The configuration file is stored as it is written, so that its next edit is known; the configuration is stored without
 //! defaults. Keys that this version does not know are stored unchanged.

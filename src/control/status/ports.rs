@@ -20,19 +20,19 @@ impl StatusBuilder<'_> {
         let ConfigRef::Port { vm, position, .. } = port.endpoint.config_ref else { return None };
         let vm = &self.config.vms[vm];
         let wanted = &vm.ports[position];
-        let held = self.quarantined.get(&port.endpoint.id).cloned().flatten().filter(|_| self.could_flow(port));
+        let reason = self.quarantined.get(&port.endpoint.id).cloned().flatten().filter(|_| self.could_flow(port));
         Some(PortView {
             port_id: wanted.port_id.clone(),
             device_id: vm.id.clone(),
             network_id: wanted.network_id.clone(),
             mac_address: wanted.mac.to_string(),
             position,
-            status: match held {
+            status: match reason {
                 Some(_) => Status::Quarantined,
                 None if self.is_active(port) => Status::Active,
                 None => Status::Down,
             },
-            status_reason: held.unwrap_or_else(|| self.reason(port)),
+            status_reason: reason.unwrap_or_else(|| self.reason(port)),
             admin_state_up: wanted.admin_state_up,
             port_security: wanted.port_security.name().into(),
             unknown_unicast: wanted.unknown_unicast.name().into(),

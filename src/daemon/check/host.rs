@@ -238,7 +238,7 @@ fn port(
         None => endpoint.to_string(),
     };
     match device::preflight(device, adds_tags) {
-        Ok(notes) => results.extend(notes.iter().map(|note| result(Severity::Warning, &about, note))),
+        Ok(warnings) => results.extend(warnings.iter().map(|warning| result(Severity::Warning, &about, warning))),
         // Most likely by the running switch, which reports it itself if not.
         Err(OpenError::Busy { .. }) if running => {}
         Err(why) => results.push(result(Severity::Warning, &about, format!("would be DOWN: {why}"))),

@@ -115,23 +115,24 @@ pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
     let found =
         within(&settings.netns, || link::find(&settings.name)).map_err(|e| OpenError::entering(&settings.at(), e))?;
     let Some(link) = found.map_err(settings.failed("finding the netdev"))? else { return Ok(Vec::new()) };
-    let mut notes = Vec::new();
+    let mut warnings = Vec::new();
     let is_outgrown = settings.has_queue_mode_mismatch(&link);
     if !is_outgrown {
-        follow(settings, &link, &mut notes)?;
+        follow(settings, &link, &mut warnings)?;
     }
     if link.tap.is_some_and(|tap| is_in_use(&link, tap)) {
         return Err(OpenError::Busy { at: settings.at() });
     }
     if is_outgrown {
-        notes.push(format!("{} exists with another queue mode and would be recreated", settings.at()));
+        warnings.push(format!("{} exists with another queue mode and would be recreated", settings.at()));
     }
     if let Some(other) = link.alias.strip_prefix(OURS).filter(|&owner| owner != settings.owner) {
-        notes.push(format!("{} exists and was created for port {other:?}; it would be used unmodified", settings.at()));
+        warnings
+            .push(format!("{} exists and was created for port {other:?}; it would be used unmodified", settings.at()));
     } else if link.alias != settings.alias() {
-        notes.push(format!("{} exists and was created by others; it would be used unmodified", settings.at()));
+        warnings.push(format!("{} exists and was created by others; it would be used unmodified", settings.at()));
     }
-    Ok(notes)
+    Ok(warnings)
 }
 
 /// Sets MAC address and MTU of an open tap's netdev. Its queues stay open.
@@ -269,7 +270,7 @@ fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, Open
 }
 
 /// Checks an existing netdev against the settings; returns its tap attributes.
-fn follow(settings: &Settings, link: &Link, notes: &mut Vec<String>) -> Result<TapInfo, OpenError> {
+fn follow(settings: &Settings, link: &Link, warnings: &mut Vec<String>) -> Result<TapInfo, OpenError> {
     let Some(tap) = link.tap else {
         return Err(settings.refused("a device of this name exists, but it is no tap; choose another name or kind"));
     };
@@ -279,7 +280,7 @@ fn follow(settings: &Settings, link: &Link, notes: &mut Vec<String>) -> Result<T
             settings.queues
         ))),
         (true, 1) => {
-            notes.push(format!("{} is a multi-queue tap; opening one queue of it", settings.at()));
+            warnings.push(format!("{} is a multi-queue tap; opening one queue of it", settings.at()));
             Ok(tap)
         }
         _ => Ok(tap),
@@ -293,13 +294,13 @@ fn configure(
     queue: &Queue,
     made: bool,
     created: bool,
-    notes: &mut Vec<String>,
+    warnings: &mut Vec<String>,
 ) -> Result<OffloadSet, OpenError> {
     let mut takes = OffloadSet::NONE;
     if settings.offloads {
         let taken = queue.set_offloads().map_err(settings.failed("setting its offloads"))?;
         if taken == Offloads::TcpOnly {
-            notes.push(format!("{}: this kernel passes no UDP GSO packets (USO) through taps", settings.at()));
+            warnings.push(format!("{}: this kernel passes no UDP GSO packets (USO) through taps", settings.at()));
         }
         takes = offload_set(taken);
     } else {
@@ -316,7 +317,7 @@ fn configure(
     };
     let changed = link::change(link, &wanted).map_err(settings.failed("setting its MAC address, MTU and state"))?;
     if !made && !changed.is_empty() {
-        notes.push(format!("{} was not created for this port; changed: {}", settings.at(), changed.join(", ")));
+        warnings.push(format!("{} was not created for this port; changed: {}", settings.at(), changed.join(", ")));
     }
     // Last: an incompletely configured netdev is deleted with the switch.
     if made && link.tap.is_some_and(|tap| tap.persist != settings.persist) {

@@ -346,17 +346,17 @@ fn not_attached(settings: &Settings, link: &Link, failure: Failure) -> OpenError
 pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
     let location = settings.at();
     foreign::in_namespace(&location, || {
-        let (link, mut notes) = foreign::find(&location, settings.mtu)?;
-        notes.extend(lost_offloads(&link));
+        let (link, mut warnings) = foreign::find(&location, settings.mtu)?;
+        warnings.extend(lost_offloads(&link));
         queues(settings, &link)?;
         if let TagLocation::MayBeLost(why) = expected_tag_location(settings.mode, &settings.name, &link) {
             if settings.vlan_demux {
                 return Err(foreign::refused(&location, tags::reject_reason(&why)));
             }
-            notes.push(tags::warning(&why));
+            warnings.push(tags::warning(&why));
         }
-        notes.extend(long_frames(settings, &link));
-        Ok(notes)
+        warnings.extend(long_frames(settings, &link));
+        Ok(warnings)
     })
 }
 

@@ -38,7 +38,7 @@ macro_rules! word_or_table {
 }
 
 word_or_table! {
-    /// `storm`: what may be sent to everybody, by class; or `off`: anything.
+    /// `storm`: limits of flooded frames, by class; or `off`: no limits.
     Storm(StormClasses), "\"off\" or a table of classes"
 }
 
@@ -59,7 +59,7 @@ table! {
         broadcast: StormClass,
         /// To any other group.
         multicast: StormClass,
-        /// To stations that nobody knows.
+        /// To unknown stations.
         unknown_unicast: StormClass,
         /// Copies that a VM causes on a network by all of that. Not of ports.
         copies: StormCopies,

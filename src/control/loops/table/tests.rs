@@ -221,9 +221,9 @@ fn dropped_frames_are_summed() {
     let refused = |more, total| HashMap::from([(end("v", "n", "p1"), RefusedCount { more, total })]);
     scenario.bridgings = vec![vec![0, 1]];
     let mut sum = 0;
-    for transition in 1..=20u64 {
-        sum += transition;
-        scenario.step(&refused(transition, sum));
+    for count in 1..=20u64 {
+        sum += count;
+        scenario.step(&refused(count, sum));
     }
     assert_eq!(scenario.table.find(&siblings_key()).unwrap().dropped, sum, "including copies before detection");
     scenario.step(&HashMap::new());

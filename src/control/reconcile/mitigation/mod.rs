@@ -1,13 +1,14 @@
 //! Detection and mitigation of loops and storms.
 //!
-//! Four times a second (a *turn*), counters are read, reports judged, measures and rules applied, and probes sent.
-//! [`loops`](crate::control::loops) decides; this module acts. A probe with news is handled at once.
+//! At each tick, four times a second, reads counters, evaluates reports, applies measures and forwarding rules, and sends
+//! probes. [`loops`](crate::control::loops) decides; this module acts. A probe that shows a new connection is handled at
+//! once.
 //!
 //! ```text
 //!   probe      loop probes sent and returned
 //!   monitor    counters: storms, ports disabled for them, spoofed MAC addresses
 //!   notify     events, also of refused senders in ARP and IP (`spoofed_ip`)
-//!   persist    state kept over a restart
+//!   persist    state stored over a restart
 //!   status     status of loops and storms
 //!   siblings   ports that use a sibling's address, and how to allow it
 //! ```
@@ -63,7 +64,7 @@ pub struct Mitigation {
     spoof_reports: SpoofReports,
     /// Refused uses of siblings' addresses.
     sibling_sources: SpoofReports,
-    /// Frames refused by storm limits at the last turn.
+    /// Frames refused by storm limits at the last tick.
     refused: HashMap<Endpoint, RefusedCount>,
     disabled: BTreeMap<Endpoint, DisabledPort>,
     /// Measures in the current rules.
@@ -111,7 +112,7 @@ impl Mitigation {
     }
 
     /// The loop for which a port is quarantined, if any.
-    fn loop_holding(&self, end: &Endpoint) -> Option<&Loop> {
+    fn quarantining_loop(&self, end: &Endpoint) -> Option<&Loop> {
         self.loops.loops().find(|of| of.quarantined(&self.topology).contains(end))
     }
 
@@ -188,7 +189,7 @@ impl Controller {
         mitigation.active = mitigation.wanted();
     }
 
-    /// One turn.
+    /// One tick.
     pub(super) async fn mitigate(&mut self) {
         let now = time::now();
         self.mitigation.ticks += 1;

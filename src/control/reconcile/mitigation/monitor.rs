@@ -218,7 +218,7 @@ struct LimitTransition {
 impl Controller {
     /// Reads all counters of storms and spoofed sources.
     pub(super) fn check_counters(&mut self, now: MonoTime) {
-        let mut turned: Vec<LimitTransition> = Vec::new();
+        let mut transitions: Vec<LimitTransition> = Vec::new();
         let mut guarded = Vec::new();
         // By VM and network: frames refused by each of the two limits, and the ports concerned.
         let mut vms: HashMap<(VmId, NetworkId), ([u64; 2], Vec<usize>)> = HashMap::new();
@@ -234,7 +234,12 @@ impl Controller {
                 let refused = ever(class);
                 in_all += refused;
                 if let Some(transition) = storm.observe(refused, now) {
-                    turned.push(LimitTransition { who: StormSource::Port(id), class, transition, ports: vec![index] });
+                    transitions.push(LimitTransition {
+                        who: StormSource::Port(id),
+                        class,
+                        transition,
+                        ports: vec![index],
+                    });
                 }
             }
             let of_vm = OF_VM.map(ever);
@@ -261,7 +266,7 @@ impl Controller {
             let storms = monitor.vms.entry(who).or_default();
             for ((class, storm), sum) in OF_VM.into_iter().zip(storms).zip(sums) {
                 if let Some(transition) = storm.observe(sum, now) {
-                    turned.push(LimitTransition {
+                    transitions.push(LimitTransition {
                         who: StormSource::Vm(who.0, who.1),
                         class,
                         transition,
@@ -270,7 +275,7 @@ impl Controller {
                 }
             }
         }
-        for LimitTransition { who, class, transition, ports } in turned {
+        for LimitTransition { who, class, transition, ports } in transitions {
             match transition {
                 Transition::Started => self.begin_storm(who, class, &ports, now),
                 Transition::Stopped(episode) => self.end_storm(who, class, episode, now),

@@ -160,10 +160,10 @@ impl Controller {
     pub(super) fn report_spoofed_ip(&mut self, SpoofedIp { at, sender }: SpoofedIp, now: MonoTime) {
         let Some(index) = self.ports.iter().position(|port| port.is(at)) else { return };
         let ConfigRef::Port { vm, position, .. } = self.ports[index].endpoint.config_ref else { return };
-        let Some(announcement) = self.mitigation.spoof_reports.record(at, sender, now) else { return };
+        let Some(report) = self.mitigation.spoof_reports.record(at, sender, now) else { return };
         let names = self.names(index);
         let port = &self.config.vms[vm].ports[position];
-        let text = spoofed_ip(&names, port, sender, announcement);
+        let text = spoofed_ip(&names, port, sender, report);
         let (mac, ip) = (Some(sender.mac.to_string()), sender.ip.map(|ip| ip.to_string()));
         let event = Event { mac, ip, ..self.event_for(&names, EventKind::SpoofedIp, &text) };
         self.emit(true, event);
@@ -316,7 +316,7 @@ fn shell(word: &str) -> String {
 }
 
 /// Text about a refused sender, with the key that allows it.
-fn spoofed_ip(names: &Labels<'_>, port: &Port, sender: RefusedSender, announcement: Report) -> String {
+fn spoofed_ip(names: &Labels<'_>, port: &Port, sender: RefusedSender, report: Report) -> String {
     let whose = format!(
         "port {:?} of VM {:?} on network {:?}",
         names.id,
@@ -347,7 +347,7 @@ fn spoofed_ip(names: &Labels<'_>, port: &Port, sender: RefusedSender, announceme
             format!("to allow it, add {{ {of}ip_address = \"{ip}\" }} to allowed_address_pairs{prefix}")
         }
     };
-    let bound = match announcement.is_last {
+    let bound = match report.is_last {
         true => format!(". Further senders of this port are reported once in {}", span(EVERY)),
         false => String::new(),
     };

@@ -91,8 +91,8 @@ pub(super) fn clocks() -> Clocks {
 impl Controller {
     /// Requests storing, changed or not: counts of dropped frames and times of loops age.
     pub(in crate::control::reconcile) fn mark_loops_dirty(&mut self) {
-        let Mitigation { loops, disabled, persistence: persisted, .. } = &mut self.mitigation;
-        persisted.is_due |= loops.loops().next().is_some() || !disabled.is_empty();
+        let Mitigation { loops, disabled, persistence, .. } = &mut self.mitigation;
+        persistence.is_due |= loops.loops().next().is_some() || !disabled.is_empty();
     }
 
     /// Stores activations as soon as possible.
@@ -103,9 +103,9 @@ impl Controller {
 
     /// Starts storing the state, if requested and not in progress.
     pub(in crate::control::reconcile) fn persist_loops(&mut self) {
-        let Mitigation { loops: table, disabled, persistence: persisted, .. } = &mut self.mitigation;
-        let under_way = persisted.write.as_ref().is_some_and(|write| !write.is_finished());
-        if under_way || !std::mem::take(&mut persisted.is_due) {
+        let Mitigation { loops: table, disabled, persistence, .. } = &mut self.mitigation;
+        let under_way = persistence.write.as_ref().is_some_and(|write| !write.is_finished());
+        if under_way || !std::mem::take(&mut persistence.is_due) {
             return;
         }
         let Some(store) = self.state.store().cloned() else { return };
@@ -116,7 +116,7 @@ impl Controller {
             "disabled": persist_disabled(disabled, clocks),
             "activations": self.activations.to_value(),
         });
-        persisted.write = Some(tokio::spawn(async move {
+        persistence.write = Some(tokio::spawn(async move {
             if let Err(why) = store.put_loops(stored).await {
                 warn!("storing the state of loop mitigation failed: {why}");
             }

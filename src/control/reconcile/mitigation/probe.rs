@@ -92,7 +92,7 @@ impl Mitigation {
 }
 
 impl Controller {
-    /// Sends this turn's probes.
+    /// Sends the probes of this tick.
     pub(super) async fn send_probes(&mut self, now: MonoTime) {
         let Mitigation { probed, loops, sent, ticks, monitor, .. } = &mut self.mitigation;
         let mut probes = Vec::new();
@@ -126,8 +126,8 @@ impl Controller {
 /// Whether a port has a device whose link is not known to be dead: on a dead link a probe would only be dropped.
 fn has_link(ports: &[Port], index: usize) -> bool {
     let Some(port) = ports.get(index) else { return false };
-    let last_applied = port.endpoint.parent().and_then(|parent| ports.get(parent)).unwrap_or(port);
-    matches!(last_applied.state, State::Up { .. }) && last_applied.dead_link().is_none()
+    let device_port = port.endpoint.parent().and_then(|parent| ports.get(parent)).unwrap_or(port);
+    matches!(device_port.state, State::Up { .. }) && device_port.dead_link().is_none()
 }
 
 #[cfg(test)]

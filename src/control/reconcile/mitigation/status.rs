@@ -27,7 +27,7 @@ impl Mitigation {
     fn quarantine_reason(&self, id: PortId) -> Option<String> {
         let end = self.endpoints.get(&id)?;
         let release = format!("`vifswitch release {}` releases it", end.port);
-        if let Some(of) = self.loop_holding(end) {
+        if let Some(of) = self.quarantining_loop(end) {
             let until = rfc3339(clocks().wall(of.escalation.until));
             let (what, level) = (describe::what(of, &self.topology), of.escalation.level.number());
             return Some(format!("{what}: level {level}, until {until}, longer if the loop persists; {release}"));

@@ -127,20 +127,20 @@ proptest! {
         prop_assert_eq!(&desired, &None);
         for step in steps {
             match step {
-                Step::Commit(new, messages) => {
-                    database.commit(&new, &messages).unwrap();
+                Step::Commit(new, new_events) => {
+                    database.commit(&new, &new_events).unwrap();
                     desired = Some(new);
-                    events.extend(messages);
+                    events.extend(new_events);
                     flush(&mut events);
                 }
-                Step::Note(orphans, messages) => {
+                Step::Note(orphans, new_events) => {
                     // Orphans exist only once there is a desired state.
                     let orphans = orphans.filter(|_| desired.is_some());
-                    database.append_events(orphans.as_ref(), &messages).unwrap();
+                    database.append_events(orphans.as_ref(), &new_events).unwrap();
                     if let (Some(desired), Some(orphans)) = (&mut desired, orphans) {
                         desired.orphans = orphans;
                     }
-                    events.extend(messages);
+                    events.extend(new_events);
                     flush(&mut events);
                 }
                 Step::Save(stations, now) => {
