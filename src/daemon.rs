@@ -14,7 +14,6 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
-use std::time::Duration;
 
 pub use check::check;
 
@@ -47,9 +46,6 @@ fn report_error(what: impl std::fmt::Display, code: u8) -> ExitCode {
     let _ = writeln!(io::stderr(), "{what}");
     ExitCode::from(code)
 }
-
-/// Maximum wait at shutdown for blocking tasks that do not return.
-const LEFT_ALONE: Duration = Duration::from_millis(500);
 
 /// Runs the switch until SIGTERM or SIGINT.
 ///
@@ -92,7 +88,7 @@ fn run_logged(
     state: Option<PathBuf>,
     precedence: Precedence,
 ) -> Result<(), StartError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|why| StartError::new(why, 1))?;
 
     let path_of_state = state.or_else(|| file.as_ref().and_then(|file| file.config.switch.state.clone()));
@@ -127,8 +123,6 @@ fn run_logged(
         let (config, store) = begun.map_err(|why| why.to_string())?;
         serve_until_told(config, store, cores, socket, signals, path).await.map_err(|why| why.to_string())
     });
-    // Does not wait for blocking tasks that do not return.
-    runtime.shutdown_timeout(LEFT_ALONE);
     served.map_err(|why| StartError::new(why, 1))
 }
 

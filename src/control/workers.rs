@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info};
 
+use crate::control::background;
 use crate::switch::{FdbEntry, ForwardingConfig, MAX_NETWORKS, MAX_PORTS, PortId, Station};
 use crate::telemetry::audit::{Audit, Snapshot};
 use crate::telemetry::{PortCounters, WorkerCounters};
@@ -147,7 +147,7 @@ impl WorkerHandles {
                 health.is_back.store(true, Ordering::Relaxed);
             }
             // Dropping the reply may close a device, which blocks.
-            let _ = spawn_blocking(move || drop(late)).await;
+            let _ = background::run(move || drop(late)).await;
         });
         Err(())
     }

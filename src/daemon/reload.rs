@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use crate::control::api::handle::Handle;
+use crate::control::background;
 use crate::control::config::{self, ConfigFile};
 
 /// Maximum time to read the file.
@@ -31,9 +31,9 @@ async fn read(path: Option<PathBuf>) -> Result<ConfigFile, String> {
         return Err("no configuration file; start the switch with --config FILE".into());
     };
     let shown = path.display().to_string();
-    match tokio::time::timeout(READING, spawn_blocking(move || config::load_file(path))).await {
+    match tokio::time::timeout(READING, background::run(move || config::load_file(path))).await {
         Ok(Ok(read)) => read.map_err(|errors| errors.to_string()),
-        Ok(Err(why)) => Err(why.to_string()),
+        Ok(Err(why)) => Err(format!("{shown}: cannot be read: {why}")),
         Err(_) => {
             warn!("cannot read {shown} within {} s", READING.as_secs());
             Err(format!("{shown}: cannot be read within {} s", READING.as_secs()))

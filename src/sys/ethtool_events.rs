@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use rtnetlink::sys::{Socket, protocols::NETLINK_GENERIC};
 use tokio::io::unix::AsyncFd;
+use tokio::task::yield_now;
 
 use super::genetlink::{Attributes, HEADERS, attribute, open, resolve};
 
@@ -97,11 +98,16 @@ impl EthtoolListener {
         loop {
             let mut ready = self.0.readable_mut().await?;
             let mut names = HashSet::new();
-            if ready.get_inner_mut().read(&mut names)? {
+            let is_drained = ready.get_inner_mut().read(&mut names)?;
+            if is_drained {
                 ready.clear_ready();
             }
             if !names.is_empty() {
                 return Ok(names);
+            }
+            if !is_drained {
+                // A socket that stays readable does not yield by itself.
+                yield_now().await;
             }
         }
     }

@@ -18,6 +18,7 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with};
 
 use tokio::io::unix::AsyncFd;
+use tokio::task::yield_now;
 
 use super::link::{self, Link};
 use crate::wire::Mac;
@@ -27,6 +28,9 @@ const GROUP: u32 = 1;
 
 /// Size of the receive buffer in bytes: the kernel's maximum for a dump, and more than any message.
 const ROOM: usize = 64 << 10;
+
+/// Maximum messages read per call, so that other tasks of the runtime run.
+const BATCH: usize = 256;
 
 /// State of a netdev.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -105,36 +109,32 @@ impl LinkEvents {
         Ok(events)
     }
 
-    /// Reads all pending messages without blocking. Returns the names whose netdev has changed.
+    /// Reads pending messages without blocking and adds the names whose netdev has changed. `true` if none is left;
+    /// `false` also after [`BATCH`] messages or overflows.
     ///
     /// # Errors
     ///
     /// The socket failed; no further events arrive.
-    pub fn read(&mut self) -> io::Result<HashSet<String>> {
-        let mut names = HashSet::new();
-        loop {
-            let mut buffer = std::mem::take(&mut self.buffer);
-            let read = recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT | RecvFlags::TRUNC);
-            let message = match read {
+    fn read(&mut self, names: &mut HashSet<String>) -> io::Result<bool> {
+        for _ in 0..BATCH {
+            let read = recv(&self.socket, &mut self.buffer[..], RecvFlags::DONTWAIT | RecvFlags::TRUNC);
+            match read {
                 // A truncated message is treated as lost.
-                Ok((_, len)) if len > buffer.len() => self.ask_for_all(),
-                Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok((_, len)) if len > self.buffer.len() => self.ask_for_all()?,
+                Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok((len, _)) => {
-                    let taken = self.table.take(&buffer[..len], &mut names);
-                    let again = self.table.pending.is_none() && std::mem::take(&mut self.table.again);
-                    if again { taken.and_then(|()| self.ask_for_all()) } else { taken }
+                    self.table.take(&self.buffer[..len], names)?;
+                    if self.table.pending.is_none() && std::mem::take(&mut self.table.again) {
+                        self.ask_for_all()?;
+                    }
                 }
-                Err(Errno::NOBUFS) => self.ask_for_all(),
-                Err(Errno::INTR) => Ok(()),
-                Err(Errno::AGAIN) => {
-                    self.buffer = buffer;
-                    return Ok(names);
-                }
-                Err(e) => Err(e.into()),
-            };
-            self.buffer = buffer;
-            message?;
+                Err(Errno::NOBUFS) => self.ask_for_all()?,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(true),
+                Err(e) => return Err(e.into()),
+            }
         }
+        Ok(false)
     }
 
     /// Requests a dump of all netdevs; its messages are processed as events. If one is in progress, another one
@@ -232,11 +232,17 @@ impl Listener {
     pub async fn next(&mut self) -> io::Result<HashSet<String>> {
         loop {
             let mut ready = self.0.readable_mut().await?;
-            // `read` reads until the socket is empty.
-            ready.clear_ready();
-            let names = ready.get_inner_mut().read()?;
+            let mut names = HashSet::new();
+            let is_drained = ready.get_inner_mut().read(&mut names)?;
+            if is_drained {
+                ready.clear_ready();
+            }
             if !names.is_empty() {
                 return Ok(names);
+            }
+            if !is_drained {
+                // A socket that stays readable does not yield by itself.
+                yield_now().await;
             }
         }
     }
@@ -253,7 +259,7 @@ mod tests {
     use super::*;
     use crate::sys::netns::{Netns, within};
     use proptest::prelude::*;
-    use rtnetlink::packet_core::Emitable;
+    use rtnetlink::packet_core::{DoneMessage, Emitable};
     use rtnetlink::packet_route::link::LinkFlags;
 
     fn link(index: u32, name: &str, up: bool, mtu: u32) -> LinkMessage {
@@ -341,10 +347,25 @@ mod tests {
     }
 
     #[test]
+    fn an_interrupted_dump_is_repeated() {
+        use RouteNetlinkMessage::NewLink;
+        for flags in [0, NLM_F_DUMP_INTR] {
+            let mut events = LinkTable { pending: Some(HashSet::new()), ..LinkTable::default() };
+            let mut dump = bytes(vec![NewLink(link(7, "a", true, 1500)).into()]);
+            dump[6..8].copy_from_slice(&flags.to_ne_bytes());
+            dump.extend(bytes(vec![NetlinkPayload::Done(DoneMessage::default())]));
+            events.take(&dump, &mut HashSet::new()).unwrap();
+            assert_eq!((events.pending.is_none(), events.again), (true, flags == NLM_F_DUMP_INTR));
+        }
+    }
+
+    #[test]
     fn the_loopback_is_reported_at_once() {
         let mut events = within(&Netns::Host, LinkEvents::open).unwrap().unwrap();
         // The kernel answers the dump request synchronously.
-        assert!(events.read().unwrap().contains("lo"));
+        let mut names = HashSet::new();
+        while !events.read(&mut names).unwrap() {}
+        assert!(names.contains("lo"));
         assert!(events.table.pending.is_none(), "the dump is complete");
     }
 

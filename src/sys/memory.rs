@@ -68,8 +68,9 @@ fn map(len: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: base and len are those of `map`. Users of parts of the mapping keep it alive.
-        let done = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
-        debug_assert!(done.is_ok(), "unmapping our own mapping cannot fail");
+        // Fails if the kernel has no memory to split a mapping that it has merged with its neighbour: then this stays
+        // mapped.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
 

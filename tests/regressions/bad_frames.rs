@@ -583,7 +583,11 @@ fn a_receive_error_costs_no_other_frame() {
         let guest = Hostile::Socket(Nic::with_header(&sender_space, &sender.name));
         let opened = || daemon.events().iter().filter(|event| event.kind == EventKind::PortUp).count();
         let before = opened();
-        for error in ["EINVAL", "EMSGSIZE", "ENOBUFS", "ENOMEM", "EFAULT", "EAGAIN", "EIO", "ENXIO", "ENETDOWN"] {
+        let errors = [
+            "EINVAL", "EMSGSIZE", "ENOBUFS", "ENOMEM", "EFAULT", "EAGAIN", "EIO", "ENXIO", "ENETDOWN", "EBUSY",
+            "ENODEV",
+        ];
+        for error in errors {
             let missed_before = rx_missed(&daemon, &sender);
             let mut receivers = [Receiver::new(receiver.mac, Nic::new(&namespace, &receiver.name))];
             let send = |receivers: &mut [Receiver; 1], frames: u32| {
@@ -630,9 +634,15 @@ fn a_send_error_costs_one_frame() {
         return;
     }
     let Some(host) = Namespace::new() else { return };
-    let errors = ["EINVAL", "EMSGSIZE", "ENOBUFS", "ENOMEM", "EAGAIN", "ENXIO", "EIO", "ENETDOWN"];
-    for (numbers, on, call) in [(1, DeviceKind::Packet, "sendmmsg"), (3, DeviceKind::Tap, "write")] {
-        let (from_space, from) = guest("sender", numbers, DeviceKind::Packet, &host, 1500);
+    let errors = ["EINVAL", "EMSGSIZE", "ENOBUFS", "ENOMEM", "EAGAIN", "ENXIO", "EIO", "ENETDOWN", "EBUSY", "ENODEV"];
+    // A frame of AF_XDP has no room for the header of a tap in front.
+    let kinds = [
+        (1, DeviceKind::Packet, DeviceKind::Packet, "sendmmsg"),
+        (3, DeviceKind::Packet, DeviceKind::Tap, "write"),
+        (5, DeviceKind::Xdp, DeviceKind::Tap, "writev"),
+    ];
+    for (numbers, source, on, call) in kinds {
+        let (from_space, from) = guest("sender", numbers, source, &host, 1500);
         let (namespace, vif) = guest("receiver", numbers + 1, on, &host, 1500);
         let daemon = Daemon::over(&[from.clone(), vif.clone()]);
         daemon.await_active(&from);

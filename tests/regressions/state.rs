@@ -16,6 +16,7 @@ use support::host::daemon::{Daemon, Vif, attachment, config, keeping};
 use support::host::disk::Disk;
 use support::host::inject::Injected;
 use support::host::nic::{Nic, experiment};
+use support::host::setup::pass;
 use support::host::{Namespace, await_that};
 
 /// A switch with a state, over a configuration file that can be edited.
@@ -551,6 +552,70 @@ fn a_failing_disk_stops_changes_until_it_recovers() {
     assert_eq!(host.daemon.listed(), ["port-1"]);
     drop(failing);
     host.recovers(&host.vifs[1].clone());
+}
+
+/// Calls of the store, errors, and what the refusal says of them.
+const FAILING: &[(&str, &str, &str)] = &[
+    ("pwrite64", "EIO", "disk I/O error"),
+    ("pwrite64", "ENOSPC", "no space left"),
+    ("pwrite64", "EDQUOT", "disk I/O error"),
+    ("fsync,fdatasync", "EIO", "disk I/O error"),
+    ("fsync,fdatasync", "ENOSPC", "disk I/O error"),
+    ("statx,newfstatat,fstat", "EIO", "cannot"),
+];
+
+/// Calls that make a file anew, and errors.
+const MAKING: &[(&str, &str, &str)] = &[
+    ("open,openat", "EMFILE", "Too many open files"),
+    ("open,openat", "EIO", "Input/output error"),
+    ("open,openat", "ENOSPC", "no space left"),
+    ("rename,renameat2,link,linkat", "EIO", "Input/output error"),
+];
+
+/// Whatever a call of the disk returns: frames pass, the change is refused with the reason and has no effect, and the next
+/// one after the failure is accepted.
+#[test]
+fn each_error_of_the_disk_refuses_changes_and_passes() {
+    let Some(mut host) = StateHost::new() else { return };
+    host.write(&[0, 2], "", "");
+    host.daemon.start();
+    let nics = [0, 2].map(|port| {
+        host.daemon.await_active(&host.vifs[port]);
+        Nic::new(&host.namespace, &host.vifs[port].name)
+    });
+    let limit = |host: &StateHost| host.daemon.get::<Value>("/v1/config")["vms"][0]["ports"][0]["mac_limit"].clone();
+    let set = |host: &StateHost, to: usize| host.daemon.run_command(&["set", "port-1", &format!("mac_limit={to}")], "");
+    let made = FAILING.iter().map(|failing| (failing, false)).chain(MAKING.iter().map(|failing| (failing, true)));
+    for (number, ((calls, error, reason), is_made)) in made.enumerate() {
+        let what = format!("{calls} {error}");
+        assert!(set(&host, 100 + number).status.success(), "{what}");
+        let injected = Injected::new(&host.daemon, "vifswitch-store", calls, &format!("error={error}"));
+        let Some(failing) = injected else { return };
+        if is_made {
+            // Someone removes the state, and it is made anew.
+            for suffix in ["", "-wal"] {
+                let _ = fs::remove_file(format!("{}{suffix}", host.daemon.state().display()));
+            }
+        }
+        let refused = set(&host, 200);
+        let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && why.contains(reason), "{what}: {why}");
+        assert!(why.contains(&host.where_it_is()), "{what}: {why}");
+        assert!(failing.count() > 0, "{what}: not called");
+        assert_eq!(limit(&host), 100 + number, "{what}: a refused change is in effect");
+        for round in 0..5 {
+            let [a, b] = [0, 2].map(|port| &host.vifs[port]);
+            pass((&nics[0], a), (&nics[1], b), &format!("{what} {round}"));
+            pass((&nics[1], b), (&nics[0], a), &format!("{what} back {round}"));
+        }
+        drop(failing);
+        let output = set(&host, 300 + number);
+        assert!(output.status.success(), "{what}: the first change afterwards: {output:?}");
+        assert_eq!(limit(&host), 300 + number);
+    }
+    host.daemon.stop(Signal::KILL);
+    host.daemon.start();
+    assert_eq!(limit(&host), 300 + FAILING.len() + MAKING.len() - 1, "the last answered change is stored");
 }
 
 /// The wall clock was ten years ahead or behind when a port was quarantined, and is right at the next start.

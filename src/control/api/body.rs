@@ -13,11 +13,11 @@ use axum::response::Response;
 use http_body_util::BodyExt;
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::error::ApiError;
 use super::limits::Limits;
+use crate::control::background;
 use crate::control::config::kind;
 
 /// Maximum bytes of a configuration: ten thousand ports, written at length.
@@ -87,8 +87,8 @@ impl RequestBody {
             return Ok((read(&text)?, permit));
         }
         // The client may have disconnected; the permit is held until this is done.
-        let aside = spawn_blocking(move || Ok((read(&text)?, permit)));
-        aside.await.map_err(|e| {
+        let read = background::run(move || Ok((read(&text)?, permit)));
+        read.await.map_err(|e| {
             let message = format!("reading the body failed: {e}");
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
         })?

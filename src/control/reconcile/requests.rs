@@ -1,9 +1,8 @@
 //! Answers requests. Changes are applied one at a time; others queue behind the change in progress.
 
-use tokio::task::spawn_blocking;
-
 use super::Controller;
 use crate::control::api::handle::{Flush, Request};
+use crate::control::background;
 use crate::control::desired::change::ChangeError;
 use crate::control::status::StatusBuilder;
 use crate::switch::PortId;
@@ -54,7 +53,7 @@ impl Controller {
                     let Some(learned) = workers.stations().await else { return };
                     // Naming and sorting a million entries takes seconds.
                     let views = move || drop(reply.send(directory.responses(&config, learned, time::now())));
-                    let _ = spawn_blocking(views).await;
+                    let _ = background::run(views).await;
                 });
             }
             request => self.read(request).await,

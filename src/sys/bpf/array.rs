@@ -69,8 +69,9 @@ impl<const WORDS: usize> AsFd for SharedArray<WORDS> {
 impl<const WORDS: usize> Drop for SharedArray<WORDS> {
     fn drop(&mut self) {
         // SAFETY: base and len are those that `new` mapped; references into it borrow `self`.
-        let done = unsafe { munmap(self.base.as_ptr().cast::<c_void>(), self.len) };
-        debug_assert!(done.is_ok(), "unmapping our own mapping cannot fail");
+        // Fails if the kernel has no memory to split a mapping that it has merged with its neighbour: then this stays
+        // mapped.
+        let _ = unsafe { munmap(self.base.as_ptr().cast::<c_void>(), self.len) };
     }
 }
 

@@ -186,7 +186,8 @@ impl Drop for Arrival<'_> {
 impl Drop for Ring {
     fn drop(&mut self) {
         // SAFETY: base and length are those of the mapping; references into it borrow the ring.
-        let done = unsafe { munmap(self.base.as_ptr().cast(), self.slots * SLOT) };
-        debug_assert!(done.is_ok(), "unmapping our own mapping cannot fail");
+        // Fails if the kernel has no memory to split a mapping that it has merged with its neighbour: then this stays
+        // mapped.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.slots * SLOT) };
     }
 }

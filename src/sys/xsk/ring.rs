@@ -164,8 +164,9 @@ impl<T> Ring<T> {
 impl<T> Drop for Ring<T> {
     fn drop(&mut self) {
         // SAFETY: the mapping belongs to this ring alone and is not used after this.
-        let done = unsafe { munmap(self.map, self.map_len) };
-        debug_assert!(done.is_ok(), "unmapping our own mapping cannot fail");
+        // Fails if the kernel has no memory to split a mapping that it has merged with its neighbour: then this stays
+        // mapped.
+        let _ = unsafe { munmap(self.map, self.map_len) };
     }
 }
 

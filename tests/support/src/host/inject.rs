@@ -57,7 +57,13 @@ impl Injected {
 
     /// Number of calls that it has changed so far.
     pub fn count(&self) -> usize {
-        fs::read_to_string(self.calls.path()).unwrap().matches("(INJECTED)").count()
+        let log = self.log();
+        log.matches("(INJECTED)").count() + log.matches("(DELAYED)").count()
+    }
+
+    /// Its log so far: the calls as strace writes them.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.calls.path()).unwrap()).into_owned()
     }
 }
 
