@@ -3,9 +3,10 @@
 //! difference is the cost of the limits.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
+mod running;
+
 use std::cell::LazyCell;
-use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use vifswitch::device::loopback::{Loopback, LoopbackCapacity, RxMemory};
@@ -15,7 +16,7 @@ use vifswitch::wire::{Mac, Offload};
 
 use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
-/// A rate beyond all that is sent, although the clock does not advance.
+/// A rate beyond all that is sent.
 const PLENTY: Rate = Rate::new(16_000_000_000, u64::MAX);
 
 /// A network with this many ports, optionally with storm limits.
@@ -47,10 +48,7 @@ fn run(lab: &mut Lab, copies: u64, bytes: &[u8]) -> Duration {
             assert!(lab.ends[0].stage(bytes, Offload::NONE));
         }
         lab.ends[0].publish();
-        let now = lab.now;
-        let start = Instant::now();
-        while black_box(lab.workers[0].poll_once(black_box(now))).done > 0 {}
-        spent += start.elapsed();
+        spent += running::until_idle(lab);
         lab.ends.iter_mut().for_each(Loopback::discard);
         done += BURST as u64 * each;
     }

@@ -2,6 +2,8 @@
 //! handoff ring alone. Reported per frame; the times of both workers are added, because they share one core here.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
+mod running;
+
 use std::cell::LazyCell;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -26,13 +28,11 @@ fn run(lab: &mut Lab, frames: u64, bytes: &[u8]) -> Duration {
     let mut spent = Duration::ZERO;
     let mut done = 0;
     while done < frames {
-        for _ in 0..2 * BURST {
-            assert!(lab.ends[0].stage(bytes, Offload::NONE));
+        for _ in 0..2 {
+            (0..BURST).for_each(|_| assert!(lab.ends[0].stage(bytes, Offload::NONE)));
+            lab.ends[0].publish();
         }
-        lab.ends[0].publish();
-        let start = Instant::now();
-        while black_box(lab.step()) > 0 {}
-        spent += start.elapsed();
+        spent += running::until_idle(lab);
         lab.ends.iter_mut().for_each(Loopback::discard);
         done += 2 * BURST as u64;
     }

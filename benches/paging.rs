@@ -60,11 +60,12 @@ fn round(lab: &mut Lab, next: &mut usize) -> f64 {
             }
             lab.ends[port].publish();
         }
-        let now = lab.now;
         let begin = Instant::now();
         // One iteration receives all frames and executes a pending command: the maximum rate of commands.
-        let work = lab.workers[0].poll_once(now);
-        spent += begin.elapsed();
+        let work = lab.workers[0].poll_once(lab.now);
+        let time = begin.elapsed();
+        lab.now = lab.now + time;
+        spent += time;
         assert!(work.done >= PORTS * FILL);
         lab.ends.iter_mut().for_each(Loopback::discard);
         frames += PORTS * FILL;

@@ -1,15 +1,17 @@
 //! A whole worker over copying in-memory devices: known unicast, 64 and 1514 bytes, 8 and 64 ports, 1 k to 1 M stations
-//! at random. Time of the worker alone, without filling and emptying the devices, per frame. And UDP datagrams between
-//! ports with each kind of port security: the difference is its cost.
+//! at random. Time of the worker alone, without filling and emptying the devices, per frame; it reads the clock as it does
+//! when it runs. UDP datagrams between ports with each kind of port security: the difference is its cost. And bursts of 1 to
+//! 64 frames at ports as VMs have them by default, with port security and storm limits.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
+mod running;
+
 use std::cell::LazyCell;
-use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use vifswitch::device::loopback::{Loopback, LoopbackCapacity};
-use vifswitch::switch::{Binding, Limits, Security};
+use vifswitch::switch::{Binding, Limits, PortPolicer, Security, StormLimits, VmPolicer};
 use vifswitch::wire::{Mac, Offload, Prefix};
 
 use support::lab::{Lab, PortSpec, Setup, frame, mac};
@@ -72,10 +74,7 @@ fn run(lab: &mut Lab, stations: usize, len: usize, frames: u64, rng: &mut Rng) -
             }
             lab.ends[port].publish();
         }
-        let now = lab.now;
-        let start = Instant::now();
-        while black_box(lab.workers[0].poll_once(black_box(now))).done > 0 {}
-        spent += start.elapsed();
+        spent += running::until_idle(lab);
         for end in &mut lab.ends {
             end.discard();
         }
@@ -136,8 +135,20 @@ fn secured_lab(ports: usize, mode: &str) -> Lab {
     Lab::new(Setup { capacity: loopback, slots: 16384, ..Setup::default() }, &plugs)
 }
 
-/// Time of the worker for `frames` datagrams of UDP over IPv4, 64 bytes, from each port to the next.
-fn run_secured(lab: &mut Lab, frames: u64) -> Duration {
+/// Ports with security by MAC and the storm limits of VMs.
+fn limited_lab(ports: usize) -> Lab {
+    let mut lab = secured_lab(ports, "mac");
+    lab.change_ports(|ports| {
+        for port in ports {
+            port.storm = PortPolicer { limits: StormLimits::VM_DEFAULT, ..PortPolicer::default() };
+            port.vm_policer = Some(VmPolicer { limits: StormLimits::VM_DEFAULT, ..VmPolicer::default() });
+        }
+    });
+    lab
+}
+
+/// Time of the worker for `frames` datagrams of UDP over IPv4, 64 bytes, from each port to the next, `fill` at a time.
+fn run_secured(lab: &mut Lab, fill: usize, frames: u64) -> Duration {
     let ports = lab.ports.len();
     let datagram = |port: usize| {
         let mut bytes = vec![0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0, 0];
@@ -150,15 +161,12 @@ fn run_secured(lab: &mut Lab, frames: u64) -> Duration {
     let begin = lab.total(|c| c.tx_frames.get());
     while done < frames {
         for (end, bytes) in lab.ends.iter_mut().zip(&datagrams) {
-            (0..FILL).for_each(|_| assert!(end.stage(bytes, Offload::NONE)));
+            (0..fill).for_each(|_| assert!(end.stage(bytes, Offload::NONE)));
             end.publish();
         }
-        let now = lab.now;
-        let start = Instant::now();
-        while black_box(lab.workers[0].poll_once(black_box(now))).done > 0 {}
-        spent += start.elapsed();
+        spent += running::until_idle(lab);
         lab.ends.iter_mut().for_each(Loopback::discard);
-        done += (ports * FILL) as u64;
+        done += (ports * fill) as u64;
     }
     assert_eq!(lab.total(|c| c.tx_frames.get()) - begin, done, "each frame arrives once");
     spent.mul_f64(frames as f64 / done as f64)
@@ -172,11 +180,25 @@ fn security(c: &mut Criterion) {
         for mode in ["off", "mac", "mac+ip", "mac+ip, many"] {
             let mut lab = LazyCell::new(|| secured_lab(ports, mode));
             let name = BenchmarkId::new(format!("{ports} ports"), mode);
-            group.bench_function(name, |b| b.iter_custom(|frames| run_secured(&mut lab, frames)));
+            group.bench_function(name, |b| b.iter_custom(|frames| run_secured(&mut lab, FILL, frames)));
         }
     }
     group.finish();
 }
 
-criterion_group!(benches, poll_once, security);
+/// Cost of a frame by the length of the bursts in which frames arrive at each port.
+fn bursts(c: &mut Criterion) {
+    let mut group = c.benchmark_group("bursts");
+    group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(3));
+    for ports in [2, 8, 64] {
+        for fill in [1, 4, 16, 64] {
+            let mut lab = LazyCell::new(|| limited_lab(ports));
+            let name = BenchmarkId::new(format!("{ports} ports"), fill);
+            group.bench_function(name, |b| b.iter_custom(|frames| run_secured(&mut lab, fill, frames)));
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, poll_once, security, bursts);
 criterion_main!(benches);

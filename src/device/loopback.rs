@@ -12,7 +12,7 @@ use std::os::fd::BorrowedFd;
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use super::{Device, DeviceCaps};
-use crate::frame::{Batch, Magazine, Small, Tail, TxBatch, TxStats, TxStatus, copy};
+use crate::frame::{Batch, Magazine, Tail, TxBatch, TxStats, TxStatus, copy};
 use crate::wire::Offload;
 
 const RECORD: usize = 16;
@@ -275,17 +275,6 @@ impl Loopback {
 impl Device for Loopback {
     fn receive(&mut self, batch: &mut Batch, magazine: &mut Magazine) -> io::Result<()> {
         while !batch.is_full() && self.rx.refill() {
-            if self.memory == RxMemory::Owned {
-                let mut rest = self.rx.rest();
-                batch.push_small(magazine, || {
-                    let (frame, offload, after) = record(rest)?;
-                    let small = Small::new(frame, offload)?;
-                    rest = after;
-                    Some(small)
-                });
-                self.rx.read = self.rx.block.used - rest.len();
-            }
-            // The rest of the chunk, or each record with borrowed memory.
             while let Some((frame, offload, read)) = self.rx.next() {
                 // Without a free slot the frame stays in the cable, as in a ring of the kernel.
                 if batch.is_full() || !self.memory.deliver(frame, offload, batch, magazine) {
@@ -299,8 +288,7 @@ impl Device for Loopback {
 
     fn transmit(&mut self, tx: &mut TxBatch, batch: &Batch, magazine: &mut Magazine) -> TxStats {
         let sent = self.tx.fill(|room| {
-            let plain = |room: &mut &mut [u8], bytes: &[u8], offload| put(room, bytes.len(), offload, bytes, None);
-            tx.send_single_first(batch, magazine, room, plain, |room, frame| {
+            tx.send_each(batch, magazine, |frame| {
                 let tail = (!frame.is_contiguous()).then(|| frame.tail());
                 match put(room, frame.frame.len() as usize, frame.frame.offload(), frame.head, tail) {
                     true => TxStatus::Sent,

@@ -3,7 +3,7 @@
 mod tag;
 
 pub use self::tag::TagError;
-use super::descriptor::{Frame, Small};
+use super::descriptor::Frame;
 use super::{FrameRef, Magazine};
 use crate::wire::{Offload, Priority};
 
@@ -100,16 +100,6 @@ impl Batch {
         self.bytes += cost(&frame);
         storage.fill(frame);
         self.len += 1;
-    }
-
-    /// Appends small frames while the burst has room, slots are free, and `next` returns bytes. Calls `next` only if
-    /// room and slot are there. All count at equal cost.
-    #[inline(always)]
-    pub fn push_small<'a>(&mut self, magazine: &mut Magazine, next: impl FnMut() -> Option<Small<'a>>) {
-        let free = if self.is_full() { &mut [] } else { &mut self.frames[self.len..] };
-        let frames = magazine.fill(free, next);
-        self.len += frames;
-        self.bytes += frames * MIN_COST;
     }
 
     /// Appends a frame with these bytes, in slots. `false` if no slots are free.
@@ -301,8 +291,6 @@ fn cost(frame: &Frame) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
-
     use super::*;
     use crate::frame::Pool;
 
@@ -397,38 +385,5 @@ mod tests {
         let mut batch = Batch::new();
         land(&mut batch, true, &[0; 5]);
         assert_eq!(batch.frame(0).len(), 0);
-    }
-
-    #[test]
-    fn without_a_slot_no_frame_is_requested() {
-        let pool = Pool::new(70).unwrap();
-        let (mut magazine, mut batches) = (Magazine::new(pool), [Batch::new(), Batch::new()]);
-        let mut requests = [0; 3];
-        for (requests, batch) in requests.iter_mut().zip([0, 1, 1]) {
-            batches[batch].push_small(&mut magazine, || {
-                *requests += 1;
-                Small::new(&[7; 60], Offload::NONE)
-            });
-        }
-        assert_eq!(requests, [64, 6, 0]);
-        assert_eq!(batches.each_ref().map(Batch::len), [64, 6]);
-        batches.iter_mut().for_each(|batch| batch.clear(&mut magazine));
-        drop(magazine);
-        assert_eq!(pool.free(), 70);
-    }
-
-    #[test]
-    fn a_panic_does_not_duplicate_a_slot() {
-        let pool = Pool::new(8).unwrap();
-        let (mut magazine, mut batch) = (Magazine::new(pool), Batch::new());
-        let mut requests = 0;
-        let next = || {
-            requests += 1;
-            assert!(requests < 3, "the third is one too many");
-            Small::new(&[7; 60], Offload::NONE)
-        };
-        catch_unwind(AssertUnwindSafe(|| batch.push_small(&mut magazine, next))).unwrap_err();
-        drop((magazine, batch));
-        assert_eq!(pool.free(), 2, "those of the two frames; the others are lost");
     }
 }

@@ -8,10 +8,10 @@
 
 mod build;
 mod tag;
-pub use build::Small;
+pub(super) use build::Small;
 pub(super) use tag::TAG_AT;
 
-use super::pool::{NONE, Pool, SLOT, SlotMemory};
+use super::pool::{NONE, Pool, SLOT};
 use crate::wire::Offload;
 use build::SMALL;
 
@@ -280,23 +280,6 @@ impl Frame {
         // SAFETY: the slot is this frame's, and only the holder of the frame writes it. All bytes are within the
         // slot: `build` and `small` ensure it, and a tag moves its start only.
         self.pool.map(|pool| unsafe { pool.bytes(self.at, self.start, self.len as u16) })
-    }
-
-    /// Slot and all bytes, if it is one owned slot of the given pool.
-    #[inline(always)]
-    pub(super) fn slot_in(&self, pool: &'static Pool, room: SlotMemory) -> Option<(u32, &[u8])> {
-        if self.storage != Storage::Slot || !self.belongs_to(pool) {
-            return None;
-        }
-        // SAFETY: as for `slot_bytes`.
-        Some((self.at, unsafe { room.bytes(self.at, self.start, self.len as u16) }))
-    }
-
-    /// Leaves its slot to the caller, who already knows the slot.
-    #[inline(always)]
-    pub(super) fn forget_slot(&mut self) {
-        debug_assert!(self.storage == Storage::Slot);
-        self.storage = Storage::Empty;
     }
 
     /// Whether its slots, if any, are of this pool.

@@ -31,31 +31,6 @@ impl Magazine {
         }
     }
 
-    /// Fills `entries` with frames in order, while slots are free and `next` returns bytes. Calls `next` only if there
-    /// are an entry and a slot. Returns the number of frames.
-    #[inline(always)]
-    pub(super) fn fill<'a>(&mut self, entries: &mut [Frame], mut next: impl FnMut() -> Option<Small<'a>>) -> usize {
-        if self.len == 0 {
-            let Some(slot) = self.refill() else { return 0 };
-            self.push(slot);
-        }
-        let (pool, room) = (self.pool, self.pool.memory_view());
-        let stock = self.slots.get(..self.len).unwrap_or_default();
-        let (rest, mut slots) = stock.split_at(stock.len().saturating_sub(entries.len()));
-        let most = slots.len();
-        // Remove the slots from the stock until the number used is known: if `next` panics, no slot is both free
-        // and in a frame.
-        self.len = rest.len();
-        for entry in entries {
-            let [rest @ .., slot] = slots else { break };
-            let Some(small) = next() else { break };
-            entry.fill(Frame::small(pool, room, *slot, small));
-            slots = rest;
-        }
-        self.len += slots.len();
-        most - slots.len()
-    }
-
     /// Takes a free slot, which the caller then owns.
     #[inline(always)]
     pub(super) fn pop(&mut self) -> Option<u32> {
@@ -129,23 +104,6 @@ impl Magazine {
             }
             None => self.push_slow(slot),
         }
-    }
-
-    /// Entries for up to `slots` slots to be freed, limited by the capacity. The caller reports how many it has
-    /// filled to [`Magazine::commit`].
-    #[inline(always)]
-    pub(super) fn spare_mut(&mut self, slots: usize) -> &mut [u32] {
-        let slots = slots.min(MOST);
-        while self.len > MOST - slots {
-            self.push_chunk();
-        }
-        &mut self.slots[self.len..][..slots]
-    }
-
-    /// Frees the slots stored in [`Magazine::spare_mut`], which the caller owned.
-    #[inline(always)]
-    pub(super) fn commit(&mut self, slots: usize) {
-        self.len += slots;
     }
 
     /// The pool of its slots.

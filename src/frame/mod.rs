@@ -28,7 +28,7 @@ mod xsk_queue;
 
 pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, TagError};
 pub use copy::copy;
-pub use descriptor::{Frame, Small, Tail};
+pub use descriptor::{Frame, Tail};
 pub use frame_ref::FrameRef;
 pub use magazine::Magazine;
 pub use pool::{Pool, SLOT};

@@ -5,7 +5,6 @@ use std::slice;
 
 use super::descriptor::Frame;
 use super::{Batch, FrameRef, Magazine};
-use crate::wire::Offload;
 
 /// Frames in transmit order: owned ones, and borrows of the current burst by index.
 #[derive(Debug, Default)]
@@ -135,59 +134,11 @@ impl TxBatch {
         &mut self,
         batch: &Batch,
         magazine: &mut Magazine,
-        send: impl FnMut(FrameRef<'_>) -> TxStatus,
-    ) -> TxStats {
-        self.send_from(0, batch, magazine, send)
-    }
-
-    /// Like the above, for a device with a fast path for single-slot frames without offload: passes leading frames
-    /// of that kind to `put` until it refuses one or another kind comes. Passes `device` to both.
-    #[inline(always)]
-    pub fn send_single_first<D>(
-        &mut self,
-        batch: &Batch,
-        magazine: &mut Magazine,
-        device: &mut D,
-        mut put: impl FnMut(&mut D, &[u8], Offload) -> bool,
-        mut send: impl FnMut(&mut D, FrameRef<'_>) -> TxStatus,
-    ) -> TxStats {
-        let (pool, room) = (magazine.pool(), magazine.pool().memory_view());
-        let waiting = &mut self.entries[..self.len];
-        let free = magazine.spare_mut(waiting.len());
-        let (mut frames, mut bytes) = (0, 0);
-        for (entry, free) in waiting.iter_mut().zip(free) {
-            let Some((slot, head)) = entry.slot_in(pool, room) else { break };
-            if !put(device, head, entry.offload()) {
-                break;
-            }
-            bytes += head.len() as u64;
-            frames += 1;
-            *free = slot;
-            entry.forget_slot();
-        }
-        magazine.commit(frames);
-        let plain = TxStats { frames: frames as u64, bytes, ..TxStats::default() };
-        if frames == self.len {
-            self.len = 0;
-            return plain;
-        }
-        let mut sent = self.send_from(frames, batch, magazine, |frame| send(device, frame));
-        sent += plain;
-        sent
-    }
-
-    /// Passes each frame from `first` on to `send`; earlier entries are already empty.
-    #[inline(always)]
-    fn send_from(
-        &mut self,
-        first: usize,
-        batch: &Batch,
-        magazine: &mut Magazine,
         mut send: impl FnMut(FrameRef<'_>) -> TxStatus,
     ) -> TxStats {
         let (mut plain, mut plain_bytes) = (0, 0);
         let mut rest = TxStats::default();
-        let mut waiting = self.entries[first..self.len].iter_mut();
+        let mut waiting = self.entries[..self.len].iter_mut();
         self.len = 0;
         for entry in &mut waiting {
             let status = send(view(entry, batch));
@@ -373,6 +324,7 @@ fn frame_of<'a>(entry: &'a Frame, batch: &'a Batch) -> &'a Frame {
 mod tests {
     use super::*;
     use crate::frame::Pool;
+    use crate::wire::Offload;
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -489,58 +441,6 @@ mod tests {
             prop_assert_eq!(&seen[0], &seen[1]);
             drop(magazine);
             prop_assert_eq!(pool.free(), 128);
-        }
-    }
-
-    proptest! {
-        /// A device that takes ordinary frames unseen, while it has room, behaves like one that is shown all.
-        #[test]
-        fn ordinary_frames_behave_like_all_others(kinds in vec(0u8..4, 0..40), room in 0usize..50) {
-            let (pool, other) = (Pool::new(256).unwrap(), Pool::new(64).unwrap());
-            let (mut magazine, mut others) = (Magazine::new(pool), Magazine::new(other));
-            let mut results = Vec::new();
-            for plain_first in [false, true] {
-                let (mut batch, mut tx) = (Batch::new(), TxBatch::with_capacity(64));
-                for (number, &kind) in (0u8..).zip(&kinds) {
-                    let frame = magazine.frame(&[number; 9000][..if kind == 1 { 9000 } else { 60 }], Offload::NONE).unwrap();
-                    match kind {
-                        0 => {
-                            tx.borrow(u8::try_from(batch.len()).unwrap());
-                            batch.push(frame);
-                        }
-                        1 | 2 => tx.push(frame),
-                        _ if number > 20 => tx.push(others.frame(&[number; 60], Offload::NONE).unwrap()),
-                        _ => tx.push(frame),
-                    }
-                }
-                let mut seen = Vec::new();
-                let take = |seen: &mut Vec<u8>, first: u8| {
-                    seen.len() < room && {
-                        seen.push(first);
-                        true
-                    }
-                };
-                let sent = if plain_first {
-                    tx.send_single_first(
-                        &batch,
-                        &mut magazine,
-                        &mut seen,
-                        |seen, bytes, _| take(seen, bytes[0]),
-                        |seen, frame_ref| if take(seen, frame_ref.head[0]) { TxStatus::Sent } else { TxStatus::Full },
-                    )
-                } else {
-                    tx.send_each(&batch, &mut magazine, |frame_ref| match take(&mut seen, frame_ref.head[0]) {
-                        true => TxStatus::Sent,
-                        false => TxStatus::Full,
-                    })
-                };
-                prop_assert!(tx.is_empty());
-                batch.clear(&mut magazine);
-                results.push((sent, seen));
-            }
-            prop_assert_eq!(&results[0], &results[1]);
-            drop((magazine, others));
-            prop_assert_eq!((pool.free(), other.free()), (256, 64));
         }
     }
 

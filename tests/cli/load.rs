@@ -47,10 +47,18 @@ impl Taps {
         let ended = AtomicBool::new(false);
         thread::scope(|threads| {
             threads.spawn(|| self.forwarder.run(true, || ended.load(Ordering::Relaxed)));
-            let done = work();
-            ended.store(true, Ordering::Relaxed);
-            done
+            let _end = End(&ended);
+            work()
         })
+    }
+}
+
+/// Ends the forwarder, also when a check fails.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -21,7 +21,7 @@ const fn front(slot: u32) -> u16 {
 
 /// Bytes of a small frame: they fit in any slot, and no offload is pending.
 #[derive(Debug, Clone, Copy)]
-pub struct Small<'a> {
+pub(in crate::frame) struct Small<'a> {
     bytes: &'a [u8],
     offload: Offload,
 }
@@ -29,7 +29,7 @@ pub struct Small<'a> {
 impl<'a> Small<'a> {
     /// Wraps these bytes; `None` if they are not a small frame.
     #[inline(always)]
-    pub fn new(bytes: &'a [u8], offload: Offload) -> Option<Small<'a>> {
+    pub(in crate::frame) fn new(bytes: &'a [u8], offload: Offload) -> Option<Small<'a>> {
         (bytes.len() <= SMALL && !offload.needs_offload()).then_some(Small { bytes, offload })
     }
 }
