@@ -7,6 +7,8 @@ use vifswitch::sys::link_events::LinkTable;
 
 use super::Input;
 
+const IFLA_EVENT: u8 = 44;
+
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
     match input.byte() {
@@ -21,7 +23,20 @@ pub fn run(data: &[u8]) {
                 let _ = table.take(datagram, &mut changed);
                 let _ = table.take(datagram, &mut again);
                 assert!(again.is_subset(&changed), "{again:?}, before {changed:?}");
+                if is_one_message(datagram) && !names_event(datagram) {
+                    assert!(again.is_empty(), "a message that comes again reports {again:?}");
+                }
             }
         }
     }
+}
+
+/// Whether a datagram is a single message, by its length.
+fn is_one_message(datagram: &[u8]) -> bool {
+    datagram.first_chunk().is_some_and(|&len| (u32::from_le_bytes(len) as usize).next_multiple_of(4) >= datagram.len())
+}
+
+/// Whether it may have the attribute IFLA_EVENT: a change of features is reported each time, as its message does not say which.
+fn names_event(datagram: &[u8]) -> bool {
+    datagram.windows(2).any(|kind| kind[0] == IFLA_EVENT && kind[1] & 0x3f == 0)
 }

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::fs;
 
+use serde_json::Value;
 use tempfile::TempDir;
 use vifswitch::control::config::read_stored;
 use vifswitch::control::desired::orphans;
@@ -21,16 +22,24 @@ pub fn run(data: &[u8]) {
             assert_eq!(orphans::from_value(&orphans::to_value(&orphans)), orphans);
         }
         _ => {
-            let Ok(value) = serde_json::from_slice(input.0) else { return };
+            let Ok(value) = serde_json::from_slice::<Value>(input.0) else { return };
             if let Ok(read) = read_stored(&value) {
                 super::config::check(&read.config);
                 let mut written = serde_json::to_value(read.config.to_raw()).unwrap();
                 read.unknown.restore_into(&mut written);
+                keeps_keys(&value, &written);
+                keeps_keys(&value["switch"], &written["switch"]);
                 let again = read_stored(&written).unwrap_or_else(|why| panic!("{written}: {why}"));
                 assert_eq!(again.config, read.config, "{written}");
             }
         }
     }
+}
+
+/// Each key with a value, known or not, is written again.
+fn keeps_keys(read: &Value, written: &Value) {
+    let keys = read.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+    keys.for_each(|(key, _)| assert!(written.get(key).is_some(), "{key:?} is lost: {written}"));
 }
 
 /// Opens a state file of these bytes.
