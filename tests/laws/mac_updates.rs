@@ -1,7 +1,7 @@
 //! MAC updates between workers: a worker applies an update only as far as its own configuration allows, and updates
 //! that cross leave all workers with the same view. Needs nothing of the host.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -223,4 +223,40 @@ proptest! {
         }
         lab.end();
     }
+}
+
+/// A worker that does not run leaves no room for updates of others: they are counted, and sent again with later frames.
+#[test]
+fn lost_updates_are_counted_and_sent_again() {
+    const SOURCES: usize = 6000;
+    let plugs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
+    let mut lab = Lab::new(Setup { workers: 2, stations: 16_384, ..Setup::default() }, &plugs);
+    let send_all = |lab: &mut Lab, both: bool| {
+        for source in 0..SOURCES {
+            // Between ports of the first worker.
+            assert!(lab.send(0, &frame(mac(2), wild(source), 0x88b5, &[0; 46])));
+            if source % 32 == 31 || source == SOURCES - 1 {
+                lab.workers[0].poll_once(lab.now);
+                if both {
+                    lab.settle();
+                }
+                lab.received(2);
+            }
+        }
+    };
+    send_all(&mut lab, false);
+    let lost = lab.counters[0].updates_lost.get();
+    assert!(lost > 0 && (lost as usize) < SOURCES, "{lost}");
+    lab.settle();
+    let known = |lab: &mut Lab| {
+        let all: HashSet<Mac> = lab.stations(1).iter().map(|entry| entry.station.mac()).collect();
+        (0..SOURCES).filter(|&source| all.contains(&wild(source))).count()
+    };
+    assert_eq!(known(&mut lab), SOURCES - lost as usize);
+    // A quarter of the ageing time.
+    lab.advance(Duration::from_secs(75));
+    send_all(&mut lab, true);
+    assert_eq!(known(&mut lab), SOURCES, "all are known everywhere");
+    assert_eq!(lab.counters[0].updates_lost.get(), lost);
+    lab.end();
 }
