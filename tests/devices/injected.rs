@@ -14,7 +14,7 @@ use support::host::daemon::{Daemon, Vif, attachment, config, keeping};
 use support::host::inject::Injected;
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, lay, pass, two_workers};
-use support::host::{Finally, Namespace, await_that, program, run};
+use support::host::{Finally, Namespace, await_that, program};
 
 /// A system call, and errors that the kernel documents for it.
 type Failing = (&'static str, &'static [&'static str]);
@@ -437,8 +437,6 @@ fn an_overflowing_watcher_delays_no_other() {
     scene.daemon.attach(&vif);
     scene.daemon.await_active(&vif);
     let Some(failing) = Injected::new(&scene.daemon, "netdevs", "recvfrom", "error=ENOBUFS") else { return };
-    // Events of both sockets: of netdevs, and of ethtool.
-    host.run_in(|| run("ethtool", &["-K", &vif.name, "gro", "off"]));
     host.ip("link set dev lo up");
     await_that("many overflows", || (failing.count() > 1000).then_some(()));
     scene.others_go_on();
