@@ -7,7 +7,6 @@ switch, each with networks of its own, and run beside each other in threads.
 
 import collections
 import concurrent.futures
-import ctypes
 import importlib.util
 import json
 import os
@@ -16,9 +15,10 @@ import shlex
 import shutil
 import socket
 import subprocess
-import threading
 import time
 import traceback
+
+from traffic import inside
 
 PATIENCE = 60  # seconds to wait for an event; a right outcome comes within a few
 KINDS = ["tap", "xdp", "packet"]
@@ -47,13 +47,13 @@ def run(command):
     return done.stdout
 
 
-def wait_for(what, look, seconds=PATIENCE):
+def wait_for(what, look, seconds=PATIENCE, pause=0.05):
     """Polls until `look` returns something true, and returns it."""
     end = time.monotonic() + seconds
     while not (seen := look()):
         if time.monotonic() > end:
             raise Failed(f"not within {seconds} s: {what}")
-        time.sleep(0.05)
+        time.sleep(pause)
     return seen
 
 
@@ -107,18 +107,7 @@ class Guest:
 
     def socket(self, *what):
         """A socket in the guest's network namespace."""
-        opened = []
-
-        def enter():
-            # a thread of its own enters the namespace, and ends there
-            with open(f"/run/netns/{self.name}") as space:
-                setns(space.fileno())
-            opened.append(socket.socket(*what))
-
-        thread = threading.Thread(target=enter)
-        thread.start()
-        thread.join()
-        return opened[0]
+        return inside(self.name, lambda: socket.socket(*what))
 
     def pings(self, address, options=""):
         return self.tries(f"ping -q -n -c 1 -W 1 {options} {address}")
@@ -154,12 +143,6 @@ class Guest:
         for index, nic in enumerate(self.nics):
             for ip in nic.ips if nic.vlan is None else ():
                 self.run(f"ip addr add {ip} dev eth{index} {'nodad' if ':' in ip else ''}")
-
-
-def setns(space):
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(space, 0):
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 class Scene:

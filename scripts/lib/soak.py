@@ -11,6 +11,7 @@ effect of what it has done. MARGIN is in percent of the permitted differences.
 
 import ctypes
 import errno
+import functools
 import http.client
 import itertools
 import json
@@ -25,8 +26,11 @@ import sys
 import threading
 import time
 
+import guests
 from restart_gap import Switch
 from traffic import BROADCAST, OUTGOING, PATIENCE, Port, experiment, inside
+
+wait_for = functools.partial(guests.wait_for, pause=0.01)
 
 ECHO, OTHER = 0x88B5, 0x88B6  # ethertypes for local experiments (IEEE 802)
 STATIONS = 1000  # learned addresses
@@ -123,16 +127,6 @@ def send(port, frame):
     except OSError as error:
         if error.errno not in (errno.ENETDOWN, errno.ENOBUFS, errno.ENXIO):
             raise
-
-
-def await_that(what, look, patience=2 * PATIENCE):
-    """Waits until `look` returns something true."""
-    end = time.monotonic() + patience
-    while not (found := look()):
-        if time.monotonic() > end:
-            raise TimeoutError(f"timeout waiting for: {what}")
-        time.sleep(0.01)
-    return found
 
 
 def ip(space, command):
@@ -285,7 +279,7 @@ class Soak:
         ip("soak-l", "link add gb type bridge stp_state 0 mcast_snooping 0")
         for port in "l0", "l1":
             ip("soak-l", f"link set dev {port} master gb")
-        await_that("active ports", lambda: self.active("a", "b", "s", "m", "l0", "l1", "packet", "xdp"))
+        wait_for("active ports", lambda: self.active("a", "b", "s", "m", "l0", "l1", "packet", "xdp"))
         self.learner = open_port("soak-m", "m", 0)
         self.peers = [(open_port("soak-f", name, 0), address) for name, address in (("packet", PACKET), ("xdp", XDP))]
 
@@ -326,18 +320,18 @@ class Soak:
         """Closes the guest's bridge until the loop is found, opens it and releases its ports."""
         ip("soak-l", "link set gb up")
         self.learner.send(experiment(BROADCAST, M, 60, "around"))
-        await_that("a loop", lambda: any(it["active"] for it in self.api("GET", "/v1/loops")))
+        wait_for("a loop", lambda: any(it["active"] for it in self.api("GET", "/v1/loops")))
         ip("soak-l", "link set gb down")
         for port in "l0", "l1":
             self.api("POST", f"/v1/ports/{port}/release")
-        await_that("the release", lambda: self.active("l0", "l1"))
+        wait_for("the release", lambda: self.active("l0", "l1"))
 
     def flap(self):
         kind = next(self.kinds)
         ip("soak-f", f"link set dev {kind} down")
-        await_that("a link that is down", lambda: not self.active(kind))
+        wait_for("a link that is down", lambda: not self.active(kind))
         ip("soak-f", f"link set dev {kind} up")
-        await_that("a link that is up", lambda: self.active(kind))
+        wait_for("a link that is up", lambda: self.active(kind))
 
     def hang(self):
         """Clients that stop: in the middle of a request, in front of an answer, and of events."""
@@ -456,7 +450,7 @@ def run(program, directory, seconds, margin):
         done = all(it.count > 1 for it in activities.values()) and activities["learn"].count > STATIONS / 50
         return done or any(it.failure for it in activities.values())
 
-    await_that("each activity", is_warm, 12 * PATIENCE)
+    wait_for("each activity", is_warm, 12 * PATIENCE)
     begin = time.monotonic()
     end = begin + seconds
     sampling = Activity(soak.sample, max(0.1, seconds / 1000))

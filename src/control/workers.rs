@@ -20,7 +20,7 @@ use crate::switch::{FdbEntry, ForwardingConfig, MAX_NETWORKS, MAX_PORTS, PortId,
 use crate::telemetry::audit::{Audit, Snapshot};
 use crate::telemetry::{PortCounters, WorkerCounters};
 use crate::wire::{Announcement, Probe};
-use crate::worker::{Announcements, Command, FdbPage, Flush, Mailbox, PortCounterTable, Probes, RxQueue, SubportTable};
+use crate::worker::{Command, FdbPage, Flush, Mailbox, PortCounterTable, RxQueue, SubportTable};
 
 /// FDB entries per page: a worker copies a page within one `poll_once`.
 const PAGE: usize = 1024;
@@ -289,17 +289,26 @@ impl WorkerHandles {
         }
     }
 
+    /// Frames by worker to which `config` assigns their ports, without those of ports without a worker.
+    fn by_worker<F: Clone>(
+        &self,
+        config: &ForwardingConfig,
+        frames: impl Iterator<Item = (PortId, F)>,
+    ) -> Vec<Vec<(PortId, F)>> {
+        let mut of_worker = vec![Vec::new(); self.mailboxes.len()];
+        for (port, frame) in frames {
+            let worker = config.port(port).and_then(|port| port.worker);
+            if let Some(frames) = worker.and_then(|worker| of_worker.get_mut(usize::from(worker))) {
+                frames.push((port, frame));
+            }
+        }
+        of_worker
+    }
+
     /// Sends loop probes, each by the worker that `config`, the installed configuration, assigns to the port. Skips ports
     /// without a worker.
     pub async fn probe(&self, config: &ForwardingConfig, probes: impl Iterator<Item = (PortId, [u8; Probe::LEN])>) {
-        let mut of_worker = vec![Probes::new(); self.mailboxes.len()];
-        for (port, bytes) in probes {
-            let worker = config.port(port).and_then(|port| port.worker);
-            if let Some(probes) = worker.and_then(|worker| of_worker.get_mut(usize::from(worker))) {
-                probes.push((port, bytes));
-            }
-        }
-        for (worker, probes) in of_worker.iter().enumerate() {
+        for (worker, probes) in self.by_worker(config, probes).iter().enumerate() {
             for probes in probes.chunks(PROBES) {
                 // Drops the frames here, off the worker.
                 drop(self.question(worker, |reply| Command::Probes(probes.to_vec(), reply)).await);
@@ -314,14 +323,7 @@ impl WorkerHandles {
         config: &ForwardingConfig,
         frames: impl Iterator<Item = (PortId, [u8; Announcement::LEN])>,
     ) {
-        let mut of_worker = vec![Announcements::new(); self.mailboxes.len()];
-        for (port, frame) in frames {
-            let worker = config.port(port).and_then(|port| port.worker);
-            if let Some(announcements) = worker.and_then(|worker| of_worker.get_mut(usize::from(worker))) {
-                announcements.push((port, frame));
-            }
-        }
-        for (worker, announcements) in of_worker.into_iter().enumerate() {
+        for (worker, announcements) in self.by_worker(config, frames).into_iter().enumerate() {
             if !announcements.is_empty() {
                 // Drops the frames here, off the worker.
                 drop(self.question(worker, |reply| Command::Announce(announcements, reply)).await);

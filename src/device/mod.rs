@@ -77,15 +77,6 @@ impl Settings {
         }
     }
 
-    /// The port that uses the device.
-    pub fn owner(&self) -> &str {
-        match self {
-            Settings::Tap(tap) => &tap.owner,
-            Settings::Xdp(xdp) => &xdp.owner,
-            Settings::Packet(packet) => &packet.owner,
-        }
-    }
-
     /// True for an XDP device whose frames are assigned to ports and networks by VLAN tag.
     pub fn is_vlan_demux(&self) -> bool {
         matches!(self, Settings::Xdp(xdp) if xdp.vlan_demux)

@@ -42,11 +42,6 @@ impl PortId {
         self.0
     }
 
-    /// The port id with this number, if valid.
-    pub const fn from_bits(bits: u32) -> Option<PortId> {
-        if ((bits & 0xffff) as usize) < MAX_PORTS { Some(PortId(bits)) } else { None }
-    }
-
     /// Generation of the index.
     #[allow(clippy::cast_possible_truncation)] // the upper half
     pub const fn generation(self) -> u16 {

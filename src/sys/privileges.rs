@@ -20,62 +20,51 @@ pub struct Privilege {
 }
 
 /// Creates, opens and configures taps; sets MAC addresses and MTUs.
-pub const NET_ADMIN: Privilege = Privilege {
-    name: "CAP_NET_ADMIN",
-    without: "taps cannot be created, opened or configured",
-    capability: CapabilitySet::NET_ADMIN,
-};
+pub const NET_ADMIN: Privilege =
+    Privilege::new("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN, "taps cannot be created, opened or configured");
 
 /// Enters network namespaces.
-pub const SYS_ADMIN: Privilege = Privilege {
-    name: "CAP_SYS_ADMIN",
-    without: "no other network namespace can be entered",
-    capability: CapabilitySet::SYS_ADMIN,
-};
+pub const SYS_ADMIN: Privilege =
+    Privilege::new("CAP_SYS_ADMIN", CapabilitySet::SYS_ADMIN, "no other network namespace can be entered");
 
 /// Opens packet sockets and AF_XDP sockets.
-pub const NET_RAW: Privilege = Privilege {
-    name: "CAP_NET_RAW",
-    without: "packet and xdp devices cannot be opened",
-    capability: CapabilitySet::NET_RAW,
-};
+pub const NET_RAW: Privilege =
+    Privilege::new("CAP_NET_RAW", CapabilitySet::NET_RAW, "packet and xdp devices cannot be opened");
 
 /// Loads XDP programs. CAP_SYS_ADMIN includes it.
-pub const BPF: Privilege = Privilege {
-    name: "CAP_BPF",
-    without: "XDP programs cannot be loaded (CAP_SYS_ADMIN suffices as well)",
-    capability: CapabilitySet::BPF,
-};
+pub const BPF: Privilege =
+    Privilege::new("CAP_BPF", CapabilitySet::BPF, "XDP programs cannot be loaded (CAP_SYS_ADMIN suffices as well)");
 
 /// Loads XDP programs without barriers against speculative execution. CAP_SYS_ADMIN includes it.
-pub const PERFMON: Privilege = Privilege {
-    name: "CAP_PERFMON",
-    without: "XDP programs have barriers against speculative execution and take longer per frame",
-    capability: CapabilitySet::PERFMON,
-};
+pub const PERFMON: Privilege = Privilege::new(
+    "CAP_PERFMON",
+    CapabilitySet::PERFMON,
+    "XDP programs have barriers against speculative execution and take longer per frame",
+);
 
 /// Locks the pool in memory beyond the locked-memory limit.
-pub const IPC_LOCK: Privilege = Privilege {
-    name: "CAP_IPC_LOCK",
-    without: "AF_XDP works only within the limit on locked memory (LimitMEMLOCK=infinity suffices as well)",
-    capability: CapabilitySet::IPC_LOCK,
-};
+pub const IPC_LOCK: Privilege = Privilege::new(
+    "CAP_IPC_LOCK",
+    CapabilitySet::IPC_LOCK,
+    "AF_XDP works only within the limit on locked memory (LimitMEMLOCK=infinity suffices as well)",
+);
 
 /// Opens namespaces of other users' processes by /proc/PID/ns/net.
-pub const SYS_PTRACE: Privilege = Privilege {
-    name: "CAP_SYS_PTRACE",
-    without: "a namespace given as /proc/PID/ns/net can be opened only if that process has no further capabilities",
-    capability: CapabilitySet::SYS_PTRACE,
-};
+pub const SYS_PTRACE: Privilege = Privilege::new(
+    "CAP_SYS_PTRACE",
+    CapabilitySet::SYS_PTRACE,
+    "a namespace given as /proc/PID/ns/net can be opened only if that process has no further capabilities",
+);
 
 /// Binds TCP ports below 1024.
-pub const NET_BIND_SERVICE: Privilege = Privilege {
-    name: "CAP_NET_BIND_SERVICE",
-    without: "TCP ports below 1024 cannot be bound",
-    capability: CapabilitySet::NET_BIND_SERVICE,
-};
+pub const NET_BIND_SERVICE: Privilege =
+    Privilege::new("CAP_NET_BIND_SERVICE", CapabilitySet::NET_BIND_SERVICE, "TCP ports below 1024 cannot be bound");
 
 impl Privilege {
+    const fn new(name: &'static str, capability: CapabilitySet, without: &'static str) -> Privilege {
+        Privilege { name, without, capability }
+    }
+
     /// Whether it is in this thread's effective set.
     pub fn is_held(&self) -> bool {
         capabilities(None).is_ok_and(|sets| sets.effective.contains(self.capability))

@@ -5,7 +5,8 @@ use super::Worker;
 use super::port_counters::counters_of;
 use super::queues::TaggedEgress;
 use crate::frame::{BURST, Frame};
-use crate::switch::{DropReason, PortId};
+use crate::switch::{DropReason, PortConfig, PortId};
+use crate::telemetry::{Counter, PortCounters};
 use crate::wire::{Announcement, Offload, Probe, TAG_LEN, Vid};
 
 impl Worker {
@@ -13,69 +14,47 @@ impl Worker {
     /// the TX batches are empty before and after.
     #[cold]
     pub(super) fn send_probes(&mut self, probes: &[(PortId, [u8; Probe::LEN])]) {
-        for burst in probes.chunks(BURST) {
-            for (port, bytes) in burst {
-                self.send_probe(*port, bytes);
-            }
-            self.flush_tx();
-        }
+        self.send_own(probes, |_| true, |counters| &counters.probes);
     }
 
-    fn send_probe(&mut self, port: PortId, bytes: &[u8; Probe::LEN]) {
-        let config = self.switch.config();
-        if config.port(port).is_none() {
-            return;
-        }
-        let at = config.counting_port(port);
-        let sent = self.send_own(port, bytes);
-        if let Some(counters) = counters_of(&self.port_counters, at) {
-            counters.probes.add(1);
-            if let Err(reason) = sent {
-                counters.drops_out.add(reason, 1);
-            }
-        }
-    }
-
-    /// Transmits announcements, each by its uplink only. Runs between two calls of `poll_once`, as for probes.
+    /// Transmits announcements, each by its uplink only, never to guests. Runs between two calls of `poll_once`, as for
+    /// probes.
     #[cold]
     pub(super) fn send_announcements(&mut self, announcements: &[(PortId, [u8; Announcement::LEN])]) {
-        for burst in announcements.chunks(BURST) {
+        self.send_own(announcements, PortConfig::is_uplink, |counters| &counters.announcements);
+    }
+
+    /// Transmits frames, each by its port. Skips ports that are closed or not `allowed`.
+    fn send_own<const LEN: usize>(
+        &mut self,
+        frames: &[(PortId, [u8; LEN])],
+        allowed: fn(&PortConfig) -> bool,
+        counter: fn(&PortCounters) -> &Counter,
+    ) {
+        for burst in frames.chunks(BURST) {
             for (port, bytes) in burst {
-                self.send_announcement(*port, bytes);
+                let config = self.switch.config();
+                if !config.port(*port).is_some_and(allowed) {
+                    continue;
+                }
+                let at = config.counting_port(*port);
+                let sent = self.push_own(*port, bytes);
+                if let Some(counters) = counters_of(&self.port_counters, at) {
+                    counter(counters).add(1);
+                    if let Err(reason) = sent {
+                        counters.drops_out.add(reason, 1);
+                    }
+                }
             }
             self.flush_tx();
         }
     }
 
-    fn send_announcement(&mut self, port: PortId, bytes: &[u8; Announcement::LEN]) {
-        let config = self.switch.config();
-        // Announcements never go to guests: a port that is not an uplink is skipped.
-        if !config.port(port).is_some_and(|port| port.is_uplink()) {
-            return;
-        }
-        let at = config.counting_port(port);
-        let sent = self.send_own(port, bytes);
-        if let Some(counters) = counters_of(&self.port_counters, at) {
-            counters.announcements.add(1);
-            if let Err(reason) = sent {
-                counters.drops_out.add(reason, 1);
-            }
-        }
-    }
-
-    fn send_own(&mut self, port: PortId, bytes: &[u8]) -> Result<(), DropReason> {
-        let egress = self.queues.probe_egress(port, self.switch.config())?;
-        self.enter_own(egress, bytes)
-    }
-
-    /// Pushes an own frame into the TX batch of an egress entry, with the VLAN tag of that entry.
-    fn enter_own(
-        &mut self,
-        TaggedEgress { entry: egress, vlan, .. }: TaggedEgress,
-        bytes: &[u8],
-    ) -> Result<(), DropReason> {
+    /// Pushes an own frame into the TX batch of a port, with the VLAN tag of the port's egress entry.
+    fn push_own(&mut self, port: PortId, bytes: &[u8]) -> Result<(), DropReason> {
+        let TaggedEgress { entry, vlan, .. } = self.queues.probe_egress(port, self.switch.config())?;
         let frame = self.build_own(vlan, bytes).ok_or(DropReason::NoBuffer)?;
-        self.queues.tx_mut(egress).push(frame);
+        self.queues.tx_mut(entry).push(frame);
         Ok(())
     }
 
@@ -90,9 +69,9 @@ impl Worker {
         let len = tagged.iter_mut().zip(parts).map(|(to, &from)| *to = from).count();
         let mut rest = &tagged[..len];
         #[allow(clippy::cast_possible_truncation)] // 68 at most
-        self.magazine.build(len as u32, Offload::NONE, |subports| {
-            let (now, then) = rest.split_at(subports.len());
-            subports.copy_from_slice(now);
+        self.magazine.build(len as u32, Offload::NONE, |room| {
+            let (now, then) = rest.split_at(room.len());
+            room.copy_from_slice(now);
             rest = then;
         })
     }

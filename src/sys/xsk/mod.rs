@@ -22,8 +22,8 @@ use rustix::io::Errno;
 use rustix::net::sockopt;
 use rustix::net::xdp::{
     SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
-    XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc, XdpDescOptions, XdpMmapOffsets, XdpOptionsFlags,
-    XdpStatistics, XdpUmemReg, XdpUmemRegFlags,
+    XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc, XdpDescOptions, XdpMmapOffsets, XdpStatistics,
+    XdpUmemReg, XdpUmemRegFlags,
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -33,9 +33,6 @@ use ring::Ring;
 
 /// Chunk size in bytes.
 pub const CHUNK: u32 = 4096;
-
-/// Bytes that the kernel reserves in front of each received frame (XDP_PACKET_HEADROOM).
-pub const HEADROOM: u32 = 256;
 
 /// Send buffer in bytes, for frames that the driver has not freed yet; the kernel doubles the value.
 const SEND_BUFFER: usize = 4 << 20;
@@ -319,19 +316,9 @@ impl Socket {
         self.completion.publish();
     }
 
-    /// True if the socket is in zero-copy mode.
-    pub fn is_zero_copy(&self) -> io::Result<bool> {
-        Ok(sockopt::xdp_options(&self.fd)?.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY))
-    }
-
     /// Reads the kernel's counters of this socket.
     pub fn statistics(&self) -> io::Result<XdpStatistics> {
         Ok(sockopt::xdp_statistics(&self.fd)?)
-    }
-
-    /// Takes the pending socket error (SO_ERROR): the netdev is gone or administratively down.
-    pub fn error(&self) -> io::Result<()> {
-        Ok(sockopt::socket_error(&self.fd)??)
     }
 }
 
