@@ -19,7 +19,7 @@ const THERE: [u8; 6] = [2, 0xbb, 0, 0, 0, 0];
 /// A frame that has not arrived this long after the last one was sent is lost.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause of a sender that sleeps while no frame is due.
-const NAP: Duration = Duration::from_micros(50);
+const PAUSE: Duration = Duration::from_micros(50);
 /// Maximum change of the host's clock during a trial.
 const STEP: Duration = Duration::from_millis(1);
 /// Steps of the search for the no-drop rate; each halves the interval.
@@ -156,7 +156,7 @@ impl Trial {
                 }
             }
             if naps && due <= burst {
-                thread::sleep(NAP);
+                thread::sleep(PAUSE);
             }
         }
         let spent = last.duration_since(begin);
