@@ -176,40 +176,26 @@ impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let out = &mut encoder;
         counted(out, &self.ports)?;
-        for &(name, help, value) in PORT_COUNTERS {
-            family(out, name, help, None, &self.ports, |p| ConstCounter::new(value(p)))?;
-        }
+        counters(out, PORT_COUNTERS, &self.ports)?;
         let help = "Whether the port is operational: 1 or 0.";
         family(out, "port_up", help, None, &self.ports, |p| ConstGauge::new(u32::from(p.status == Status::Active)))?;
         let help = "Dropped frames by reason; direction in: from the guest, out: to the guest.";
         family(out, "port_drops", help, None, &self.drops, |d| ConstCounter::new(d.frames))?;
 
         counted(out, &self.uplinks)?;
-        for &(name, help, value) in UPLINK_GAUGES {
-            family(out, name, help, None, &self.uplinks, |u| ConstGauge::new(value(u)))?;
-        }
+        gauges(out, UPLINK_GAUGES, &self.uplinks)?;
         let help = "Dropped frames by reason; direction in: from outside, out: to the outside.";
         family(out, "uplink_drops", help, None, &self.uplink_drops, |d| ConstCounter::new(d.0.frames))?;
 
-        for &(name, help, value) in VM_GAUGES {
-            family(out, name, help, None, &self.vms, |vm| ConstGauge::new(value(vm)))?;
-        }
-        for &(name, help, value) in VM_COUNTERS {
-            family(out, name, help, None, &self.vms, |vm| ConstCounter::new(value(vm)))?;
-        }
+        gauges(out, VM_GAUGES, &self.vms)?;
+        counters(out, VM_COUNTERS, &self.vms)?;
 
-        for &(name, help, value) in NETWORK_GAUGES {
-            family(out, name, help, None, &self.networks, |n| ConstGauge::new(value(n)))?;
-        }
+        gauges(out, NETWORK_GAUGES, &self.networks)?;
 
         self.contained.encode(out)?;
 
-        for &(name, help, value) in WORKER_GAUGES {
-            family(out, name, help, None, &self.workers, |w| ConstGauge::new(value(w)))?;
-        }
-        for &(name, help, value) in WORKER_COUNTERS {
-            family(out, name, help, None, &self.workers, |w| ConstCounter::new(value(w)))?;
-        }
+        gauges(out, WORKER_GAUGES, &self.workers)?;
+        counters(out, WORKER_COUNTERS, &self.workers)?;
         // A value of the process: all workers start together and their counters with them.
         if let Some(seconds) = self.workers.first().and_then(|worker| start_time(&worker.since)) {
             let help = "Start time of the switch and its counters, since 1970.";
@@ -229,6 +215,20 @@ impl Collector for Metrics {
 fn start_time(text: &str) -> Option<f64> {
     let since = time::parse_rfc3339(text)?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     Some(since.as_secs_f64())
+}
+
+/// Encodes gauges with a sample per item.
+fn gauges<T: Labelled>(out: &mut DescriptorEncoder, metrics: &[Metric<T, u64>], items: &[T]) -> fmt::Result {
+    metrics
+        .iter()
+        .try_for_each(|(name, help, value)| family(out, name, help, None, items, |it| ConstGauge::new(value(it))))
+}
+
+/// Encodes counters with a sample per item.
+fn counters<T: Labelled>(out: &mut DescriptorEncoder, metrics: &[Metric<T, u64>], items: &[T]) -> fmt::Result {
+    metrics
+        .iter()
+        .try_for_each(|(name, help, value)| family(out, name, help, None, items, |it| ConstCounter::new(value(it))))
 }
 
 /// Encodes one metric with a sample per item.

@@ -8,7 +8,7 @@ use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::{Labelled, Metric, family};
+use super::{Labelled, Metric, gauges};
 use crate::control::loops::status::{LoopCounts, LoopKind, LoopStatus, StormStatus};
 
 /// Loops, storms and their totals, as control reports them.
@@ -81,12 +81,8 @@ const COUNTERS: &[Metric<LoopCounts, u64>] = &[
 
 impl Samples {
     pub(super) fn encode(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        for &(name, help, value) in LOOP_GAUGES {
-            family(out, name, help, None, &self.loops, |of| ConstGauge::new(value(of)))?;
-        }
-        for &(name, help, value) in STORM_GAUGES {
-            family(out, name, help, None, &self.storms, |of| ConstGauge::new(value(of)))?;
-        }
+        gauges(out, LOOP_GAUGES, &self.loops)?;
+        gauges(out, STORM_GAUGES, &self.storms)?;
         for &(name, help, value) in COUNTERS {
             let sample = out.encode_descriptor(name, help, None, ConstCounter::<u64>::TYPE)?;
             ConstCounter::new(value(&self.counts)).encode(sample)?;
