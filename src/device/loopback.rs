@@ -102,8 +102,9 @@ fn copy_segments(room: &mut [u8], head: &[u8], tail: Tail<'_>) {
 struct TxRing {
     full: Producer<Chunk>,
     empty: Consumer<Chunk>,
-    /// Chunk being filled; empty if none is free.
+    /// Chunk being filled; without memory if none is free.
     block: Chunk,
+    block_bytes: usize,
 }
 
 impl TxRing {
@@ -111,8 +112,23 @@ impl TxRing {
     #[inline(always)]
     fn open(&mut self) {
         if self.block.bytes.is_empty() {
-            self.block = self.empty.pop().unwrap_or_default();
+            self.next();
         }
+    }
+
+    #[inline]
+    fn next(&mut self) {
+        let Ok(block) = self.empty.pop() else { return };
+        self.block = block;
+        if self.block.bytes.is_empty() {
+            self.allocate();
+        }
+    }
+
+    /// A chunk gets its memory when it is first used: most cables carry few bursts.
+    #[cold]
+    fn allocate(&mut self) {
+        self.block.bytes = vec![0; self.block_bytes].into_boxed_slice();
     }
 
     /// Lets `f` write records into the current chunk, if there is one.
@@ -199,11 +215,10 @@ fn ring(capacity: LoopbackCapacity) -> (TxRing, RxRing) {
     let (full, full_there) = RingBuffer::new(capacity.blocks);
     let (mut empty_there, empty) = RingBuffer::new(capacity.blocks);
     for _ in 0..capacity.blocks {
-        // Zeroed memory is allocated on first use.
-        let _ = empty_there.push(Chunk { bytes: vec![0; capacity.block_bytes].into_boxed_slice(), used: 0 });
+        let _ = empty_there.push(Chunk::default());
     }
     (
-        TxRing { full, empty, block: Chunk::default() },
+        TxRing { full, empty, block: Chunk::default(), block_bytes: capacity.block_bytes },
         RxRing { full: full_there, empty: empty_there, block: Chunk::default(), read: 0 },
     )
 }
