@@ -115,18 +115,18 @@ mod tests {
         Probe { sent, sequence, port: port.bits(), network: 1, vm: 2, mac: Mac::ZERO }.write(&KEY)
     }
 
-    /// All reported probes with their times.
+    /// Reported probes with their times, the recent ones.
     #[derive(Default)]
     struct Model(Vec<(u64, u64)>);
 
     impl Model {
         fn receive(&mut self, sequence: u64, sent: u64, is_own: bool, now: u64) -> (DropReason, bool) {
-            let lately = |at: u64| now / 1_000_000 - at / 1_000_000 <= 4000;
-            let reported: Vec<_> = self.0.iter().filter(|(at, _)| lately(*at)).map(|(_, reported)| *reported).collect();
-            if now > sent + 3_000_000_000 || sent > now + 1_000_000_000 || is_own || reported.contains(&sequence) {
+            self.0.retain(|(at, _)| now / 1_000_000 - at / 1_000_000 <= 4000);
+            let is_known = self.0.iter().any(|(_, reported)| *reported == sequence);
+            if now > sent + 3_000_000_000 || sent > now + 1_000_000_000 || is_own || is_known {
                 return (DropReason::ProbeStale, false);
             }
-            let has_room = reported.len() < 400;
+            let has_room = self.0.len() < 400;
             if has_room {
                 self.0.push((now, sequence));
             }

@@ -85,7 +85,7 @@ mod tests {
             if taken.len() == arrivals.len() {
                 return taken;
             }
-            let here = arrivals[taken.len()..].iter().filter(|&&arrival| arrival <= now).count();
+            let here = arrivals[taken.len()..].iter().take_while(|&&arrival| arrival <= now).count();
             if here > 0 && moderation.is_due(at(now)) {
                 moderation.record(here, len, at(now));
                 taken.extend(std::iter::repeat_n(now, here));

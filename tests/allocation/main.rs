@@ -51,21 +51,6 @@ const PORTS: usize = 6;
 /// The ports' network has two uplinks: tagged with this VLAN on the first, untagged on the second.
 const VID: u16 = 5;
 
-/// Grows every buffer of every loopback device to its full size in both directions: they grow at first use.
-fn warm(lab: &mut Lab, blocks: usize) {
-    for _ in 0..2 * blocks {
-        for port in 0..PORTS {
-            for len in [3000, 46, 0] {
-                let bytes = frame(mac((port + 1) % PORTS), mac(port), 0x88b5, &[0; 3000][..len]);
-                while lab.ends[port].stage(&bytes, Offload::NONE) {}
-            }
-            lab.ends[port].publish();
-            lab.settle();
-            lab.ends.iter_mut().for_each(Loopback::discard);
-        }
-    }
-}
-
 /// Each guest sends frames of all kinds: known unicast here and at other workers, floods, from known and new
 /// stations, short and long, valid and invalid.
 fn guests_send(lab: &mut Lab, rng: &mut Rng, trunks: bool) {
@@ -113,6 +98,7 @@ fn a_warm_worker_does_not_allocate(memory: RxMemory, trunks: bool) {
         memory,
         limits: Limits { network: 2500, port: 600 },
         mtu: 3000,
+        warm: true,
         ..Setup::default()
     };
     let mut plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32 / 2)).collect();
@@ -132,7 +118,6 @@ fn a_warm_worker_does_not_allocate(memory: RxMemory, trunks: bool) {
     let mut lab = Lab::build(setup, &plugs, &wires, |port, end| Box::new(end.with_offloads(port % 2 == 0)));
     let mut rng = Rng(1);
     let (mut calls, mut polls) = (0, 0);
-    warm(&mut lab, 16);
     for round in 0..4500u64 {
         guests_send(&mut lab, &mut rng, trunks);
         let (more_calls, more_breaths) = counted_polls(&mut lab);
@@ -196,8 +181,7 @@ fn status_commands_do_not_make_a_worker_allocate() {
 #[test]
 fn loops_do_not_make_a_worker_allocate() {
     let plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32)).collect();
-    let mut lab = Lab::new(Setup::default(), &plugs);
-    warm(&mut lab, 2);
+    let mut lab = Lab::new(Setup { warm: true, ..Setup::default() }, &plugs);
     for round in 0..100 {
         let (to, at) = (lab.ports[0], round as usize % 2);
         let probe = lab.probe(to, round).write(&PROBE_KEY);

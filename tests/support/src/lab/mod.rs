@@ -114,6 +114,8 @@ pub struct Setup {
     pub mtu: u16,
     /// Of all networks.
     pub reserved: ReservedMask,
+    /// Every chunk of the loopback devices was used once: so it has its memory.
+    pub warm: bool,
 }
 
 impl Default for Setup {
@@ -127,6 +129,7 @@ impl Default for Setup {
             limits: Limits::default(),
             mtu: 1500,
             reserved: ReservedMask::VM_DEFAULT,
+            warm: false,
         }
     }
 }
@@ -262,7 +265,12 @@ impl Lab {
         };
         lab.set_config(lab.config.clone());
         for index in 0..lab.ports.len() {
-            let (end, far) = loopback(setup.capacity);
+            let (mut end, mut far) = loopback(setup.capacity);
+            for _ in 0..if setup.warm { setup.capacity.blocks } else { 0 } {
+                assert!(end.send(&[], Offload::NONE) && far.send(&[], Offload::NONE));
+                end.discard();
+                far.discard();
+            }
             if lab.trunks[index].is_some() {
                 lab.unused.push(end);
             } else {
