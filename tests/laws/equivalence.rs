@@ -24,6 +24,8 @@ fn deliveries(
     for act in acts {
         match act {
             Act::Send(sketch) => {
+                // No two frames have the same time: between workers the port would decide which is later.
+                lab.advance(Duration::from_nanos(1));
                 let port = sketch.port(plugs.len() + wires.len());
                 let (bytes, offload) = sketch.offer(plugs.len(), wires.len());
                 let Some((bytes, offload)) = lab.tagged(port, &bytes, offload) else { continue };

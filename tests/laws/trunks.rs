@@ -313,6 +313,10 @@ proptest! {
                     continue;
                 }
             };
+            // No two frames have the same time: between workers the port would decide which is later.
+            for lab in [&mut by_tag, &mut by_port] {
+                lab.advance(Duration::from_nanos(1));
+            }
             let port = sketch.port(count);
             let bytes = sketch.bytes(count);
             // A priority tag is replaced by the subport's tag; a port with its own device receives it unmodified.
