@@ -402,6 +402,54 @@ JUDGED = [
 ]
 
 
+# What may not grow steadily: title, series, key, permitted growth over the whole time (none: only printed). What is held for a
+# moment (frames in flight, clients, ports that come and go) does not raise the lowest value of a window, a leak does. One entry
+# or descriptor per minute is three times what is permitted in half an hour. Slots are taken by 64, so a leak of four per minute
+# is found. A run of less than 180 s may grow by more.
+LEAKS = [
+    ("file descriptors", "main", "fds", 5),
+    ("threads", "main", "threads", 3),
+    ("slots", "main", "slots", 50),
+    ("FDB entries", "main", "stations", 10),
+    ("memory, MiB", "main", "rss", None),
+    ("restarted: file descriptors", "second", "fds", 5),
+]
+WINDOWS = 30
+
+
+def growth(points, seconds):
+    """Of points of time and value, by the median of the slopes between any two: a few that differ do not matter."""
+    slopes = [(b - a) / (until - at) for (at, a), (until, b) in itertools.combinations(points, 2)]
+    return statistics.median(slopes) * seconds if slopes else 0
+
+
+def lows(series, key, begin, end):
+    """Time and lowest value of each window."""
+    found = {}
+    for at, its in series:
+        if begin <= at < end:
+            window = int((at - begin) / (end - begin) * WINDOWS)
+            found[window] = min(found.get(window, (its[key], at)), (its[key], at))
+    return [(at, low) for low, at in found.values()]
+
+
+def judge_leaks(all_series, begin, end, margin):
+    held, seconds = True, end - begin
+    print(f"\n{'growth of lowest values':30} {'per minute':>10} {'in all':>10} {'permitted':>10} {'windows':>8}  verdict")
+    for title, series, key, absolute in LEAKS:
+        points = lows(all_series[series], key, begin, end)
+        grown = growth(points, seconds)
+        row = f"{title:30} {grown * 60 / seconds:+10.2f} {grown:+10.2f}"
+        if absolute is None:
+            print(f"{row} {'-':>10} {len(points):8}  not judged")
+            continue
+        permitted = absolute * max(1, 180 / seconds) * margin / 100
+        right = grown <= permitted
+        held &= right
+        print(f"{row} {permitted:+10.2f} {len(points):8}  {'holds' if right else 'FAILED'}")
+    return held
+
+
 def thirds(series, begin, end):
     length = (end - begin) / 3
     first = [it for at, it in series if begin <= at < begin + length]
@@ -473,6 +521,8 @@ def run(program, directory, seconds, margin):
     series = {"main": soak.samples, "second": soak.restarts, "echo": children["echo"].lines}
     if not judge(series, begin, end, margin):
         problems.append("the last third is not as the first one")
+    if not judge_leaks(series, begin, end, margin):
+        problems.append("something grows steadily")
     for name, switch in ("main", soak.main), ("second", soak.second):
         switch.end(signal.SIGTERM)
         if switch.process.returncode:
