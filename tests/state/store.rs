@@ -320,7 +320,7 @@ async fn a_read_only_disk_can_be_read() {
     for path in [disk.state(), disk.0.path().join("other.db")] {
         let why = refused(&path).await;
         assert!(matches!(why, StoreError::ReadOnly { .. }), "{why}");
-        assert!(why.to_string().contains("must let the switch write"), "{why}");
+        assert!(why.to_string().contains("writable for the switch"), "{why}");
     }
     let why = refused(&disk.0.path().join("directory/state.db")).await;
     assert!(matches!(why, StoreError::Directory { .. }), "{why}");

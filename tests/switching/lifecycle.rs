@@ -153,7 +153,7 @@ const MISTAKES: &[Mistake] = &[
     ("mtu = 1500", "mtu = 10000", "networks[0].mtu", "= 10000", "68 to 9216"),
     ("mtu = 1500", "mtuu = 1500", "networks[0].mtuu", "= 1500", "did you mean mtu?"),
     ("02:00:00:00:01:02", "03:00:00:00:01:02", "vms[0].ports[1].mac_address", "\"03:00:00:00:01:02\"", "group address"),
-    ("02:00:00:00:01:02", "02:00:00:00:01:01", "vms[0].ports[1].mac_address", "\"02:00:00:00:01:01\"", "its own"),
+    ("02:00:00:00:01:02", "02:00:00:00:01:01", "vms[0].ports[1].mac_address", "\"02:00:00:00:01:01\"", "another address"),
     ("port-2", "port-1", "vms[0].ports[1].port_id", "\"port-1\"", "once"),
     ("network_id = \"net1\"", "network_id = \"net2\"", "vms[0].ports[0].network_id", "\"net2\"", "\"net1\""),
     ("name = \"tap2\"", "name = \"a-name-of-16-byt\"", "vms[0].ports[1].device.name", "\"a-name-of-16-byt\"", "15"),

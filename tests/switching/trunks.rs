@@ -177,7 +177,7 @@ fn subports_are_shown_and_checked() {
         (new("fw", &subports[0], 7), "is a subport itself"),
         (new("fw", &vifs[0], 101), "\"port-11\" has this VLAN id"),
         (new("fw", &vifs[0], 7).on("net4"), "9000"),
-        (Vif { trunk: Some(("port-2x".into(), 7)), ..new("fw", &vifs[0], 7) }, "no port \"port-2x\""),
+        (Vif { trunk: Some(("port-2x".into(), 7)), ..new("fw", &vifs[0], 7) }, "no such port \"port-2x\""),
     ] {
         let refused = daemon.run_command(&["attach", "-"], &support::host::daemon::attachment(&vif));
         let said = String::from_utf8_lossy(&refused.stderr);
