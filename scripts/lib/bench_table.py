@@ -165,7 +165,7 @@ def number(figure):
 
 def spread(figures):
     middle = statistics.median(figures) if figures else 0
-    if not middle or math.inf in figures:
+    if len(figures) < 2 or not middle or math.inf in figures:
         return "-"
     return f"{100 * (figures[-1] - figures[0]) / middle:.0f} %"
 

@@ -91,6 +91,19 @@ fn the_bench_fails_if_a_row_misses_its_target_or_was_not_measured() {
     }
 }
 
+/// Every row of the README's table with verdicts has a part of the script that measures it.
+#[test]
+fn the_rows_of_the_speed_table_of_the_readme_are_those_of_the_bench() {
+    let (code, rows) = evaluate("bench_table.py", &["rows"], "");
+    assert_eq!(code, Some(0));
+    let known: BTreeSet<&str> = rows.lines().collect();
+    let readme = fs::read_to_string(folder().join("../README.md")).unwrap();
+    let mut lines = readme.lines().skip_while(|line| !line.starts_with("| what | vifswitch (spread) |")).skip(2);
+    let cells = lines.by_ref().map_while(|line| line.strip_prefix("| ")?.split_once(" | "));
+    let shown: BTreeSet<&str> = cells.map(|(what, _)| what).collect();
+    assert!(shown.len() > 5 && shown.is_subset(&known), "{:?}", shown.difference(&known));
+}
+
 #[test]
 fn the_storm_lab_fails_if_there_was_no_storm_or_others_lost_frames() {
     let run = |at: &str, storm: u32, p99: &str| {
