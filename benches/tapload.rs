@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! tapload blast --tx NETNS:DEVICE --rx NETNS:DEVICE [--cpu N] [--size 64] [--time S] [--warm S]
-//!     [--rate PPS [--burst 32] [--naps] | --ndr LOSS]
+//!     [--rate PPS [--burst 32] [--sleep] | --ndr LOSS]
 //! tapload forward A B [vnet] [poll]
 //! tapload guest PORTS
 //! tapload distance
@@ -12,7 +12,7 @@
 //! `blast` sends from one netdev to another and prints lines of a name and a figure. Without a rate it sends at full speed:
 //! `mpps` that the receiving netdev got, and `offered`. With one it also prints latencies: `p50`, `p99` and `p999` in µs,
 //! from when a frame was due until the receiving netdev got it, `inf` where that frame was lost; and the `loss` in percent.
-//! With `--naps` the sender sleeps while no frame is due, so that it does not take a whole core. `--ndr` searches for the
+//! With `--sleep` the sender sleeps while no frame is due, so that it does not take a whole core. `--ndr` searches for the
 //! highest rate with at most this loss: `mpps`. Sizes include the FCS (4 bytes).
 //!
 //! `forward` creates two taps in its namespace and forwards between them until killed; `vnet`: with `virtio_net_hdr`,
@@ -144,7 +144,7 @@ fn blast(arguments: &[String]) {
         println!("mpps {:.4}", best.received / 1e6);
     } else if let Some(rate) = number("--rate") {
         let burst = number("--burst").map_or(BURST, |burst| burst as u64);
-        let them = trial.paced(rate, burst, warm_up, time, options.contains_key("--naps"));
+        let them = trial.paced(rate, burst, warm_up, time, options.contains_key("--sleep"));
         println!("mpps {:.4}\noffered {:.4}", them.rates.received / 1e6, them.rates.offered / 1e6);
         println!("loss {:.4}", 100.0 * them.lost() as f64 / them.sent() as f64);
         for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999)] {

@@ -131,8 +131,8 @@ impl Trial {
         Rates { offered: sent as f64 / spent, received: received as f64 / spent }
     }
 
-    /// Latencies at a rate. Frames of the warm-up are not counted. With `naps` the sender sleeps while nothing is due.
-    pub fn paced(&self, rate: f64, burst: u64, warm_up: Duration, time: Duration, naps: bool) -> Latencies {
+    /// Latencies at a rate. Frames of the warm-up are not counted. With `sleeps` the sender sleeps while nothing is due.
+    pub fn paced(&self, rate: f64, burst: u64, warm_up: Duration, time: Duration, sleeps: bool) -> Latencies {
         let (mut generator, mut sink) = (self.generator(), Sink::new(&self.to));
         let schedule = Schedule { rate, frames: ((warm_up + time).as_secs_f64() * rate) as u64 };
         let first = schedule.due_by(warm_up) as usize - 1;
@@ -155,7 +155,7 @@ impl Trial {
                     arrived += 1;
                 }
             }
-            if naps && due <= burst {
+            if sleeps && due <= burst {
                 thread::sleep(PAUSE);
             }
         }

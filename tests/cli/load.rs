@@ -63,17 +63,17 @@ impl Drop for End<'_> {
 }
 
 /// That of a rate, of which all frames count.
-fn paced(trial: &Trial, rate: f64, time: Duration, naps: bool) -> Latencies {
-    trial.paced(rate, BURST, Duration::ZERO, time, naps)
+fn paced(trial: &Trial, rate: f64, time: Duration, sleeps: bool) -> Latencies {
+    trial.paced(rate, BURST, Duration::ZERO, time, sleeps)
 }
 
 #[test]
 fn the_load_generator_counts_each_frame_and_its_latency_between_taps() {
     let Some(taps) = Taps::new() else { return };
     taps.forwarding(|| {
-        for (size, naps) in [(64, true), (1518, false)] {
+        for (size, sleeps) in [(64, true), (1518, false)] {
             let before = taps.received();
-            let them = paced(&taps.trial(size), RATE, TIME, naps);
+            let them = paced(&taps.trial(size), RATE, TIME, sleeps);
             assert_eq!((them.sent(), them.lost()), (400, 0), "{size} bytes");
             assert_eq!(taps.received() - before, 400, "{size} bytes");
             let [half, most, all] = [0.5, 0.99, 1.0].map(|share| them.at(share));
