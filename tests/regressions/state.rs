@@ -109,7 +109,7 @@ fn the_file_takes_precedence_in_conflicts_which_are_reported() {
     let said = host.check();
     assert!(said.contains("a start changes in it") && said.contains("drops"), "{said}");
     assert!(said.contains("port \"port-1\": mac_address was set to \"02:00:00:00:01:77\" by API"), "{said}");
-    assert!(said.contains("port \"port-2\" was added by API, and that does not go with the file"), "{said}");
+    assert!(said.contains("port \"port-2\" was added by API, which contradicts the file"), "{said}");
 
     host.daemon.start();
     assert_eq!(host.daemon.listed(), ["port-1", "port-4"]);
