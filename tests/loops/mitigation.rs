@@ -121,8 +121,8 @@ fn mitigation_is_restored(on: DeviceKind) {
     bridge(&spaces[0], &vifs[..2]);
     let before = await_loop(&daemon, "level 2", |of| of.level == 2 && !of.quarantined.is_empty());
     for signal in [Signal::KILL, Signal::TERM] {
-        // The state is written within a moment; killed before that, the switch would have to detect the loop again.
-        await_that("the state file", || daemon.state().exists().then_some(()));
+        // Killed before its state is stored, the switch would have to detect the loop again.
+        daemon.await_stored("\"level\":\"all_but_one\"");
         let host = await_loop(&daemon, "the loop", |_| true);
         daemon.stop(signal);
         daemon.start();

@@ -211,9 +211,6 @@ fn is_probe(frame: &[u8]) -> bool {
     frame[..6] == [0x03, 0x76, 0x69, 0x66, 0x73, 0x77]
 }
 
-/// Log text of a stored loop; appears only after it is stored.
-const ESCALATED: &[u8] = b"\"raised\":";
-
 /// After a restart, mitigation of an existing loop is in force at once.
 #[test]
 fn mitigation_is_in_force_at_once_after_a_restart() {
@@ -231,14 +228,8 @@ fn mitigation_outlives_a_kill(on: DeviceKind) {
     scene.broadcast();
     scene.await_event("loop_start");
     assert!(scene.level() >= 1, "{:#?}", scene.loops());
-    // The event is emitted before the state is stored: waits for the state in the database's write-ahead log, as the
-    // database must not be opened.
-    let mut log = scene.daemon.state().into_os_string();
-    log.push("-wal");
-    await_that("the loop in the log", || {
-        let log = std::fs::read(&log).unwrap_or_default();
-        log.windows(ESCALATED.len()).any(|bytes| bytes == ESCALATED).then_some(())
-    });
+    // The event is emitted before the state is stored.
+    scene.daemon.await_stored("\"raised\":");
     scene.daemon.signal(rustix::process::Signal::KILL);
     scene.daemon.wait();
     scene.daemon.start();

@@ -168,6 +168,16 @@ impl Daemon {
         self.dir.path().join("state.db")
     }
 
+    /// Waits until its state has this text. Reads the files and their write-ahead log, as the database must not be opened.
+    pub fn await_stored(&self, text: &str) {
+        let mut log = self.state().into_os_string();
+        log.push("-wal");
+        await_that(&format!("{text} in the state"), || {
+            let files = [self.state(), log.clone().into()].map(|file| std::fs::read(file).unwrap_or_default());
+            files.iter().any(|bytes| bytes.windows(text.len()).any(|at| at == text.as_bytes())).then_some(())
+        });
+    }
+
     pub fn configure(&self, text: &str) {
         std::fs::write(self.file(), text).unwrap();
     }
