@@ -270,7 +270,7 @@ fn kept<'a, T>(changes: &'a [T], left: Left, random: &mut TestRng) -> Vec<&'a T>
         Left::Earlier => random.next_u32() as usize % (changes.len() + 1),
         Left::All | Left::Some(_) => changes.len(),
     };
-    let mut is_kept = |_: &&T| !matches!(left, Left::Some(_)) || random.next_u32() % 2 == 0;
+    let mut is_kept = |_: &&T| !matches!(left, Left::Some(_)) || random.next_u32().is_multiple_of(2);
     changes[..until].iter().filter(|change| is_kept(change)).collect()
 }
 
@@ -290,7 +290,7 @@ fn contents(file: &File, left: Left, random: &mut TestRng) -> Vec<u8> {
                 while from < at + bytes.len() {
                     // Sectors are aligned in the file.
                     let to = (from / sector + 1).saturating_mul(sector).min(at + bytes.len());
-                    if sector == usize::MAX || random.next_u32() % 2 == 0 {
+                    if sector == usize::MAX || random.next_u32().is_multiple_of(2) {
                         contents[from..to].copy_from_slice(&bytes[from - at..to - at]);
                     }
                     from = to;
@@ -401,7 +401,7 @@ impl Recorded {
             _ => {
                 let (vif, limit) = self.ports.last_mut().unwrap();
                 // Of various lengths.
-                let new = if number % 2 == 0 { number } else { number * 100 };
+                let new = if number.is_multiple_of(2) { number } else { number * 100 };
                 *limit = Some(new);
                 request(Method::PATCH, &format!("/v1/ports/{}", vif.port), Some(&json!({ "mac_limit": new })));
             }

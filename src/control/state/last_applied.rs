@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::Mutex;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{Backend, StateStore};
+use crate::control::background;
 use crate::control::config::{self, Config, ConfigFile, StoredConfig, SwitchSettings};
 use crate::control::desired::diff::describe_changes;
 use crate::control::desired::merge::{Merged, merge};
@@ -176,7 +176,7 @@ async fn open_over(again: Arc<ReopenSettings>) -> Result<(Config, StateStore), S
         return without_state(&again, why.into());
     }
     // A state that is read-only or in use may still be readable.
-    let peeked = timeout(DISK_AT_START, spawn_blocking(move || store::peek(&path))).await;
+    let peeked = timeout(DISK_AT_START, background::run(move || store::peek(&path))).await;
     let Ok(Ok(Ok(desired))) = peeked else { return without_state(&again, why.into()) };
     match merge_over(&again, desired, Backend::Broken(why.to_string(), again.clone())) {
         Ok(OpenedState { config, store: state_store, .. }) => {
