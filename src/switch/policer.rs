@@ -339,6 +339,38 @@ mod tests {
     }
 
     #[test]
+    fn a_charge_is_the_refill_time_of_its_tokens() {
+        let rate = Rate::new(7, 100);
+        assert_eq!((rate.charge(0), rate.charge(1)), ((0, 0), (SECOND / 7, SECOND % 7)));
+        assert_eq!(rate.charge(2), (2 * SECOND / 7, 2 * SECOND % 7));
+        assert_eq!(rate.charge(101), rate.charge(100), "more than a burst costs a burst");
+    }
+
+    /// The bucket was emptied at one token per second; then the rate rises to a thousand. A debt of up to a second more
+    /// than a burst may be that of a worker with another clock.
+    #[test]
+    fn a_debt_of_a_slower_rate_shrinks_to_an_empty_bucket() {
+        let rate = Rate::new(1000, 1000);
+        for (debt, millis) in [(2, 1001), (3, 1)] {
+            let bucket = Policer::default();
+            assert!(bucket.take(&Rate::new(1, debt), debt, START, false));
+            let ready = after(millis * 1_000_000);
+            assert_eq!(bucket.ready(&rate, START), ready, "{debt}");
+            assert!(!bucket.take(&rate, 1, START, false));
+            assert_eq!(bucket.ready(&rate, START), ready, "{debt}");
+            assert!(!bucket.has(&rate, 1, ready - Duration::from_nanos(1)), "{debt}");
+            assert!(bucket.take(&rate, 1, ready, false), "{debt}");
+        }
+    }
+
+    #[test]
+    fn an_empty_bucket_is_empty_for_a_worker_whose_clock_is_behind() {
+        let (bucket, rate) = (Policer::default(), Rate::new(1, 3600));
+        assert!(bucket.take(&rate, 3600, START, true));
+        assert!(!bucket.has(&rate, 1, START - Duration::from_millis(500)));
+    }
+
+    #[test]
     fn a_rate_of_zero_is_the_smallest_rate() {
         assert_eq!(Rate::new(0, 0), Rate::new(1, 1));
         assert_eq!(Rate::new(1, u64::MAX), Rate::new(1, 3600));

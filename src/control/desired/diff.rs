@@ -184,8 +184,54 @@ fn shown(value: Option<&Value>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::config::testgen;
+    use crate::control::config::{parse_json, testgen};
     use proptest::prelude::*;
+    use serde_json::json;
+
+    /// A configuration with these ids of networks, VMs and uplinks, each in this order.
+    fn config(networks: &[&str], vms: &[(&str, &[&str])], uplinks: &[&str], (ageing, frames): (u32, u32)) -> Config {
+        let networks: Vec<_> = networks.iter().map(|id| json!({"id": id, "ageing_seconds": ageing})).collect();
+        let port = |(number, id): (usize, &&str)| {
+            let mac = format!("02:00:00:00:00:{:02x}", id.as_bytes()[1]);
+            json!({"port_id": id, "network_id": networks[number % 2]["id"], "mac_address": mac, "device": {"kind": "tap", "name": id}})
+        };
+        let vms: Vec<_> = (vms.iter())
+            .map(|(id, ports)| json!({"id": id, "ports": ports.iter().enumerate().map(port).collect::<Vec<_>>()}))
+            .collect();
+        let uplinks: Vec<_> = (uplinks.iter())
+            .map(|id| json!({"id": id, "device": {"kind": "packet", "name": id}, "networks": [{"network_id": "n1"}]}))
+            .collect();
+        parse_json(
+            &json!({"switch": {"frames": frames}, "networks": networks, "vms": vms, "uplinks": uplinks}).to_string(),
+            "x",
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn each_difference_is_described_by_ids_and_values() {
+        let old = config(&["n1", "n2"], &[("a", &["p1", "p2"]), ("b", &["p3"])], &["u1", "u2"], (300, 65_536));
+        let new = config(&["n2", "n1", "n3"], &[("c", &["p4"]), ("a", &["p2", "p1"])], &["u3", "u2"], (60, 32_768));
+        assert_eq!(
+            describe_changes(&old, &new),
+            [
+                r#"switch: frames was 65536 and is 32768"#,
+                r#"network "n2": ageing_seconds was 300 and is 60"#,
+                r#"network "n1": ageing_seconds was 300 and is 60"#,
+                r#"network "n3" is new, with MTU 1500"#,
+                r#"the order of the networks is now "n2", "n1", "n3""#,
+                r#"port "p3" is gone from VM "b""#,
+                r#"VM "b" is gone"#,
+                r#"VM "c" is new"#,
+                r#"port "p4" is new, of VM "c" on network "n2", 02:00:00:00:00:34"#,
+                r#"the order of the ports of VM "a" is now "p2", "p1""#,
+                r#"the order of the VMs is now "c", "a""#,
+                r#"uplink "u1" is gone"#,
+                r#"uplink "u3" is new, on "u3", and carries "n1""#,
+                r#"the order of the uplinks is now "u3", "u2""#,
+            ]
+        );
+    }
 
     proptest! {
         /// A change is listed exactly if something differs.

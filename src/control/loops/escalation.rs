@@ -242,6 +242,14 @@ mod tests {
     }
 
     #[test]
+    fn a_loop_is_cleared_after_more_than_600_ms_without_a_probe() {
+        let mut escalation = Escalation::begin(Level::SplitHorizon, 0, at(0));
+        assert_eq!(escalation.update(SECOND, at(600)), None);
+        assert_eq!(escalation.update(SECOND, at(601)), Some(Transition::Cleared));
+        assert_eq!(escalation.update(SECOND, at(602)), None, "once");
+    }
+
+    #[test]
     fn a_lasting_loop_stays_quarantined() {
         let mut escalation = Escalation::begin(Level::SplitHorizon, 0, at(0));
         let ticks = seen(&mut escalation, false, 0, 20_000);
@@ -296,6 +304,26 @@ mod tests {
         escalation.observe(false, SECOND, at(now + 29_000));
         assert_eq!(escalation.update(SECOND, at(now + 30_000)), Some(Transition::Extended(time(3))));
         assert_eq!(gone.update(SECOND, at(now + 30_000)), Some(Transition::Ended));
+    }
+
+    #[test]
+    fn a_restart_keeps_the_times_of_a_loop() {
+        let times = [at(1000), at(2000), at(900_000), at(3000)];
+        let escalation = Escalation::restore(Level::AllButOne, times, 2, at(4000));
+        assert_eq!([escalation.since, escalation.escalated, escalation.until, escalation.last_seen], times);
+        assert_eq!((escalation.level, escalation.repeats), (Level::AllButOne, 2));
+    }
+
+    /// The restart itself is no sight of the loop.
+    #[test]
+    fn after_a_restart_a_loop_must_persist_again_to_escalate() {
+        let mut escalation = Escalation::restore(Level::SplitHorizon, [at(0); 4], 0, at(10_000));
+        let mut raised = Vec::new();
+        for millis in (12_000..17_000).step_by(500) {
+            escalation.observe(false, SECOND, at(millis));
+            raised.extend(escalation.update(SECOND, at(millis)).map(|transition| (millis, transition)));
+        }
+        assert_eq!(raised, [(15_000, Transition::Escalated(Level::AllButOne))]);
     }
 
     /// Shows: REQ-42

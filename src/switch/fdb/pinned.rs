@@ -82,6 +82,16 @@ mod tests {
         table.lines().lookup_home(station(number), hash).copied().filter(FdbEntry::is_static)
     }
 
+    #[test]
+    fn copies_of_pins_take_a_third_of_the_spare_slots() {
+        let mut table = Fdb::new(8, HashKey::new([9; 16]));
+        assert_eq!(table.buckets.len(), 32);
+        table.insert_static(
+            (1..31).map(|number| (station(number), Pin { port: PortId::new(0, 0), is_dampened: false })),
+        );
+        assert_eq!((table.static_count, (1..31).filter(|&number| lies(&table, number).is_some()).count()), (8, 8));
+    }
+
     proptest! {
         /// Stations are learned and age while others are pinned and unpinned.
         #[test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::switch::NetworkId;
+use crate::switch::pinned::Pin;
 use crate::wire::Mac;
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -151,6 +152,29 @@ fn a_full_table_refuses_only_ports_without_entries() {
 }
 
 #[test]
+fn a_port_that_may_have_no_station_attracts_none() {
+    let mut table = fdb(8);
+    let (port, full) = (PortId::new(1, 0), PortId::new(2, 0));
+    learn(&mut table, station(0, 1), port, 1, Limits::default());
+    let limits = Limits { port: 0, ..Limits::default() };
+    for refused in 1..=2 {
+        assert_eq!(learn(&mut table, station(0, 1), full, 1, limits), LearnResult::Refused);
+        assert_eq!(table.refused(), refused);
+    }
+    assert_eq!(find(&table, station(0, 1), 1), Some(port));
+}
+
+#[test]
+fn a_station_is_current_at_its_port_in_the_second_in_which_it_was_seen() {
+    let mut table = fdb(8);
+    let (s, port) = (station(0, 1), PortId::new(1, 0));
+    learn(&mut table, s, port, 100, Limits::default());
+    let is_current = |port, now| table.is_current(s, table.hash(s), port, now);
+    assert!(is_current(port, 100));
+    assert!(!is_current(port, 101) && !is_current(PortId::new(2, 0), 100));
+}
+
+#[test]
 fn silent_stations_age_and_active_ones_do_not() {
     let mut table = fdb(8);
     let port = PortId::new(1, 0);
@@ -164,23 +188,110 @@ fn silent_stations_age_and_active_ones_do_not() {
     assert_eq!(table.len(), 1);
 }
 
+/// A table of two windows, with an entry in each.
+#[test]
+fn ageing_visits_one_window_at_a_time_and_each_entry_once_per_round() {
+    let mut table = fdb(250);
+    assert_eq!(table.buckets.len().div_ceil(AGE_WINDOW), 2);
+    let mut numbers = 1..;
+    let [first, second] = [0..AGE_WINDOW - 1, AGE_WINDOW..1000].map(|window| {
+        loop {
+            let s = station(0, numbers.next().unwrap());
+            learn(&mut table, s, PortId::new(1, 0), 1, Limits::default());
+            let hash = table.hash(s);
+            if table.buckets.position(s, hash).is_some_and(|at| window.contains(&at)) {
+                return Some(s);
+            }
+            table.remove_from(s, hash, PortId::new(1, 0));
+        }
+    });
+    for budget in [1, 8] {
+        let step = |_| {
+            let mut visited = Vec::new();
+            table.age_step(budget, |entry| {
+                visited.push(entry.station);
+                true
+            });
+            visited
+        };
+        let steps: Vec<_> = (0..8).map(step).collect();
+        let round = if budget == 1 { vec![first, None, second, None] } else { vec![first, second] };
+        let expected: Vec<Vec<_>> = round.iter().map(|s| s.iter().copied().collect()).cycle().take(8).collect();
+        assert_eq!(steps, expected, "{budget}");
+    }
+}
+
 #[test]
 fn a_million_stations_fit_in_forty_mebibytes() {
-    assert!(fdb(1_000_000).bytes() <= 40 << 20);
+    let bytes = fdb(1_000_000).bytes();
+    assert!((41_600_000..=40 << 20).contains(&bytes), "{bytes}");
+}
+
+/// Of learned, dead and pinned stations.
+#[test]
+fn the_memory_that_lookups_read_grows_with_the_entries() {
+    let mut table = fdb(64);
+    assert!(table.is_empty());
+    assert_eq!((table.len(), table.capacity(), table.refused(), table.bytes_in_use()), (0, 64, 0, 0));
+    for mac in 1..=5 {
+        learn(&mut table, station(0, mac), PortId::new(1 + u16::from(mac > 3), 0), 1, Limits::default());
+    }
+    table.close(PortId::new(2, 0));
+    table.insert_static(std::iter::once((station(0, 9), Pin { port: PortId::new(3, 0), is_dampened: false })));
+    assert!(!table.is_empty());
+    assert_eq!((table.len(), table.bytes_in_use()), (3, 6 * 64), "three learned, two dead and one pinned");
 }
 
 #[test]
 fn pages_return_every_station_once() {
-    let mut table = fdb(1000);
-    for mac in 1..=1000 {
-        learn(&mut table, station(1, mac), PortId::new(0, 0), 1, Limits { network: 1000, port: 1000 });
+    // Few slots, and more than one scan visits.
+    for capacity in [1000, 10_000] {
+        let mut table = fdb(capacity);
+        for mac in 1..=1000 {
+            learn(&mut table, station(1, mac), PortId::new(0, 0), 1, Limits { network: 1000, port: 1000 });
+        }
+        let (mut all, mut cursor) = (Vec::new(), Some(0));
+        while let Some(at) = cursor {
+            let mut page = Vec::with_capacity(64);
+            cursor = table.page(at, &mut page);
+            all.extend(page.iter().map(|l| l.station.mac().bits()));
+        }
+        all.sort_unstable();
+        assert_eq!(all, (1..=1000).collect::<Vec<_>>());
     }
-    let (mut all, mut cursor) = (Vec::new(), Some(0));
-    while let Some(at) = cursor {
-        let mut page = Vec::with_capacity(64);
-        cursor = table.page(at, &mut page);
-        all.extend(page.iter().map(|l| l.station.mac().bits()));
+}
+
+#[test]
+fn a_flush_asks_for_each_station_once_and_ends() {
+    for (capacity, budget) in [(1000, 64), (10_000, 64), (10_000, 1000), (300, 1)] {
+        let mut table = fdb(capacity);
+        for mac in 1..=300 {
+            learn(&mut table, station(1, mac), PortId::new(0, 0), 1, Limits { network: 1000, port: 1000 });
+        }
+        let (mut asked, mut cursor) = (Vec::new(), Some(0));
+        while let Some(at) = cursor {
+            let before = asked.len();
+            cursor = table.flush(at, budget, |entry| {
+                asked.push(entry.station.mac().bits());
+                entry.station.mac().bits() % 3 == 0
+            });
+            assert!(asked.len() - before <= budget && cursor.is_none_or(|next| next > at));
+        }
+        asked.sort_unstable();
+        assert_eq!(asked, (1..=300).collect::<Vec<_>>());
+        assert_eq!(table.len(), 200);
+        assert!((1..=300).all(|mac| find(&table, station(1, mac), 1).is_some() == (mac % 3 != 0)));
     }
-    all.sort_unstable();
-    assert_eq!(all, (1..=1000).collect::<Vec<_>>());
+}
+
+#[test]
+fn stations_are_counted_by_network() {
+    let mut table = fdb(64);
+    for mac in 1..=5 {
+        let network = u16::from(mac > 2);
+        learn(&mut table, station(network, mac), PortId::new(network, 0), 1, Limits::default());
+    }
+    let mut counts = [9; 3];
+    table.count_by_network(&mut counts);
+    assert_eq!(counts, [2, 3, 0]);
 }

@@ -383,6 +383,96 @@ fn a_partial_checksum_of_linux_is_completed() {
 }
 
 #[test]
+fn only_a_gso_packet_is_segmented() {
+    let (_, transport, frame) = udp(&[7; 100]).build();
+    for (offload, is_segmentation) in
+        [(offload(1, 5, 40, transport as u16, 6), true), (offload(1, 0, 0, transport as u16, 6), false)]
+    {
+        let work = Segmenter::new(&frame, [].into_iter(), frame.len() as u32, offload).unwrap();
+        assert_eq!(work.is_segmentation(), is_segmentation);
+    }
+}
+
+/// UDP over IPv4, without options and tags.
+fn udp(payload: &[u8]) -> GsoPacket {
+    GsoPacket {
+        tags: Vec::new(),
+        v6: false,
+        options: Vec::new(),
+        tcp: None,
+        flags: 0,
+        urgent: 0,
+        sequence: 0,
+        id: 0,
+        size: 40,
+        ecn: false,
+        addresses: [7; 32],
+        payload: payload.to_vec(),
+    }
+}
+
+/// A checksum of zero means none in UDP, whose checksum is at offset 6, and nowhere else (RFC 768).
+#[test]
+fn only_a_checksum_of_udp_is_never_zero() {
+    for (offset, expected) in [(4, [0, 0]), (6, [0xff, 0xff]), (16, [0, 0])] {
+        let mut frame = vec![0; 60];
+        frame[50..52].fill(0xff);
+        let [done] = finish(&frame, offload(1, 0, 0, 14, offset), WHOLE).unwrap().try_into().unwrap();
+        assert_eq!(done[14 + usize::from(offset)..][..2], expected, "{offset}");
+    }
+}
+
+/// A length of IP that does not reach behind the checksum is no end of the packet.
+#[test]
+fn the_checksum_of_a_packet_with_a_wrong_length_is_that_of_the_frame() {
+    for packet in [GsoPacket { tcp: Some(0), ..udp(&[7; 30]) }, udp(&[7; 31])] {
+        let (network, transport, frame) = packet.build();
+        let field = if packet.tcp.is_some() { 16 } else { 6 };
+        let offload = offload(1, 0, 0, transport as u16, field);
+        let right = finish(&frame, offload, WHOLE).unwrap();
+        let too_long = [frame.len() - network + 1, 0xffff];
+        for length in (0..transport - network + usize::from(field) + 2).chain(too_long) {
+            let mut frame = frame.clone();
+            frame[network + 2..][..2].copy_from_slice(&(length as u16).to_be_bytes());
+            let done = finish(&frame, offload, WHOLE).unwrap();
+            assert_eq!(done[0][transport..], right[0][transport..], "{length}");
+        }
+    }
+}
+
+/// The checksum covers what UDP says that it covers, as far as that is in the packet of IP.
+#[test]
+fn the_length_of_udp_ends_its_checksum() {
+    let (network, transport, frame) = udp(&[0xa7; 30]).build();
+    for padding in [0, 9] {
+        for length in 0..60u16 {
+            let mut frame = frame.clone();
+            frame[transport + 4..][..2].copy_from_slice(&length.to_be_bytes());
+            frame.extend(vec![3; padding]);
+            let [done] = finish(&frame, offload(1, 0, 0, transport as u16, 6), WHOLE).unwrap().try_into().unwrap();
+            let covered = if (8..=38).contains(&length) { length } else { 38 };
+            frame[transport + 6..][..2].fill(0);
+            let sum = Sum16BitWords::new()
+                .add_slice(&frame[network + 12..network + 20])
+                .add_2bytes([0, 17])
+                .add_2bytes(covered.to_be_bytes())
+                .add_slice(&frame[transport..][..covered.into()]);
+            assert_eq!(done[transport + 6..][..2], sum.ones_complement().to_be().to_be_bytes(), "{length} {padding}");
+        }
+    }
+}
+
+#[test]
+fn an_urgent_pointer_without_its_flag_is_not_modified() {
+    let packet = GsoPacket { tcp: Some(0), flags: 0x18, size: 40, ..udp(&[7; 100]) };
+    let (_, transport, mut frame) = packet.build();
+    frame[transport + 18..][..2].copy_from_slice(&[0, 50]);
+    let frames = finish(&frame, packet.offload(transport), WHOLE).unwrap();
+    let pointers = frames.iter().map(|frame| [frame[transport + 18], frame[transport + 19]]);
+    assert!(pointers.eq([[0, 50]; 3]));
+}
+
+#[test]
 fn unsupported_packets_are_refused() {
     let packet = GsoPacket {
         tags: vec![0],
@@ -539,6 +629,9 @@ fn a_packet_of_sctp_has_the_checksum_of_rfc_9260() {
     let [done] = finish(&frame, offload, WHOLE).unwrap().try_into().unwrap();
     assert_eq!(done[42..46], hex("8eb1559a"));
     assert_eq!((&done[..42], &done[46..]), (&frame[..42], &frame[46..]));
+    for end in 44..46 {
+        assert_eq!(finish(&frame[..end], offload, WHOLE), Err(GsoError::UnknownChecksum), "cut within its checksum");
+    }
     let mut tcp = frame;
     tcp[23] = 6;
     assert_eq!(finish(&tcp, offload, WHOLE), Err(GsoError::UnknownChecksum));
@@ -562,6 +655,13 @@ fn work_for_one_packet_is_bounded() {
     };
     let (_, transport, frame) = packet.build();
     assert_eq!(finish(&frame, packet.offload(transport), WHOLE).unwrap().len(), 1365);
-    let smaller = GsoPacket { size: 47, ..packet };
+    let smaller = GsoPacket { size: 47, ..packet.clone() };
     assert_eq!(finish(&frame, smaller.offload(transport), WHOLE), Err(GsoError::TooManySegments));
+    // Longer than IP can say.
+    let (network, transport, mut frame) = packet.build();
+    frame[network + 2..][..2].fill(0);
+    for (payload, frames) in [(65_536, Ok(1366)), (65_569, Err(GsoError::TooManySegments))] {
+        frame.resize(transport + 20 + payload, 5);
+        assert_eq!(finish(&frame, packet.offload(transport), WHOLE).map(|frames| frames.len()), frames);
+    }
 }
