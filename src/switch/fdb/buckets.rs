@@ -284,6 +284,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn occupied_slots_are_found_within_the_range_only() {
+        let mut places = Buckets::new(200);
+        for number in 0..100 {
+            assert_eq!(places.insert(0, learned(number)), number as usize);
+        }
+        let kept = [3, 63, 64, 70];
+        (0..100).filter(|at| !kept.contains(at)).for_each(|at| places.remove(0, at));
+        for (from, end) in (0..100).flat_map(|from| (from..=100).map(move |end| (from, end))) {
+            assert_eq!(places.next_taken(from, end), kept.into_iter().find(|at| (from..end).contains(at)));
+        }
+    }
+
     /// More stations overflow past one bucket than its counter can count.
     #[test]
     fn a_saturated_bucket_loses_no_station() {
