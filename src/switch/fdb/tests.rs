@@ -244,10 +244,10 @@ fn the_memory_that_lookups_read_grows_with_the_entries() {
 
 #[test]
 fn pages_return_every_station_once() {
-    // Few slots, and more than one scan visits.
-    for capacity in [1000, 10_000] {
+    // More stations than a page holds, and more free slots than a scan visits.
+    for (capacity, stations) in [(1000, 1000), (10_000, 30)] {
         let mut table = fdb(capacity);
-        for mac in 1..=1000 {
+        for mac in 1..=stations {
             learn(&mut table, station(1, mac), PortId::new(0, 0), 1, Limits { network: 1000, port: 1000 });
         }
         let (mut all, mut cursor) = (Vec::new(), Some(0));
@@ -257,7 +257,7 @@ fn pages_return_every_station_once() {
             all.extend(page.iter().map(|l| l.station.mac().bits()));
         }
         all.sort_unstable();
-        assert_eq!(all, (1..=1000).collect::<Vec<_>>());
+        assert_eq!(all, (1..=stations).collect::<Vec<_>>());
     }
 }
 
