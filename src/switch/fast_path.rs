@@ -171,6 +171,25 @@ mod tests {
         verdicts[..keys.len()].to_vec()
     }
 
+    /// The second frame of the burst is for the station that the first one has moved to its own port.
+    #[test]
+    fn a_station_that_moves_within_a_burst_is_no_longer_at_its_old_port() {
+        let mut cache = Magazine::new(*POOL);
+        let mut switch = Switch::new(16, HashKey::new([5; 16]), ProbeKey::new([6; 16]));
+        switch.replace_config(config(false, 4, &[]), MonoTime::from_secs(1));
+        for (number, port, last_seen) in [(1, 0, 1001), (2, 1, 1000)] {
+            let station = Station::new(NetworkId::new(0), mac(number));
+            switch.restore(FdbEntry { station, port: PortId::new(port, 0), last_seen });
+        }
+        let mut batch = Batch::new();
+        for (to, from) in [(Mac::BROADCAST, mac(2)), (mac(2), mac(1))] {
+            let bytes = [&to.octets()[..], &from.octets(), &[0x88, 0xb5], &[0; 46]].concat();
+            batch.push(cache.frame(&bytes, Offload::NONE).unwrap());
+        }
+        assert_eq!(decider(&mut switch, &batch, 1001, true)[1], Verdict::Drop(DropReason::Hairpin));
+        batch.clear(&mut cache);
+    }
+
     proptest! {
         /// Compares the fast path with the slow path for each frame.
         #[test]

@@ -121,6 +121,15 @@ fn a_port_at_its_mac_limit_learns_no_further_station() {
             assert_eq!(reached(&mut lab, 1, wild(0), mac(1)), [0], "no entry was evicted");
             let counted = (lab.drops_in(0, DropReason::MacLimit), lab.sum(0, |c| c.not_learned.get()));
             assert_eq!(counted, if is_dropped { (1, 0) } else { (0, 1) });
+            // In one burst, after a frame of a known station.
+            lab.advance(Duration::from_secs(1));
+            for source in [wild(0), wild(3), wild(4)] {
+                assert!(lab.send(0, &frame(mac(1), source, 0x88b5, &[7; 50])));
+            }
+            lab.settle();
+            assert_eq!(lab.received(1).len(), if is_dropped { 1 } else { 3 });
+            let counted = (lab.drops_in(0, DropReason::MacLimit), lab.sum(0, |c| c.not_learned.get()));
+            assert_eq!(counted, if is_dropped { (3, 0) } else { (0, 3) });
             // A station moves away, which frees an entry.
             reached(&mut lab, 2, mac(1), wild(1));
             assert_eq!(reached(&mut lab, 0, mac(1), wild(2)), [1]);
@@ -138,6 +147,21 @@ fn a_port_at_its_mac_limit_learns_no_further_station() {
             lab.check_counters();
             lab.end();
         }
+    }
+}
+
+/// Anti-spoofing leaves the addresses of siblings to port security.
+#[test]
+fn port_security_refuses_the_address_of_a_sibling() {
+    for (workers, memory) in KINDS {
+        let mut plugs = [PortSpec::new(0, 0), PortSpec::new(0, 0), PortSpec::new(0, 1)];
+        plugs[0].security = Security::Mac([].into());
+        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+        assert_eq!(reached(&mut lab, 0, mac(2), mac(0)), [2]);
+        assert_eq!(reached(&mut lab, 0, mac(2), mac(1)), [0; 0]);
+        assert_eq!(lab.drops_in(0, DropReason::SpoofedSource), 1);
+        lab.check_counters();
+        lab.end();
     }
 }
 
