@@ -1,4 +1,5 @@
 //! A netdev in a namespace, and a generator and a sink at two of them, for `scripts/bench` and `scripts/storm-lab`.
+#![forbid(unsafe_code)]
 #![allow(dead_code)] // each of them uses a part
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
