@@ -105,11 +105,7 @@ fn a_station_dampened_at_a_port_that_turns_out_to_loop_is_released() {
     scene.join("stp_state 0");
     scene.close_loop();
     scene.await_event("loop_start");
-    let first = talk.ask_once();
-    support::host::await_that("a request that arrives", || {
-        talk.ask_once();
-        talk.is_heard(first).then_some(())
-    });
+    talk.await_heard();
 }
 
 /// Without anti-spoofing, and with stations pinned to no port: the limits bound what others receive, and the stations
@@ -139,11 +135,7 @@ fn stations_moved_by_a_loop_are_dampened_and_recover() {
         }
         scene.await_event("mac_dampened");
         // the loop or the dampening may be detected first; both are, while the loop is still closed
-        let first = talk.ask_once();
-        support::host::await_that("a request that arrives", || {
-            talk.ask_once();
-            talk.is_heard(first).then_some(())
-        });
+        talk.await_heard();
         let dampened = scene.events_of("mac_dampened");
         assert!(
             dampened.iter().all(|event| macs.iter().any(|mac| event["mac"] == mac.to_string().as_str())),

@@ -390,6 +390,15 @@ impl<'a> Talk<'a> {
         (first..self.requests).any(|number| came.contains(&request(there, here, number)))
     }
 
+    /// Sends requests until one arrives.
+    pub fn await_heard(&mut self) {
+        let first = self.ask_once();
+        await_that("a request that arrives", || {
+            self.ask_once();
+            self.is_heard(first).then_some(())
+        });
+    }
+
     fn transfer(&mut self, from: usize, frame: &[u8]) {
         self.nics[from].send(frame);
         loop {

@@ -564,7 +564,7 @@ const FAILING: &[(&str, &str, &str)] = &[
     ("statx,newfstatat,fstat", "EIO", "cannot"),
 ];
 
-/// Calls that make a file anew, and errors.
+/// Calls that create a file, and errors.
 const MAKING: &[(&str, &str, &str)] = &[
     ("open,openat", "EMFILE", "Too many open files"),
     ("open,openat", "EIO", "Input/output error"),
@@ -592,7 +592,7 @@ fn each_error_of_the_disk_refuses_changes_and_passes() {
         let injected = Injected::new(&host.daemon, "vifswitch-store", calls, &format!("error={error}"));
         let Some(failing) = injected else { return };
         if is_made {
-            // Someone removes the state, and it is made anew.
+            // Someone removes the state, and it is created again.
             for suffix in ["", "-wal"] {
                 let _ = fs::remove_file(format!("{}{suffix}", host.daemon.state().display()));
             }

@@ -22,7 +22,7 @@ const BURST: u64 = 32;
 
 /// What a gap may be longer than promised, besides twice the gap of the control: a veth does not show stalls of the
 /// switch's threads, which other load on the machine causes.
-const TOLERANCE: Duration = Duration::from_secs(1);
+const TOLERANCE: Duration = Duration::from_millis(500);
 
 /// The same for the shortest of several times: what the switch causes recurs each time.
 const RECURRING: Duration = Duration::from_millis(60);
