@@ -1,10 +1,14 @@
 //! Software offload at ports that take no offloads: checksums are completed, GSO packets segmented. Needs nothing of
 //! the host.
 
-use vifswitch::device::loopback::{LoopbackCapacity, RxMemory};
-use vifswitch::frame::Magazine;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use vifswitch::device::loopback::{Loopback, LoopbackCapacity, RxMemory};
+use vifswitch::device::{Device, DeviceCaps};
+use vifswitch::frame::{Batch, Magazine, TxBatch, TxStats};
 use vifswitch::switch::DropReason;
-use vifswitch::wire::{Mac, Offload};
+use vifswitch::wire::{Mac, Offload, OffloadSet};
 
 use crate::builders::KINDS;
 use crate::generators::{header, tcp};
@@ -87,6 +91,58 @@ fn offload_work_is_completed_at_egress() {
             lab.check_counters();
         }
         assert!(lab.audit().is_balanced());
+        lab.end();
+    }
+}
+
+/// A device with some offloads.
+struct LimitedOffloads(Loopback, OffloadSet);
+
+impl Device for LimitedOffloads {
+    fn receive(&mut self, batch: &mut Batch, magazine: &mut Magazine) -> io::Result<()> {
+        self.0.receive(batch, magazine)
+    }
+    fn transmit(&mut self, tx: &mut TxBatch, batch: &Batch, magazine: &mut Magazine) -> TxStats {
+        self.0.transmit(tx, batch, magazine)
+    }
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    fn caps(&self) -> DeviceCaps {
+        self.0.caps()
+    }
+    fn offload_set(&self) -> OffloadSet {
+        self.1
+    }
+}
+
+/// A netdev may take partial checksums but no GSO packets, or only some of them: it gets segments of the others.
+#[test]
+fn a_device_with_some_offloads_gets_segments_of_what_it_does_not_take() {
+    let short = OffloadSet::new(OffloadSet::CSUM | OffloadSet::TSO4, 4000, 64);
+    for (memory, set, len) in [
+        (RxMemory::Owned, OffloadSet::new(OffloadSet::CSUM, 0, 0), 3000),
+        (RxMemory::Lent, OffloadSet::new(OffloadSet::CSUM, 0, 0), 3000),
+        (RxMemory::Owned, short, 5000),
+        (RxMemory::Lent, short, 5000),
+    ] {
+        let plugs = [0, 1].map(|owner| PortSpec::new(0, owner));
+        let setup = Setup { memory, ..Setup::default() };
+        let mut lab = Lab::with_devices(setup, &plugs, |_, end| Box::new(LimitedOffloads(end, set)));
+        let partial = (open_frame(mac(1), mac(0), 0, 1300), open());
+        for (bytes, offload) in [partial.clone(), (open_frame(mac(1), mac(0), 1300, len), tcp(1000))] {
+            assert!(lab.ends[0].send(&bytes, offload));
+            lab.settle();
+        }
+        let received = take(&mut lab, 1);
+        assert_eq!(received[0], partial);
+        assert_eq!(received.len(), 1 + len / 1000);
+        for (number, (bytes, offload)) in received[1..].iter().enumerate() {
+            let at = 1300 + 1000 * number;
+            assert!(!offload.is_gso());
+            assert_eq!(payload(bytes), (at as u32, &content(at as u32, 1000)[..]));
+        }
+        lab.check_counters();
         lab.end();
     }
 }
