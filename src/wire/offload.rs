@@ -14,6 +14,7 @@ const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
+/// Accompanies a TCP type (virtio 1.2, 5.1.6.2). The kernel refuses it with UDP, and so does the switch.
 const GSO_ECN: u8 = 0x80;
 
 /// Offset of the checksum in the SCTP header (RFC 9260, 3.1); no other protocol has this offset.
@@ -137,11 +138,13 @@ impl Offload {
 
     /// The segmentation of a GSO packet of an offered type.
     pub(super) const fn gso(&self) -> Option<Gso> {
-        match self.gso_type() & !GSO_ECN {
-            GSO_TCPV4 => Some(Gso::TcpV4),
-            GSO_TCPV6 => Some(Gso::TcpV6),
+        match self.gso_type() {
             GSO_UDP_L4 => Some(Gso::Udp),
-            _ => None,
+            kind => match kind & !GSO_ECN {
+                GSO_TCPV4 => Some(Gso::TcpV4),
+                GSO_TCPV6 => Some(Gso::TcpV6),
+                _ => None,
+            },
         }
     }
 
@@ -230,17 +233,19 @@ impl Offload {
                 return Err(BadOffload::OutOfFrame);
             }
         }
-        let transport = match self.gso_type() & !GSO_ECN {
-            GSO_NONE => return Ok(Segmentation { frames: 1, headers: 0 }),
+        if !self.is_gso() {
+            return Ok(Segmentation { frames: 1, headers: 0 });
+        }
+        let transport = match self.gso() {
             // A GSO packet always has a partial checksum, which gives the start of the transport header.
             _ if self.flags() & NEEDS_CSUM == 0 => return Err(BadOffload::OutOfFrame),
-            GSO_TCPV4 | GSO_TCPV6 => {
+            Some(Gso::TcpV4 | Gso::TcpV6) => {
                 // data offset: the high four bits of byte 12, in words of 4 bytes (RFC 9293, 3.1)
                 let words = frame.get(start + 12).ok_or(BadOffload::OutOfFrame)? >> 4;
                 usize::from(words).max(5) * 4
             }
-            GSO_UDP_L4 => 8,
-            _ => return Err(BadOffload::UnknownType),
+            Some(Gso::Udp) => 8,
+            None => return Err(BadOffload::UnknownType),
         };
         let headers = u16::try_from(start + transport).map_err(|_| BadOffload::OutOfFrame)?;
         let payload = len.checked_sub(u32::from(headers)).ok_or(BadOffload::OutOfFrame)?;
@@ -341,6 +346,11 @@ mod tests {
         assert_eq!(tcp(1).segmentation(&frame, 1514), Ok(Segmentation { frames: 1448, headers: 66 }));
         assert_eq!(tcp(1448).segmentation(&frame[..40], 40), Err(BadOffload::OutOfFrame));
         assert_eq!(offload(NEEDS_CSUM, 0x7f, 1448, 34).segmentation(&frame, 1514), Err(BadOffload::UnknownType));
+        for kind in [GSO_UDP_L4 | GSO_ECN, 3 | GSO_ECN] {
+            let sent = offload(NEEDS_CSUM, kind, 1448, 34);
+            assert_eq!(sent.segmentation(&frame, 1514), Err(BadOffload::UnknownType), "ECN is of TCP");
+            assert_eq!(sent.gso(), None);
+        }
         assert_eq!(offload(0, GSO_TCPV4, 1448, 34).segmentation(&frame, 1514), Err(BadOffload::OutOfFrame));
         assert_eq!(offload(NEEDS_CSUM, GSO_TCPV4, 1448, 2000).segmentation(&frame, 1514), Err(BadOffload::OutOfFrame));
         assert!(!offload(2, GSO_NONE, 0, 0).needs_offload(), "DATA_VALID needs no work");

@@ -63,7 +63,7 @@ pub(super) enum QueueState {
 
 impl fmt::Debug for RxQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueuePair").field("port", &self.port).field("queue", &self.queue).finish_non_exhaustive()
+        f.debug_struct("RxQueue").field("port", &self.port).field("queue", &self.queue).finish_non_exhaustive()
     }
 }
 

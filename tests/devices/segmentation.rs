@@ -30,6 +30,9 @@ const TCP_CSUM: usize = 16;
 const UDP_CSUM: usize = 6;
 const SCTP_CSUM: usize = 8;
 
+/// Length of an Ethernet header without tags.
+const ETHERNET_LEN: usize = 14;
+
 /// Length of an IPv4 header without options.
 const IPV4_LEN: usize = 20;
 
@@ -49,7 +52,7 @@ enum Difference {
     OneSegment,
     /// Only the switch: a tag with the EtherType 0x9100, which the kernel knows as no tag.
     OldTag,
-    /// Only the switch: a header length, which is a hint, that is longer than the frame.
+    /// Only the switch: a header length, which is a hint, that is longer than the frame or shorter than an Ethernet header.
     HeaderLen,
     /// Only the switch: the flag for ECN without segmentation.
     EcnAlone,
@@ -79,7 +82,7 @@ enum Difference {
     Ipv4Checksum,
     /// A TCP checksum that is zero: the kernel may write ffff, as it is necessary for UDP.
     Zero,
-    /// A checksum at the offset of SCTP's: the switch computes a CRC32c.
+    /// A checksum at the offset of SCTP's: the switch computes a CRC32c, or refuses what is not SCTP.
     Crc,
     /// A packet or datagram that is shorter or longer than its frame: the switch sums what the length says, the kernel all.
     Length,
@@ -182,7 +185,7 @@ fn packets() -> impl Strategy<Value = Packet> {
 fn damages() -> impl Strategy<Value = Vec<Damage>> {
     let damage = prop_oneof![
         6 => (any::<Index>(), 1..=255u8).prop_map(|(at, change)| Damage::Byte(at, change)),
-        3 => (0..10usize, prop_oneof![0..6u8, any::<u8>()]).prop_map(|(at, value)| Damage::Offload(at, value)),
+        3 => (0..10usize, prop_oneof![0..6u8, 0x80..0x86u8, any::<u8>()]).prop_map(|(at, value)| Damage::Offload(at, value)),
         1 => any::<Index>().prop_map(Damage::Cut),
         1 => (1..80u8, select(vec![0, 0x55])).prop_map(|(len, byte)| Damage::Pad(len, byte)),
     ];
@@ -625,7 +628,9 @@ fn only_switch(sent: &Sent) -> Result<Difference, String> {
         5 if sent.segments() > MAX_DATAGRAMS => Difference::ManyDatagrams,
         1 | 4 if sent.payload() <= sent.size() => Difference::OneSegment,
         1 | 4 | 5 if tags.any(|at| sent.number(at) == OLD_TAG) => Difference::OldTag,
-        _ if sent.is_damaged && sent.word(2) > sent.bytes.len() => Difference::HeaderLen,
+        _ if sent.is_damaged && (sent.word(2) > sent.bytes.len() || (1..ETHERNET_LEN).contains(&sent.word(2))) => {
+            Difference::HeaderLen
+        }
         0 if sent.is_damaged && sent.header[1] != 0 => Difference::EcnAlone,
         0 if sent.is_damaged && sent.start() < IPV4_LEN => Difference::EarlyStart,
         _ => return Err("the kernel makes nothing of it".into()),
@@ -647,6 +652,7 @@ fn only_kernel(sent: &Sent, why: GsoError, made: usize) -> Result<Difference, St
         GsoError::Lengths if !sent.has_right_lengths() => Difference::WrongLength,
         GsoError::Fragment if is_fragment => Difference::Fragment,
         GsoError::BadOffload(BadOffload::OutOfFrame) if sent.header[0] & 1 == 0 => Difference::NoChecksum,
+        GsoError::UnknownChecksum if sent.kind() == 0 && sent.word(8) == SCTP_CSUM => Difference::Crc,
         GsoError::BadOffload(BadOffload::UnknownType) if sent.kind() == 3 => Difference::OldUdp,
         // Too short for a GSO packet, whatever its headers are.
         _ if made == 1 && sent.payload() <= sent.size() => Difference::OneChecksum,

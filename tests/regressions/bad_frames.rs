@@ -117,6 +117,7 @@ pub fn bad_frames(to: Mac, from: Mac) -> Vec<(&'static str, Header, Vec<u8>)> {
         ("IPv6 for IPv4", header(1, 4, 54, 1400, 34, 16), tcp4.clone()),
         ("an unknown type", header(1, 0x7f, 54, 1400, 34, 16), tcp4.clone()),
         ("the ECN bit alone", header(1, 0x80, 54, 1400, 34, 16), short.clone()),
+        ("UDP with the ECN bit", header(1, 0x85, 42, 1400, 34, 6), frame(&ipv4(17, &udp(&body)))),
         ("headers longer than the packet", header(1, 1, 65_000, 1400, 34, 16), tcp4.clone()),
         ("a TCP header without a length", gso, edit(46, &[0])),
         ("a TCP header of 60 bytes", gso, edit(46, &[0xf0])),
