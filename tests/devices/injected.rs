@@ -152,20 +152,25 @@ fn a_port_whose_opening_fails_says_why_and_comes_up_when_it_can() {
     scene.talkers_were_undisturbed();
 }
 
-/// Calls that watch namespaces, netdevs and files, and fail in all threads.
-const WATCHING: &[Failing] = &[
+/// Calls that look at namespaces and files, and fail in all threads.
+const LOOKING: &[Failing] = &[
     ("open,openat", &["EMFILE", "ENFILE", "ENODEV", "ENOMEM", "EIO", "EACCES"]),
     ("setns", &["EPERM", "ENOMEM"]),
     ("fstat,newfstatat,statx,fstatfs,statfs", &["EIO", "ENOMEM"]),
+];
+
+/// Calls that watch netdevs, and fail in all threads.
+const WATCHING: &[Failing] = &[
     ("socket", &["EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"]),
     ("ioctl", &["EIO", "ENOMEM", "EPERM", "ENODEV", "EOPNOTSUPP"]),
     ("recvfrom", &["ENOBUFS", "ENOMEM", "EIO"]),
+    // Watchers end, and cannot be opened.
+    ("socket,recvfrom", &["EMFILE", "ENFILE"]),
 ];
 
 /// Ports of each kind stay ACTIVE and lose nothing while nothing can be asked about their netdevs: that a netdev or a
 /// namespace cannot be read does not mean that it is gone.
-#[test]
-fn running_ports_outlive_failures_of_what_watches_them() {
+fn running_ports_outlive(calls: &[Failing]) {
     let (Some(guest), Some(host)) = (Namespace::new(), Namespace::new()) else { return };
     // A name of which no changes are reported: the switch looks at it twice a second.
     let unreported = format!("/run/netns/../netns/{}", host.0);
@@ -183,7 +188,7 @@ fn running_ports_outlive_failures_of_what_watches_them() {
         Nic::new(if vif.kind == "tap" { &host } else { &guest }, &vif.name)
     });
     let nics: Vec<Nic> = nics.collect();
-    for (call, error) in WATCHING.iter().flat_map(|(call, errors)| errors.iter().map(move |error| (*call, *error))) {
+    for (call, error) in calls.iter().flat_map(|(call, errors)| errors.iter().map(move |error| (*call, *error))) {
         let Some(failing) = Injected::everywhere(&daemon, call, &format!("error={error}")) else { return };
         let mut rounds = 0;
         await_that(&format!("a call of {call}"), || {
@@ -197,8 +202,24 @@ fn running_ports_outlive_failures_of_what_watches_them() {
         drop(failing);
         assert_eq!(downs(&daemon), 0, "{call} {error}: {:?}", daemon.events());
     }
+    for vif in vifs.iter().filter(|vif| vif.kind != "tap") {
+        host.ip(&format!("link set dev {} down", vif.name));
+        daemon.await_down(vif);
+        host.ip(&format!("link set dev {} up", vif.name));
+        daemon.await_active(vif);
+    }
     assert!(daemon.is_running());
     daemon.await_idle();
+}
+
+#[test]
+fn running_ports_outlive_failures_of_what_looks_at_their_namespaces() {
+    running_ports_outlive(LOOKING);
+}
+
+#[test]
+fn running_ports_outlive_failures_of_what_watches_their_netdevs() {
+    running_ports_outlive(WATCHING);
 }
 
 /// An `xdp` port transmits by system calls that wake its driver. Whatever they answer, frames follow in order, lost ones
