@@ -33,7 +33,7 @@ impl OffloadFields {
         *self == OffloadFields::default()
     }
 
-    pub fn is_super(&self) -> bool {
+    pub fn is_gso(&self) -> bool {
         self.gso & 0x7f != 0
     }
 
@@ -51,12 +51,14 @@ impl OffloadFields {
         if self.csum && (self.start < 14 || self.start + self.offset + 2 > frame.len()) {
             return None;
         }
-        if !self.is_super() {
+        if !self.is_gso() {
             return Some((0, 1));
         }
-        let transport = match self.gso & 0x7f {
-            // Headers are parsed near the beginning.
-            1 | 4 => (usize::from(*frame.get(..frame.len().min(NEAR))?.get(self.start + 12)?) >> 4).max(5) * 4,
+        let transport = match self.gso {
+            // Headers are parsed near the beginning. The flag for ECN is of TCP.
+            1 | 4 | 0x81 | 0x84 => {
+                (usize::from(*frame.get(..frame.len().min(NEAR))?.get(self.start + 12)?) >> 4).max(5) * 4
+            }
             5 => 8,
             _ => return None,
         };
@@ -114,7 +116,7 @@ pub fn is_barred(topology: &Topology, seen: &Seen<'_>) -> Option<&'static str> {
     }
     let Some((headers, parts)) = seen.leave.parts(bytes) else { return Some("its offload header is invalid") };
     let max_len =
-        if parts > 1 || seen.leave.is_super() { bytes.len().min(headers + seen.leave.size) } else { bytes.len() };
+        if parts > 1 || seen.leave.is_gso() { bytes.len().min(headers + seen.leave.size) } else { bytes.len() };
     let whole_tag = |at: usize| is_tag(pair(bytes, at)) && bytes.len() >= at + 6;
     let tags = [whole_tag(12), whole_tag(12) && whole_tag(16)].into_iter().filter(|&there| there).count();
     if max_len > net.mtu + 14 + 4 * tags {

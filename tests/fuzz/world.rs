@@ -108,11 +108,11 @@ impl World {
                 self.begin_epoch((seed, world), epoch)?;
             }
             let many = maker.rng.pick(&[1, 8, 48, 64]).min((frames - sent) as usize);
-            let (mut shots, mut has_super) = (Vec::new(), false);
+            let (mut shots, mut has_gso) = (Vec::new(), false);
             maker.now = self.lab.now;
             while shots.len() < many {
-                let shot = maker.next(&self.topology, !has_super);
-                has_super |= OffloadFields::read(&shot.offload).is_super();
+                let shot = maker.next(&self.topology, !has_gso);
+                has_gso |= OffloadFields::read(&shot.offload).is_gso();
                 shots.push(shot);
             }
             note(epoch, &shots);
@@ -243,7 +243,7 @@ impl World {
         let same_as = |bytes: &Vec<u8>, leave: OffloadFields| {
             by_bytes.get(bytes).copied().filter(|&index| sent[index].leave == leave)
         };
-        let whole = sent.iter().find(|one| one.leave.is_super()).map(|one| one.bytes.as_slice());
+        let whole = sent.iter().find(|one| one.leave.is_gso()).map(|one| one.bytes.as_slice());
         // Up to the EtherType behind its tags.
         let begins_as_whole = |bytes: &[u8]| {
             let head = whole.and_then(|whole| whole.get(..behind_tags(whole)? + 2));
@@ -252,7 +252,7 @@ impl World {
         let is_known = |bytes: &Vec<u8>, leave: OffloadFields| {
             same_as(bytes, leave).is_some()
                 || sent.iter().any(|one| {
-                    one.leave.csum && !one.leave.is_super() && parts::is_completed(&one.bytes, &one.leave, bytes)
+                    one.leave.csum && !one.leave.is_gso() && parts::is_completed(&one.bytes, &one.leave, bytes)
                 })
         };
         if let Some((before, leave_before)) = replaced
@@ -266,7 +266,7 @@ impl World {
         let completed = || {
             sent.iter().position(|one| {
                 one.leave.csum
-                    && !one.leave.is_super()
+                    && !one.leave.is_gso()
                     && leave.is_nothing()
                     && parts::is_completed(&one.bytes, &one.leave, &bytes)
             })
@@ -294,7 +294,7 @@ impl World {
         dropped: &[u64],
     ) -> Result<(), Failure> {
         for (place, chunks) in chunks {
-            let Some(whole) = sent.iter_mut().find(|one| one.leave.is_super()) else {
+            let Some(whole) = sent.iter_mut().find(|one| one.leave.is_gso()) else {
                 return wrong(format!("port {place}: frame was not sent: {}", hex(&chunks[0])), None);
             };
             let lost = self.died_out()[self.counted(place)] > dropped[self.counted(place)];
