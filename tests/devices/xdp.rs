@@ -99,7 +99,7 @@ impl WorkerParts {
 
 /// A bridge in `guest` with the netdev `outside` and i0, whose peer is i1.
 fn bridge(guest: &Namespace, outside: &str) {
-    guest.ip("link add br0 mtu 9100 type bridge");
+    guest.ip("link add br0 mtu 9100 type bridge mcast_snooping 0");
     guest.ip("link add i0 mtu 9100 type veth peer name i1 mtu 9100");
     for name in [outside, "i0"] {
         guest.ip(&format!("link set dev {name} master br0"));

@@ -33,7 +33,7 @@ fn running(vifs: &[Vif]) -> Daemon {
 
 /// Joins these interfaces in the guest by a bridge without spanning tree.
 fn bridge(namespace: &Namespace, vifs: &[Vif]) {
-    namespace.ip("link add br0 type bridge stp_state 0");
+    namespace.ip("link add br0 type bridge stp_state 0 mcast_snooping 0");
     vifs.iter().for_each(|vif| namespace.ip(&format!("link set dev {} master br0", vif.name)));
     namespace.ip("link set dev br0 up");
 }

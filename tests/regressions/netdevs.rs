@@ -77,7 +77,7 @@ fn changes_of_a_tap_are_reported_with_both_values() {
     namespace.ip("link set dev tap1 mtu 900");
     await_reason(&daemon, &vif, &[&address, "has MTU 900, port has 1500"]);
     await_event(&daemon, &vif, "has MTU 900, port has 1500");
-    namespace.ip("link add br0 type bridge");
+    namespace.ip("link add br0 type bridge mcast_snooping 0");
     namespace.ip("link set dev tap1 master br0");
     await_reason(&daemon, &vif, &["has master br0, port has none"]);
     await_event(&daemon, &vif, "has master br0, port has none");
@@ -172,7 +172,7 @@ fn changes_of_a_foreign_netdev_are_reported() {
         daemon.await_active(&vif);
         host.ip(&format!("link set dev {} address 02:99:99:99:99:99", vif.name));
         await_event(&daemon, &vif, "and is 02:99:99:99:99:99");
-        host.ip(&format!("link add br{number} type bridge"));
+        host.ip(&format!("link add br{number} type bridge mcast_snooping 0"));
         host.ip(&format!("link set dev {} master br{number}", vif.name));
         await_reason(&daemon, &vif, &[&format!("has master br{number}, port has none"), "nomaster"]);
         await_event(&daemon, &vif, "has master");

@@ -32,7 +32,7 @@ struct Lab {
 
 /// A bridge with the netdev `outside` and i0, whose peer i1 sends and receives.
 pub fn bridge(namespace: &Namespace, outside: &str) -> Nic {
-    namespace.ip("link add br0 type bridge");
+    namespace.ip("link add br0 type bridge mcast_snooping 0");
     namespace.ip("link add i0 type veth peer name i1");
     for name in [outside, "i0"] {
         namespace.ip(&format!("link set dev {name} master br0"));
