@@ -21,10 +21,10 @@ const PLENTY: Rate = Rate::new(16_000_000_000, u64::MAX);
 
 /// A network with this many ports, optionally with storm limits.
 fn network(members: usize, memory: RxMemory, limited: bool) -> Lab {
-    let plugs: Vec<_> = (0..members).map(|port| PortSpec::new(0, port as u32)).collect();
+    let port_specs: Vec<_> = (0..members).map(|port| PortSpec::new(0, port as u32)).collect();
     // Few chunks, which stay in the cache: measures the worker, not memory access.
     let loopback = LoopbackCapacity { blocks: 2, block_bytes: 1 << 17 };
-    let mut lab = Lab::new(Setup { capacity: loopback, memory, ..Setup::default() }, &plugs);
+    let mut lab = Lab::new(Setup { capacity: loopback, memory, ..Setup::default() }, &port_specs);
     if limited {
         let limits = StormLimits([Some(ClassLimit::frames(PLENTY)); 3]);
         lab.change_ports(|ports| {

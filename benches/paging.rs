@@ -30,8 +30,8 @@ fn learned_lab() -> Lab {
     let limits = Limits { network: STATIONS as u32 + 1, port: STATIONS as u32 + 1 };
     let loopback = LoopbackCapacity { blocks: PORTS / 2 + 4, block_bytes: 1 << 17 };
     let setup = Setup { capacity: loopback, slots: 16384, stations: STATIONS as u32, limits, ..Setup::default() };
-    let plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32)).collect();
-    let mut lab = Lab::new(setup, &plugs);
+    let port_specs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32)).collect();
+    let mut lab = Lab::new(setup, &port_specs);
     for number in 0..STATIONS {
         // To itself, so that it is not flooded.
         let bytes = frame(station(number), station(number), 0x88b5, &[0; 46]);

@@ -37,8 +37,8 @@ fn learned_lab(ports: usize, stations: usize) -> Lab {
     // Few chunks, which stay in the cache: measures the worker, not memory access.
     let loopback = LoopbackCapacity { blocks: ports / 2 + 4, block_bytes: 1 << 17 };
     let setup = Setup { capacity: loopback, slots: 16384, stations: stations as u32, limits, ..Setup::default() };
-    let plugs: Vec<_> = (0..ports).map(|port| PortSpec::new(0, port as u32)).collect();
-    let mut lab = Lab::new(setup, &plugs);
+    let port_specs: Vec<_> = (0..ports).map(|port| PortSpec::new(0, port as u32)).collect();
+    let mut lab = Lab::new(setup, &port_specs);
     for number in 0..stations {
         // To itself, so that it is not flooded.
         let bytes = frame(station(number), station(number), 0x88b5, &[0; 46]);
@@ -130,9 +130,9 @@ fn secured_lab(ports: usize, mode: &str) -> Lab {
             Security::MacIp(more.chain([bind(mac(port), ip(port))]).collect())
         }
     };
-    let plugs: Vec<_> =
+    let port_specs: Vec<_> =
         (0..ports).map(|port| PortSpec { security: security(port), ..PortSpec::new(0, port as u32) }).collect();
-    Lab::new(Setup { capacity: loopback, slots: 16384, ..Setup::default() }, &plugs)
+    Lab::new(Setup { capacity: loopback, slots: 16384, ..Setup::default() }, &port_specs)
 }
 
 /// Ports with security by MAC and the storm limits of VMs.

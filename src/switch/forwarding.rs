@@ -489,7 +489,7 @@ mod tests {
         let ports = vec![port(0, 0, 1, &[]), uplink(5, 0)];
         let trunks = vec![trunk(20, &ports[1..])];
         let config = ForwardingConfig::compile(hash_key(), vec![network(0)], ports, trunks);
-        let guard = |index| config.compiled_port(PortId::new(index, 0)).unwrap().anti_spoof;
-        assert!(guard(0) && !guard(5));
+        let anti_spoof = |index| config.compiled_port(PortId::new(index, 0)).unwrap().anti_spoof;
+        assert!(anti_spoof(0) && !anti_spoof(5));
     }
 }

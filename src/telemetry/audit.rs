@@ -307,14 +307,14 @@ mod tests {
         let port_counters = [Some(counters(5, 0))];
         own.peer_tx_frames.add(5);
         let sender = reading(&port_counters, &own);
-        let hearer = |received| {
+        let receiver = |received| {
             let own = WorkerCounters::default();
             own.peer_rx_frames.add(received);
             reading(&[Some(counters(0, received))], &own)
         };
         let audit = |first, second| Audit {
-            first: vec![sender.clone(), hearer(first)],
-            second: vec![sender.clone(), hearer(second)],
+            first: vec![sender.clone(), receiver(first)],
+            second: vec![sender.clone(), receiver(second)],
         };
         assert_eq!(audit(2, 4).frames_between(), (1, 3));
         assert!(audit(2, 4).is_balanced(), "the others are in flight");

@@ -200,10 +200,10 @@ impl QueueTable {
                     Attachment::Tagged { vlan, .. } if tagged.is_none() => {
                         let subport = usize::from(egress.queue).checked_sub(SUBPORT_BASE);
                         // Pending frames stay in their subport: the configuration numbers subports.
-                        let has_lane =
+                        let has_queue =
                             subport.is_none_or(|subport| self.subports.assign(subport, egress.port, number.into()));
                         let pads = queue.needs_padding && port.is_uplink();
-                        *tagged = (has_lane && !port.quarantined).then_some(TaggedEgress { entry: egress, vlan, pads });
+                        *tagged = (has_queue && !port.quarantined).then_some(TaggedEgress { entry: egress, vlan, pads });
                     }
                     _ => {}
                 }

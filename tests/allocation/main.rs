@@ -101,28 +101,28 @@ fn a_warm_worker_does_not_allocate(memory: RxMemory, trunks: bool) {
         warm: true,
         ..Setup::default()
     };
-    let mut plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32 / 2)).collect();
+    let mut port_specs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32 / 2)).collect();
     // The outer tag selects a subport.
     for subport in [1, 3].into_iter().filter(|_| trunks) {
-        plugs[subport].trunk = Some((subport - 1, VID));
+        port_specs[subport].trunk = Some((subport - 1, VID));
     }
     // The second port may use the stream's IP address only with the first port's MAC; the third is promiscuous and
     // the fourth takes no unknown unicast; the fifth has a MAC limit.
     let bound = Binding { mac: mac(1), ip: "10.5.0.8/31".parse().ok() };
-    plugs[1].security = Security::MacIp([bound, Binding { mac: mac(0), ip: None }].into());
-    plugs[2].promiscuous = true;
-    plugs[3].unknown_unicast = false;
-    plugs[4].mac_limit = Some(MacLimit { stations: 50, policy: AtLimit::ForwardUnlearned });
-    let wires = [UplinkSpec::new(&[(VID, 0)]), UplinkSpec::new(&[(0, 0)])];
+    port_specs[1].security = Security::MacIp([bound, Binding { mac: mac(0), ip: None }].into());
+    port_specs[2].promiscuous = true;
+    port_specs[3].unknown_unicast = false;
+    port_specs[4].mac_limit = Some(MacLimit { stations: 50, policy: AtLimit::ForwardUnlearned });
+    let uplink_specs = [UplinkSpec::new(&[(VID, 0)]), UplinkSpec::new(&[(0, 0)])];
     // Half of the ports take no offloads.
-    let mut lab = Lab::build(setup, &plugs, &wires, |port, end| Box::new(end.with_offloads(port % 2 == 0)));
+    let mut lab = Lab::build(setup, &port_specs, &uplink_specs, |port, end| Box::new(end.with_offloads(port % 2 == 0)));
     let mut rng = Rng(1);
     let (mut calls, mut polls) = (0, 0);
     for round in 0..4500u64 {
         guests_send(&mut lab, &mut rng, trunks);
-        let (more_calls, more_breaths) = counted_polls(&mut lab);
+        let (more_calls, more_polls) = counted_polls(&mut lab);
         calls += more_calls;
-        polls += more_breaths;
+        polls += more_polls;
         lab.ends.iter_mut().for_each(Loopback::discard);
         lab.advance(Duration::from_millis([1, 300, 20_000][rng.below(3)] * u64::from(round % 5 == 0)));
         if round % 400 == 0 {
@@ -165,8 +165,8 @@ fn a_warm_worker_with_trunks_does_not_allocate() {
 /// Status commands bring the memory of their reply with them.
 #[test]
 fn status_commands_do_not_make_a_worker_allocate() {
-    let plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32 / 2)).collect();
-    let mut lab = Lab::new(Setup::default(), &plugs);
+    let port_specs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32 / 2)).collect();
+    let mut lab = Lab::new(Setup::default(), &port_specs);
     let (reply, mut reading) = oneshot::channel();
     assert!(lab.mailboxes[0].send(Command::Audit(Box::new(Snapshot::with_capacity(PORTS)), reply)));
     let (reply, mut pong) = oneshot::channel();
@@ -180,8 +180,8 @@ fn status_commands_do_not_make_a_worker_allocate() {
 /// Probes are sent and return, a station flaps, and control does not read its events.
 #[test]
 fn loops_do_not_make_a_worker_allocate() {
-    let plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32)).collect();
-    let mut lab = Lab::new(Setup { warm: true, ..Setup::default() }, &plugs);
+    let port_specs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32)).collect();
+    let mut lab = Lab::new(Setup { warm: true, ..Setup::default() }, &port_specs);
     for round in 0..100 {
         let (to, at) = (lab.ports[0], round as usize % 2);
         let probe = lab.probe(to, round).write(&PROBE_KEY);

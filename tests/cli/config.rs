@@ -451,7 +451,7 @@ fn errors_between_tables_are_reported() {
     assert_eq!((problem.key.as_str(), problem.kind), ("uplinks[1].networks", kind::CONTRADICTION), "{problem}");
     assert!(problem.message.contains("uplinks[0] (line 51)"), "{problem}");
     assert_eq!(problem.owner.as_deref(), Some("uplink \"up1\""));
-    let errors = parse_toml(&spoilt("group    = \"wire\"", "group    = \"wires\""), "x").unwrap_err();
+    let errors = parse_toml(&spoilt("group    = \"wire\"", "group    = \"uplink_specs\""), "x").unwrap_err();
     let found: Vec<_> = errors.errors().iter().map(|problem| (problem.key.as_str(), problem.kind)).collect();
     assert_eq!(found, ["uplinks[0].group", "uplinks[1].group"].map(|key| (key, kind::CONTRADICTION)), "{errors}");
     assert!(errors.to_string().contains("remove the key"), "{errors}");

@@ -399,7 +399,7 @@ mod tests {
         };
         let mut places: Vec<_> = (0..4).map(place).collect();
         places[0].guarding = SecurityMode::MacIp(vec![(OWN[0], Some((v4(7), 32))), (OWN[0], Some((v6(7), 128)))]);
-        let base = |index| CableModel { offloads: true, lent: false, trunk: index == 3, standby: false };
+        let base = |index| CableModel { offloads: true, lent: false, trunk: index == 3, is_backup: false };
         Topology::of(
             places,
             (0..4).map(base).collect(),

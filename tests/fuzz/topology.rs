@@ -61,7 +61,7 @@ pub struct CableModel {
     pub offloads: bool,
     pub lent: bool,
     pub trunk: bool,
-    pub standby: bool,
+    pub is_backup: bool,
 }
 
 pub struct Topology {
@@ -71,7 +71,7 @@ pub struct Topology {
     pub workers: u16,
     vifs: usize,
     trunks: Vec<Option<(usize, u16)>>,
-    wires: Vec<UplinkSpec>,
+    uplink_specs: Vec<UplinkSpec>,
     /// By owner and network: flooded frames at once, and their policers.
     pub vms: Vec<(Option<[u64; 3]>, VmPolicer)>,
 }
@@ -120,9 +120,9 @@ impl Topology {
             }
         }
         let one = UplinkSpec::new(&[(0, 0), (120, 1), (5, 2)]);
-        let wires = match world % 4 {
+        let uplink_specs = match world % 4 {
             0 => vec![one, UplinkSpec::new(&[(7, 0), (101, 1)])],
-            1 => vec![one.clone(), UplinkSpec { spare_of: Some(0), ..one }],
+            1 => vec![one.clone(), UplinkSpec { backup_of: Some(0), ..one }],
             2 => vec![one],
             _ => vec![],
         };
@@ -149,7 +149,7 @@ impl Topology {
                 }
             })
             .collect();
-        for (number, wire) in wires.iter().enumerate().filter(|(_, wire)| wire.spare_of.is_none()) {
+        for (number, uplink) in uplink_specs.iter().enumerate().filter(|(_, wire)| wire.backup_of.is_none()) {
             places.extend(wire.networks.iter().map(|&(vid, network)| PortModel {
                 id: uplink_port(number, network),
                 network: usize::from(network),
@@ -167,23 +167,23 @@ impl Topology {
                 storm: None,
             }));
         }
-        let bases = (0..vifs + wires.len())
+        let bases = (0..vifs + uplink_specs.len())
             .map(|base| CableModel {
                 offloads: rng.percent(60),
                 lent: rng.percent(50),
                 trunk: base >= vifs || trunks.iter().flatten().any(|&(parent, _)| parent == base),
-                standby: base >= vifs && wires[base - vifs].spare_of.is_some(),
+                is_backup: base >= vifs && uplink_specs[base - vifs].backup_of.is_some(),
             })
             .collect();
         let nets = vec![NetworkModel { mtu: 1500, anti_spoof: true, mask: 0xfffd }; NETS];
         let vms = (0..OWNERS * NETS).map(|_| (None, VmPolicer::default())).collect();
-        Topology { nets, places, bases, workers: 1 + (world % 3) as u16, vifs, trunks, wires, vms }
+        Topology { nets, places, bases, workers: 1 + (world % 3) as u16, vifs, trunks, uplink_specs, vms }
     }
 
     /// A topology of these ports and devices, without a lab.
     #[cfg(test)]
     pub fn of(places: Vec<PortModel>, bases: Vec<CableModel>, nets: Vec<NetworkModel>) -> Topology {
-        Topology { nets, places, bases, workers: 1, vifs: 3, trunks: Vec::new(), wires: Vec::new(), vms: Vec::new() }
+        Topology { nets, places, bases, workers: 1, vifs: 3, trunks: Vec::new(), uplink_specs: Vec::new(), vms: Vec::new() }
     }
 
     /// Number of ports of VMs; they come first.
@@ -243,15 +243,15 @@ impl Topology {
 
     /// The lab of this topology.
     pub fn build(&self) -> Lab {
-        let plugs: Vec<_> = (0..self.vifs)
+        let port_specs: Vec<_> = (0..self.vifs)
             .map(|index| {
-                let plug = PortSpec::new(self.places[index].network as u16, self.places[index].owner as u32);
-                PortSpec { trunk: self.trunks[index], ..plug }
+                let spec = PortSpec::new(self.places[index].network as u16, self.places[index].owner as u32);
+                PortSpec { trunk: self.trunks[index], ..spec }
             })
             .collect();
         let loopback = LoopbackCapacity { blocks: 16, block_bytes: 1 << 20 };
         let setup = Setup { workers: self.workers, slots: 8192, capacity: loopback, ..Setup::default() };
-        let mut lab = Lab::build(setup, &plugs, &self.wires, |index, end| {
+        let mut lab = Lab::build(setup, &port_specs, &self.uplink_specs, |index, end| {
             let base = &self.bases[index];
             let memory = if base.lent { RxMemory::Lent } else { RxMemory::Owned };
             Box::new(end.with_memory(memory).with_offloads(base.offloads))
@@ -295,7 +295,7 @@ impl Topology {
     /// Whether a port can send and receive.
     pub fn is_up(&self, place: usize) -> bool {
         let PortModel { up, quarantined, base, .. } = self.places[place];
-        up && !quarantined && !self.bases[base].standby && (base >= self.vifs || self.places[base].up)
+        up && !quarantined && !self.bases[base].is_backup && (base >= self.vifs || self.places[base].up)
     }
 
     /// Storm limits of a port's VM on its network.

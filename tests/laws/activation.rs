@@ -19,9 +19,9 @@ const W: usize = 2;
 const VRRP: Mac = Mac::new([0, 0, 0x5e, 0, 1, 1]);
 
 fn labs(security: &Security) -> impl Iterator<Item = Lab> {
-    let plugs = [PortSpec { security: security.clone(), ..PortSpec::new(0, 0) }, PortSpec::new(0, 1)];
+    let port_specs = [PortSpec { security: security.clone(), ..PortSpec::new(0, 0) }, PortSpec::new(0, 1)];
     KINDS.into_iter().map(move |(workers, memory)| {
-        Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &[UplinkSpec::new(&[(0, 0)])])
+        Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &port_specs, &[UplinkSpec::new(&[(0, 0)])])
     })
 }
 
@@ -124,9 +124,9 @@ fn a_port_that_is_down_pins_nothing() {
 #[test]
 fn a_subport_of_a_parent_that_is_down_pins_nothing() {
     for (workers, memory) in KINDS {
-        let plugs = [PortSpec::new(1, 0), PortSpec::new(0, 1), PortSpec::new(0, 0).subport_of(0, 7)];
+        let port_specs = [PortSpec::new(1, 0), PortSpec::new(0, 1), PortSpec::new(0, 0).subport_of(0, 7)];
         let mut lab =
-            Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &[UplinkSpec::new(&[(0, 0)])]);
+            Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &port_specs, &[UplinkSpec::new(&[(0, 0)])]);
         assert_eq!(reached(&mut lab, 1, mac(2)), [0]);
         lab.change_config(|ports, trunks| {
             ports[0].admin_up = false;
@@ -141,9 +141,9 @@ fn a_subport_of_a_parent_that_is_down_pins_nothing() {
 #[test]
 fn an_inactive_subport_is_activated_by_its_own_frames() {
     for (workers, memory) in KINDS {
-        let plugs = [PortSpec::new(1, 0), PortSpec::new(0, 1), PortSpec::new(0, 0).subport_of(0, 7)];
+        let port_specs = [PortSpec::new(1, 0), PortSpec::new(0, 1), PortSpec::new(0, 0).subport_of(0, 7)];
         let mut lab =
-            Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &[UplinkSpec::new(&[(0, 0)])]);
+            Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &port_specs, &[UplinkSpec::new(&[(0, 0)])]);
         pin(&mut lab, 2, false);
         assert!(lab.send(W + 1, &frame(Mac::BROADCAST, mac(2), 0x88b5, &[0; 46])));
         arrived(&mut lab);
@@ -288,9 +288,9 @@ fn a_pinned_station_can_be_dampened_at_its_port() {
 #[test]
 fn announcements_of_the_switch_leave_by_uplinks_only() {
     for (workers, memory) in KINDS {
-        let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1), PortSpec::new(1, 2)];
-        let wires = [UplinkSpec::new(&[(120, 0), (0, 1)])];
-        let mut lab = Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &wires);
+        let port_specs = [PortSpec::new(0, 0), PortSpec::new(0, 1), PortSpec::new(1, 2)];
+        let uplink_specs = [UplinkSpec::new(&[(120, 0), (0, 1)])];
+        let mut lab = Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &port_specs, &uplink_specs);
         let (by, worker) = (uplink_port(0, 0), 3 % usize::from(workers));
         let bytes: [u8; Announcement::LEN] = own_announcement(mac(A)).try_into().unwrap();
         let all = vec![(by, bytes), (uplink_port(0, 1), bytes), (lab.ports[B], bytes), (PortId::new(77, 0), bytes)];

@@ -36,7 +36,7 @@ fn v6(port: usize, end: u8) -> Ipv6Addr {
 
 /// Compiles the forwarding configuration. Ports of one VM are adjacent.
 fn forwarding_config(
-    plugs: &[PortSpec],
+    port_specs: &[PortSpec],
     events: &[PortAddresses],
     security: Option<&str>,
     workers: u16,
@@ -45,20 +45,20 @@ fn forwarding_config(
     for network in 0..2 {
         write!(text, "[[networks]]\nid = \"net{network}\"\nmtu = 9000\n").unwrap();
     }
-    for (index, plug) in plugs.iter().enumerate() {
-        if index == 0 || plugs[index - 1].owner != plug.owner {
-            write!(text, "[[vms]]\nid = \"vm{}\"\n", plug.owner).unwrap();
+    for (index, spec) in port_specs.iter().enumerate() {
+        if index == 0 || port_specs[index - 1].owner != spec.owner {
+            write!(text, "[[vms]]\nid = \"vm{}\"\n", spec.owner).unwrap();
         }
-        let PortSpec { network, admin_up, .. } = plug;
+        let PortSpec { network, admin_up, .. } = spec;
         write!(text, "[[vms.ports]]\nport_id = \"p{index}\"\nnetwork_id = \"net{network}\"\n").unwrap();
         let address = mac(index);
         write!(text, "mac_address = \"{address}\"\nadmin_state_up = {admin_up}\n").unwrap();
         writeln!(text, "device = {{ kind = \"tap\", name = \"tap{index}\" }}").unwrap();
-        let pairs: Vec<String> = match &plug.security {
+        let pairs: Vec<String> = match &spec.security {
             Security::Mac(also) => also.iter().map(|mac| format!("{{ mac_address = \"{mac}\" }}")).collect(),
             _ => Vec::new(),
         };
-        let own = if plug.security == Security::Off { "off" } else { "mac" };
+        let own = if spec.security == Security::Off { "off" } else { "mac" };
         writeln!(text, "port_security = \"{}\"", security.unwrap_or(own)).unwrap();
         if !pairs.is_empty() {
             writeln!(text, "allowed_address_pairs = [{}]", pairs.join(", ")).unwrap();
@@ -147,8 +147,8 @@ fn scenes() -> impl Strategy<Value = Vec<Step>> {
 /// Frames that each guest receives, with `virtio_net_hdr`; forwarded and dropped counts of each port.
 type Outcome = (Vec<Vec<(Vec<u8>, Offload)>>, Vec<Vec<u64>>);
 
-fn outcome(plugs: &[PortSpec], config: ForwardingConfig, workers: u16, scenes: &[Step]) -> Outcome {
-    let mut lab = Lab::new(Setup { workers, mtu: 9000, ..Setup::default() }, plugs);
+fn outcome(port_specs: &[PortSpec], config: ForwardingConfig, workers: u16, scenes: &[Step]) -> Outcome {
+    let mut lab = Lab::new(Setup { workers, mtu: 9000, ..Setup::default() }, port_specs);
     lab.set_config(Arc::new(config));
     for scene in scenes {
         let (port, bytes, offload) = match scene {
@@ -156,14 +156,14 @@ fn outcome(plugs: &[PortSpec], config: ForwardingConfig, workers: u16, scenes: &
                 lab.advance(Duration::from_secs(*seconds));
                 continue;
             }
-            Step::Act(Act::Send(sketch)) => (sketch.port(plugs.len()), sketch.bytes(plugs.len()), sketch.offload),
-            Step::Said(said) => (said.port % plugs.len(), said.bytes(plugs.len()), Offload::NONE),
+            Step::Act(Act::Send(sketch)) => (sketch.port(port_specs.len()), sketch.bytes(port_specs.len()), sketch.offload),
+            Step::Said(said) => (said.port % port_specs.len(), said.bytes(port_specs.len()), Offload::NONE),
         };
         assert!(lab.ends[port].send(&bytes, offload));
         lab.settle();
     }
     lab.check_counters();
-    let went = (0..plugs.len()).map(|port| {
+    let went = (0..port_specs.len()).map(|port| {
         let sums = [lab.sum(port, |c| c.forwarded.get()), lab.sum(port, |c| c.flooded.get())];
         let dropped =
             DropReason::ALL.iter().flat_map(|&reason| [lab.drops_in(port, reason), lab.drops_out(port, reason)]);
@@ -175,18 +175,18 @@ fn outcome(plugs: &[PortSpec], config: ForwardingConfig, workers: u16, scenes: &
     (came, went)
 }
 
-fn plugs() -> impl Strategy<Value = Vec<PortSpec>> {
-    generators::plugs(2).prop_map(|mut plugs| {
-        plugs.sort_by_key(|plug| plug.owner);
-        for plug in &mut plugs {
-            if let Security::Mac(also) = &mut plug.security {
+fn port_specs() -> impl Strategy<Value = Vec<PortSpec>> {
+    generators::port_specs(2).prop_map(|mut port_specs| {
+        port_specs.sort_by_key(|spec| spec.owner);
+        for spec in &mut port_specs {
+            if let Security::Mac(also) = &mut spec.security {
                 let mut once = also.to_vec();
                 once.sort();
                 once.dedup();
                 *also = once.into();
             }
         }
-        plugs
+        port_specs
     })
 }
 
@@ -201,9 +201,9 @@ proptest! {
 
     /// Shows: REQ-05
     #[test]
-    fn configured_addresses_change_no_frame(plugs in plugs(), events in port_addresses(), scenes in scenes(), workers in 1..4u16) {
-        let blank = outcome(&plugs, forwarding_config(&plugs, &[], None, workers), workers, &scenes);
-        let these = outcome(&plugs, forwarding_config(&plugs, &events, None, workers), workers, &scenes);
+    fn configured_addresses_change_no_frame(port_specs in port_specs(), events in port_addresses(), scenes in scenes(), workers in 1..4u16) {
+        let blank = outcome(&port_specs, forwarding_config(&port_specs, &[], None, workers), workers, &scenes);
+        let these = outcome(&port_specs, forwarding_config(&port_specs, &events, None, workers), workers, &scenes);
         prop_assert!(these.0 == blank.0, "other frames");
         prop_assert_eq!(these.1, blank.1);
     }
@@ -212,11 +212,11 @@ proptest! {
 /// Control: with `mac+ip`, addresses do change what is forwarded.
 #[test]
 fn configured_addresses_matter_with_mac_ip() {
-    let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1)];
+    let port_specs = [PortSpec::new(0, 0), PortSpec::new(0, 1)];
     let said = Said { port: 0, whose: 0, end: 1, kind: 1, to: 1 };
     let came = |events: &[PortAddresses]| {
-        let config = forwarding_config(&plugs, events, Some("mac+ip"), 1);
-        outcome(&plugs, config, 1, &[Step::Said(said.clone())]).0[1].len()
+        let config = forwarding_config(&port_specs, events, Some("mac+ip"), 1);
+        outcome(&port_specs, config, 1, &[Step::Said(said.clone())]).0[1].len()
     };
     assert_eq!((came(&[]), came(&[(vec![1], None)]), came(&[(vec![2], None)])), (0, 1, 0));
 }

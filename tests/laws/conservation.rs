@@ -100,21 +100,21 @@ fn read(lab: &mut Lab, base: usize, second: Option<&mut Loopback>, received: &mu
 }
 
 struct Case {
-    plugs: Vec<PortSpec>,
-    wires: Vec<UplinkSpec>,
+    port_specs: Vec<PortSpec>,
+    uplink_specs: Vec<UplinkSpec>,
     wiring: Vec<Wiring>,
     setup: Setup,
     acts: Vec<Act>,
 }
 
 fn run(case: Case) {
-    let Case { plugs, wires, wiring, setup, acts } = case;
-    let (vifs, ports) = (plugs.len(), plugs.len() + wires.len());
+    let Case { port_specs, uplink_specs, wiring, setup, acts } = case;
+    let (vifs, ports) = (port_specs.len(), port_specs.len() + uplink_specs.len());
     let (workers, cable_size) = (usize::from(setup.workers), setup.capacity);
     // Frames wait in a loopback device for a free slot only with few slots.
     let plenty = setup.slots >= 2048;
     let mut lost: HashMap<usize, Arc<AtomicU64>> = HashMap::new();
-    let mut lab = Lab::build(setup, &plugs, &wires, |port, end| {
+    let mut lab = Lab::build(setup, &port_specs, &uplink_specs, |port, end| {
         let Wiring { memory, offloads, faults, .. } = wiring[port];
         let device = Fault::new(end.with_memory(memory).with_offloads(offloads), faults.unwrap_or_default());
         lost.insert(port, device.lost());
@@ -138,7 +138,7 @@ fn run(case: Case) {
     for act in acts {
         match act {
             Act::Send(sketch) => {
-                let (port, (bytes, offload)) = (sketch.port(ports), sketch.offer(vifs, wires.len()));
+                let (port, (bytes, offload)) = (sketch.port(ports), sketch.offer(vifs, uplink_specs.len()));
                 let Some((bytes, offload)) = lab.tagged(port, &bytes, offload) else { continue };
                 let port = lab.base(port);
                 // Guests with two queues alternate between them.
@@ -182,7 +182,7 @@ fn run(case: Case) {
                 });
             }
             Act::FailOver => {
-                if wires.last().is_some_and(|wire| wire.spare_of.is_some()) {
+                if uplink_specs.last().is_some_and(|uplink| uplink.backup_of.is_some()) {
                     let is_active = lab.config.trunk(lab.ports[vifs]).is_some_and(|trunk| !trunk.backup);
                     let (active, spare) = if is_active { (vifs + 1, vifs) } else { (vifs, vifs + 1) };
                     lab.fail_over(active, spare);
@@ -241,8 +241,8 @@ proptest! {
     /// Shows: REQ-50
     #[test]
     fn frames_and_slots_are_conserved(
-        plugs in generators::measured(prop_oneof![generators::plugs(3), generators::trunks(3)]),
-        wires in generators::wires(3),
+        port_specs in generators::measured(prop_oneof![generators::port_specs(3), generators::trunks(3)]),
+        uplink_specs in generators::uplink_specs(3),
         wiring in vec(wiring(), 11),
         workers in prop::sample::select(vec![1u16, 2, 3]),
         blocks in prop::sample::select(vec![2usize, 8, 256]),
@@ -253,7 +253,7 @@ proptest! {
     ) {
         let loopback = LoopbackCapacity { blocks, block_bytes };
         let setup = Setup { workers, slots, capacity: loopback, mtu, stations: 16, ..Setup::default() };
-        run(Case { plugs, wires, wiring, setup, acts });
+        run(Case { port_specs, uplink_specs, wiring, setup, acts });
     }
 }
 
@@ -280,8 +280,8 @@ fn segments_count_alike_in_contiguous_and_split_memory() {
 
 /// Mixed traffic between ports on three workers.
 fn busy_lab() -> Lab {
-    let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1), PortSpec::new(0, 2), PortSpec::new(0, 0)];
-    let mut lab = Lab::new(Setup { workers: 3, ..Setup::default() }, &plugs);
+    let port_specs = [PortSpec::new(0, 0), PortSpec::new(0, 1), PortSpec::new(0, 2), PortSpec::new(0, 0)];
+    let mut lab = Lab::new(Setup { workers: 3, ..Setup::default() }, &port_specs);
     for _ in 0..3 {
         for from in 0..4 {
             for to in [mac((from + 1) % 4), mac(from), mac(77), Mac::BROADCAST] {

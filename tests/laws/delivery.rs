@@ -23,7 +23,7 @@ fn reached(lab: &mut Lab, from: usize, to: Mac, source: Mac) -> Vec<usize> {
     sent(lab, from, &frame(to, source, 0x88b5, &[7; 50]), Offload::NONE)
 }
 
-fn plugs(count: u32) -> Vec<PortSpec> {
+fn port_specs(count: u32) -> Vec<PortSpec> {
     (0..count).map(|owner| PortSpec::new(0, owner)).collect()
 }
 
@@ -31,13 +31,13 @@ fn plugs(count: u32) -> Vec<PortSpec> {
 #[test]
 fn a_promiscuous_port_receives_each_forwarded_frame_once() {
     for (workers, memory) in KINDS {
-        let mut plugs = plugs(5);
-        plugs[2].promiscuous = true;
-        plugs[4].promiscuous = true;
-        plugs.push(PortSpec::new(1, 0));
-        plugs.push(PortSpec::new(1, 1));
-        let wires = [UplinkSpec::new(&[(5, 0)]), UplinkSpec::new(&[(5, 0)])];
-        let mut lab = Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &wires);
+        let mut port_specs = port_specs(5);
+        port_specs[2].promiscuous = true;
+        port_specs[4].promiscuous = true;
+        port_specs.push(PortSpec::new(1, 0));
+        port_specs.push(PortSpec::new(1, 1));
+        let uplink_specs = [UplinkSpec::new(&[(5, 0)]), UplinkSpec::new(&[(5, 0)])];
+        let mut lab = Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &port_specs, &uplink_specs);
         assert_eq!(reached(&mut lab, 0, mac(1), mac(0)), [1, 2, 4]);
         assert_eq!(reached(&mut lab, 0, mac(2), mac(0)), [2, 4], "a promiscuous port receives its own unicast once");
         assert_eq!(reached(&mut lab, 2, mac(1), mac(2)), [1, 4], "a promiscuous port does not receive its own frames");
@@ -79,9 +79,9 @@ fn a_promiscuous_port_receives_each_forwarded_frame_once() {
 #[test]
 fn a_port_without_unknown_unicast_receives_all_else() {
     for (workers, memory) in KINDS {
-        let mut plugs = plugs(4);
-        plugs[2].unknown_unicast = false;
-        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+        let mut port_specs = port_specs(4);
+        port_specs[2].unknown_unicast = false;
+        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &port_specs);
         assert_eq!(reached(&mut lab, 0, wild(1), mac(0)), [1, 3]);
         assert_eq!(
             reached(&mut lab, 2, wild(1), mac(2)),
@@ -104,9 +104,9 @@ fn a_port_without_unknown_unicast_receives_all_else() {
 fn a_port_at_its_mac_limit_learns_no_further_station() {
     for (workers, memory) in KINDS {
         for policy in [AtLimit::Drop, AtLimit::ForwardUnlearned] {
-            let mut plugs = plugs(3);
-            plugs[0].mac_limit = Some(MacLimit { stations: 2, policy });
-            let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+            let mut port_specs = port_specs(3);
+            port_specs[0].mac_limit = Some(MacLimit { stations: 2, policy });
+            let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &port_specs);
             for source in [mac(0), wild(0), wild(1), wild(0)] {
                 assert_eq!(
                     reached(&mut lab, 0, mac(1), source),
@@ -154,9 +154,9 @@ fn a_port_at_its_mac_limit_learns_no_further_station() {
 #[test]
 fn port_security_refuses_the_address_of_a_sibling() {
     for (workers, memory) in KINDS {
-        let mut plugs = [PortSpec::new(0, 0), PortSpec::new(0, 0), PortSpec::new(0, 1)];
-        plugs[0].security = Security::Mac([].into());
-        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+        let mut port_specs = [PortSpec::new(0, 0), PortSpec::new(0, 0), PortSpec::new(0, 1)];
+        port_specs[0].security = Security::Mac([].into());
+        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &port_specs);
         assert_eq!(reached(&mut lab, 0, mac(2), mac(0)), [2]);
         assert_eq!(reached(&mut lab, 0, mac(2), mac(1)), [0; 0]);
         assert_eq!(lab.drops_in(0, DropReason::SpoofedSource), 1);
@@ -171,10 +171,10 @@ fn port_security_refuses_the_address_of_a_sibling() {
 fn pinning_an_address_evicts_no_station() {
     for (workers, memory) in KINDS {
         for policy in [AtLimit::Drop, AtLimit::ForwardUnlearned] {
-            let mut plugs = plugs(3);
-            plugs[0].mac_limit = Some(MacLimit { stations: 2, policy });
-            plugs[2].security = Security::Mac([mac(0)].into());
-            let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+            let mut port_specs = port_specs(3);
+            port_specs[0].mac_limit = Some(MacLimit { stations: 2, policy });
+            port_specs[2].security = Security::Mac([mac(0)].into());
+            let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &port_specs);
             for source in [wild(0), mac(0)] {
                 assert_eq!(reached(&mut lab, 0, mac(1), source), [1]);
             }
@@ -204,7 +204,7 @@ fn an_announcement_moves_a_station_at_once() {
     };
     for (workers, memory) in KINDS {
         for announce in [rarp, garp] as [fn(Mac) -> Vec<u8>; 2] {
-            let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs(4));
+            let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &port_specs(4));
             for port in [0, 1, 3, 1] {
                 let others: Vec<_> = (0..4).filter(|&other| other != port).collect();
                 assert_eq!(sent(&mut lab, port, &announce(wild(0)), Offload::NONE), others);
@@ -232,9 +232,9 @@ fn an_announcement_moves_a_station_at_once() {
 fn a_port_without_addresses_sends_no_ip_with_mac_ip() {
     let ip = |kind: u16, first: u8| frame(mac(1), mac(0), kind, &[first; 60]);
     for (workers, memory) in KINDS {
-        let mut plugs = plugs(2);
-        plugs[0].security = Security::MacIp([].into());
-        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+        let mut port_specs = port_specs(2);
+        port_specs[0].security = Security::MacIp([].into());
+        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &port_specs);
         for (kind, first) in [(0x0800, 0x45), (0x86dd, 0x60), (0x0806, 0), (0x0800, 0)] {
             assert_eq!(sent(&mut lab, 0, &ip(kind, first), Offload::NONE), [0; 0], "{kind:x}");
         }
@@ -266,7 +266,7 @@ fn each_reserved_group_has_its_drop_reason() {
     for (workers, memory) in KINDS {
         for mask in [ReservedMask::VM_DEFAULT, ReservedMask::ALL, ReservedMask::NONE, ReservedMask(0x4001)] {
             let setup = Setup { workers, memory, reserved: mask, ..Setup::default() };
-            let mut lab = Lab::new(setup, &plugs(2));
+            let mut lab = Lab::new(setup, &port_specs(2));
             for place in 0..16 {
                 let to = Mac::from_bits(0x0180_c200_0000 + place);
                 let expected: &[usize] = if mask.0 >> place & 1 == 1 { &[1] } else { &[] };

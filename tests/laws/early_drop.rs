@@ -73,8 +73,8 @@ impl Limits {
 impl EarlyDropLab {
     fn new(workers: u16, owners: &[u32], drops_early: bool) -> EarlyDropLab {
         let block_states: Vec<_> = owners.iter().map(|_| Arc::<Mutex<BlockState>>::default()).collect();
-        let plugs: Vec<_> = owners.iter().map(|&owner| PortSpec::new(0, owner)).collect();
-        let lab = Lab::with_devices(Setup { workers, ..Setup::default() }, &plugs, |port, end| {
+        let port_specs: Vec<_> = owners.iter().map(|&owner| PortSpec::new(0, owner)).collect();
+        let lab = Lab::with_devices(Setup { workers, ..Setup::default() }, &port_specs, |port, end| {
             Box::new(EarlyDropDevice(end, block_states[port].clone()))
         });
         let mut early_drop_lab =

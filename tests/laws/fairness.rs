@@ -102,8 +102,8 @@ const MODERATION: Duration = Duration::from_nanos(6_500);
 
 /// Three ports. The first has receive moderation.
 fn moderated_lab() -> Lab {
-    let plugs: Vec<_> = (0..3).map(|owner| PortSpec::new(0, owner)).collect();
-    Lab::with_devices(setup(RxMemory::Owned), &plugs, |port, end| {
+    let port_specs: Vec<_> = (0..3).map(|owner| PortSpec::new(0, owner)).collect();
+    Lab::with_devices(setup(RxMemory::Owned), &port_specs, |port, end| {
         if port == 0 { Box::new(LimitedDevice { end, most: BURST, moderation: MODERATION }) } else { Box::new(end) }
     })
 }
@@ -123,8 +123,8 @@ proptest! {
         len in 0usize..200,
         polls in prop::collection::vec((0..=BURST, 0u8..8), 1..60),
     ) {
-        let plugs: Vec<_> = (0..5).map(|owner| PortSpec::new(0, owner)).collect();
-        let mut lab = Lab::new(setup(memory), &plugs);
+        let port_specs: Vec<_> = (0..5).map(|owner| PortSpec::new(0, owner)).collect();
+        let mut lab = Lab::new(setup(memory), &port_specs);
         let (busy_port, mut sent) = (noise.frame(len), 0);
         for (number, (more, idle_port)) in (0u32..).zip(polls) {
             let before = received(&lab, 0);
@@ -254,9 +254,9 @@ fn receive_moderation_batches_frames_at_a_sustained_rate() {
 #[test]
 fn frames_for_many_ports_of_another_worker_do_not_wait_in_the_ring() {
     const PORTS: usize = 32;
-    let plugs: Vec<_> = (0..2 * PORTS as u32).map(|owner| PortSpec::new(0, owner)).collect();
+    let port_specs: Vec<_> = (0..2 * PORTS as u32).map(|owner| PortSpec::new(0, owner)).collect();
     for memory in [RxMemory::Owned, RxMemory::Lent] {
-        let mut lab = Lab::new(Setup { workers: 2, slots: 8192, ..setup(memory) }, &plugs);
+        let mut lab = Lab::new(Setup { workers: 2, slots: 8192, ..setup(memory) }, &port_specs);
         // Even ports are polled by worker 0, odd ports by worker 1.
         for round in 1..=40 {
             for port in 0..PORTS {

@@ -27,8 +27,8 @@ pub fn reached(lab: &mut Lab, from: usize, to: Mac, source: Mac) -> Vec<usize> {
 
 /// A lab with ports of these VMs on one network.
 fn lab(workers: u16, memory: RxMemory, owners: &[u32]) -> Lab {
-    let plugs: Vec<_> = owners.iter().map(|&owner| PortSpec::new(0, owner)).collect();
-    Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs)
+    let port_specs: Vec<_> = owners.iter().map(|&owner| PortSpec::new(0, owner)).collect();
+    Lab::new(Setup { workers, memory, ..Setup::default() }, &port_specs)
 }
 
 /// Port 0 sends from very many addresses; stations learned at port 1 stay.
@@ -144,8 +144,8 @@ fn a_moved_station_is_reached_at_its_new_port() {
 #[test]
 fn networks_have_separate_stations() {
     for (workers, memory) in KINDS {
-        let plugs: Vec<_> = [0, 0, 0, 1, 1, 1].into_iter().map(|network| PortSpec::new(network, 0)).collect();
-        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+        let port_specs: Vec<_> = [0, 0, 0, 1, 1, 1].into_iter().map(|network| PortSpec::new(network, 0)).collect();
+        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &port_specs);
         reached(&mut lab, 1, Mac::BROADCAST, wild(0));
         reached(&mut lab, 5, Mac::BROADCAST, wild(0));
         assert_eq!(reached(&mut lab, 0, wild(0), mac(0)), [1]);
@@ -175,9 +175,9 @@ fn a_pinned_address_cannot_be_moved() {
 fn unicast_to_a_silent_pinned_port_is_not_flooded() {
     for (workers, memory) in KINDS {
         let allowed = wild(3);
-        let mut plugs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
-        plugs[1].security = Security::Mac([allowed].into());
-        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+        let mut port_specs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
+        port_specs[1].security = Security::Mac([allowed].into());
+        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &port_specs);
         for to in [mac(1), allowed] {
             assert_eq!(reached(&mut lab, 0, to, mac(0)), [1]);
             assert_eq!(reached(&mut lab, 3, to, wild(0)), [1]);
@@ -193,11 +193,11 @@ fn unicast_to_a_silent_pinned_port_is_not_flooded() {
 fn a_shared_address_moves_between_its_ports() {
     for (workers, memory) in KINDS {
         let vrrp = Mac::from_bits(0x0000_5e00_0101);
-        let mut plugs: Vec<_> = (0..3).map(|owner| PortSpec::new(0, owner)).collect();
-        for plug in &mut plugs[..2] {
-            plug.security = Security::Mac([vrrp].into());
+        let mut port_specs: Vec<_> = (0..3).map(|owner| PortSpec::new(0, owner)).collect();
+        for spec in &mut port_specs[..2] {
+            spec.security = Security::Mac([vrrp].into());
         }
-        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &port_specs);
         assert_eq!(reached(&mut lab, 2, vrrp, mac(2)), [0, 1]);
         for _ in 0..3 {
             for port in [0, 1] {
@@ -249,8 +249,8 @@ fn outsiders_reach_each_sibling_separately() {
             let mut owners = vec![7; siblings];
             owners.push(1);
             let loopback = LoopbackCapacity { blocks: 1024, ..LoopbackCapacity::default() };
-            let plugs: Vec<_> = owners.iter().map(|&owner| PortSpec::new(0, owner)).collect();
-            let mut lab = Lab::new(Setup { workers, memory, capacity: loopback, ..Setup::default() }, &plugs);
+            let port_specs: Vec<_> = owners.iter().map(|&owner| PortSpec::new(0, owner)).collect();
+            let mut lab = Lab::new(Setup { workers, memory, capacity: loopback, ..Setup::default() }, &port_specs);
             let outsider = siblings;
             for number in 0..600 {
                 if number == 300 {

@@ -13,13 +13,13 @@ use crate::generators::wild;
 use support::lab::{Lab, PortSpec, Setup, UplinkSpec, frame, mac, uplink_port};
 
 /// Labs of every kind with these ports on one network, and optional uplinks.
-fn labs(plugs: &[PortSpec], wires: &[UplinkSpec]) -> impl Iterator<Item = Lab> {
+fn labs(port_specs: &[PortSpec], uplink_specs: &[UplinkSpec]) -> impl Iterator<Item = Lab> {
     KINDS
         .into_iter()
-        .map(move |(workers, memory)| Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, plugs, wires))
+        .map(move |(workers, memory)| Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, port_specs, uplink_specs))
 }
 
-fn plugs(owners: &[u32]) -> Vec<PortSpec> {
+fn port_specs(owners: &[u32]) -> Vec<PortSpec> {
     owners.iter().map(|&owner| PortSpec::new(0, owner)).collect()
 }
 
@@ -54,7 +54,7 @@ const STATION: usize = 3;
 /// Shows: REQ-21
 #[test]
 fn the_fifth_move_within_three_minutes_is_refused() {
-    for mut lab in labs(&plugs(&[0, 1, 2]), &[]) {
+    for mut lab in labs(&port_specs(&[0, 1, 2]), &[]) {
         let station = wild(STATION);
         assert!(speaks(&mut lab, 0, station));
         for to in [1, 0, 1, 0] {
@@ -96,11 +96,11 @@ fn the_fifth_move_within_three_minutes_is_refused() {
 #[test]
 fn a_shared_address_may_fail_over() {
     let vrrp = Mac::from_bits(0x0000_5e00_0101);
-    let mut plugs = plugs(&[0, 1, 2]);
-    for plug in &mut plugs[..2] {
-        plug.security = Security::Mac([vrrp].into());
+    let mut port_specs = port_specs(&[0, 1, 2]);
+    for spec in &mut port_specs[..2] {
+        spec.security = Security::Mac([vrrp].into());
     }
-    for mut lab in labs(&plugs, &[]) {
+    for mut lab in labs(&port_specs, &[]) {
         for to in [0, 1, 0, 1] {
             assert!(speaks(&mut lab, to, vrrp));
             assert_eq!(reached(&mut lab, 2, vrrp, mac(2)), [to]);
@@ -110,13 +110,13 @@ fn a_shared_address_may_fail_over() {
 }
 
 /// Ports of two VMs with a VRRP group address in the allowed pairs of both, and of a third VM.
-fn virtual_router(wires: &[UplinkSpec]) -> (Mac, Vec<Lab>) {
+fn virtual_router(uplink_specs: &[UplinkSpec]) -> (Mac, Vec<Lab>) {
     let router = Mac::from_bits(0x0000_5e00_01c6);
-    let mut plugs = plugs(&[0, 1, 2]);
-    for plug in &mut plugs[..2] {
-        plug.security = Security::Mac([router].into());
+    let mut port_specs = port_specs(&[0, 1, 2]);
+    for spec in &mut port_specs[..2] {
+        spec.security = Security::Mac([router].into());
     }
-    (router, labs(&plugs, wires).collect())
+    (router, labs(&port_specs, uplink_specs).collect())
 }
 
 /// A backup that starts sends from the group address too; the master's adverts win (RFC 9568, 8.1.2).
@@ -192,11 +192,11 @@ fn a_suspect_port_has_the_ordinary_move_limit() {
 #[test]
 fn a_port_without_security_is_allowed_no_address() {
     let router = Mac::from_bits(0x0000_5e00_01c6);
-    let mut plugs = plugs(&[0, 1, 2]);
-    for plug in &mut plugs[1..] {
-        plug.security = Security::Mac([router].into());
+    let mut port_specs = port_specs(&[0, 1, 2]);
+    for spec in &mut port_specs[1..] {
+        spec.security = Security::Mac([router].into());
     }
-    for mut lab in labs(&plugs, &[]) {
+    for mut lab in labs(&port_specs, &[]) {
         for to in [0, 1, 0, 1, 0] {
             assert!(speaks(&mut lab, to, router));
             lab.advance(Duration::from_secs(10));
@@ -210,7 +210,7 @@ fn a_port_without_security_is_allowed_no_address() {
 /// A guest's bond of two ports fails over 20 times in a minute.
 #[test]
 fn siblings_have_their_own_move_limit() {
-    for mut lab in labs(&plugs(&[7, 7, 1]), &[]) {
+    for mut lab in labs(&port_specs(&[7, 7, 1]), &[]) {
         let station = wild(STATION);
         for _ in 0..10 {
             for to in [0, 1] {
@@ -243,9 +243,9 @@ fn siblings_have_their_own_move_limit() {
 
 #[test]
 fn mac_sharing_allows_a_move_per_frame() {
-    let mut plugs = plugs(&[7, 7, 1]);
-    plugs[..2].iter_mut().for_each(|plug| plug.mac_sharing = true);
-    for mut lab in labs(&plugs, &[]) {
+    let mut port_specs = port_specs(&[7, 7, 1]);
+    port_specs[..2].iter_mut().for_each(|spec| spec.mac_sharing = true);
+    for mut lab in labs(&port_specs, &[]) {
         for round in 0..200 {
             assert!(speaks(&mut lab, round % 2, wild(STATION)));
             assert_eq!(reached(&mut lab, 2, wild(STATION), mac(2)), [round % 2]);
@@ -257,7 +257,7 @@ fn mac_sharing_allows_a_move_per_frame() {
 /// Behind a port that does not learn, no source is learned, moved or dampened, at any worker.
 #[test]
 fn a_port_that_does_not_learn_moves_no_station() {
-    for mut lab in labs(&plugs(&[0, 1, 2]), &[]) {
+    for mut lab in labs(&port_specs(&[0, 1, 2]), &[]) {
         let ids = [lab.ports[0], lab.ports[1]];
         lab.change_ports(|all| {
             all.iter_mut().filter(|port| ids.contains(&port.id)).for_each(|port| port.learns = false)
@@ -279,7 +279,7 @@ fn a_port_that_does_not_learn_moves_no_station() {
 /// Moves from a port that is closed, administratively down or quarantined are migrations and not counted.
 #[test]
 fn moves_from_a_blocked_port_are_not_counted() {
-    for mut lab in labs(&plugs(&[0, 1, 2]), &[]) {
+    for mut lab in labs(&port_specs(&[0, 1, 2]), &[]) {
         let station = wild(STATION);
         assert!(speaks(&mut lab, 0, station));
         for round in 0..12 {
@@ -312,7 +312,7 @@ fn moves_from_a_blocked_port_are_not_counted() {
 #[test]
 fn moves_to_a_port_are_free_in_its_first_minute() {
     let uplink = 2;
-    for mut lab in labs(&plugs(&[0, 1]), &[UplinkSpec::new(&[(0, 0)])]) {
+    for mut lab in labs(&port_specs(&[0, 1]), &[UplinkSpec::new(&[(0, 0)])]) {
         let station = wild(STATION);
         let arrive = |lab: &mut Lab| {
             for _ in 0..10 {
@@ -354,7 +354,7 @@ fn moves_to_a_port_are_free_in_its_first_minute() {
 /// An aged station is learned, not moved.
 #[test]
 fn an_aged_station_does_not_move() {
-    let mut lab = labs(&plugs(&[0, 1, 2]), &[]).next().unwrap();
+    let mut lab = labs(&port_specs(&[0, 1, 2]), &[]).next().unwrap();
     for round in 0..12 {
         assert!(speaks(&mut lab, round % 2, wild(STATION)));
         lab.advance(Duration::from_secs(300));

@@ -13,9 +13,9 @@ use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 /// Four ports on two networks.
 fn lab(workers: u16) -> Lab {
-    let plugs: Vec<_> =
+    let port_specs: Vec<_> =
         [0, 0, 1, 1].into_iter().zip(0..).map(|(network, owner)| PortSpec::new(network, owner)).collect();
-    Lab::new(Setup { workers, ..Setup::default() }, &plugs)
+    Lab::new(Setup { workers, ..Setup::default() }, &port_specs)
 }
 
 /// Flushes at one worker, part by part. Returns the number of flushed entries.

@@ -25,20 +25,20 @@ fn binding() -> impl Strategy<Value = Binding> {
 }
 
 /// The same ports, some quarantined, some with sibling split horizon, some with MAC sharing.
-pub fn measured(plugs: impl Strategy<Value = Vec<PortSpec>>) -> impl Strategy<Value = Vec<PortSpec>> {
+pub fn measured(port_specs: impl Strategy<Value = Vec<PortSpec>>) -> impl Strategy<Value = Vec<PortSpec>> {
     let mitigation = (prop::bool::weighted(0.1), prop::bool::weighted(0.3), prop::bool::weighted(0.2));
-    (plugs, vec(mitigation, 24)).prop_map(|(plugs, mitigation)| {
-        let with = |(plug, (quarantined, split_horizon, mac_sharing)): (PortSpec, _)| PortSpec {
+    (port_specs, vec(mitigation, 24)).prop_map(|(port_specs, mitigation)| {
+        let with = |(spec, (quarantined, split_horizon, mac_sharing)): (PortSpec, _)| PortSpec {
             quarantined,
             split_horizon,
             mac_sharing,
-            ..plug
+            ..spec
         };
-        plugs.into_iter().zip(mitigation).map(with).collect()
+        port_specs.into_iter().zip(mitigation).map(with).collect()
     })
 }
 
-pub fn plugs(networks: u16) -> impl Strategy<Value = Vec<PortSpec>> {
+pub fn port_specs(networks: u16) -> impl Strategy<Value = Vec<PortSpec>> {
     let security = prop_oneof![
         3 => Just(Security::Off),
         1 => vec((0..WILD).prop_map(wild), 0..3).prop_map(|also| Security::Mac(also.into())),
@@ -47,7 +47,7 @@ pub fn plugs(networks: u16) -> impl Strategy<Value = Vec<PortSpec>> {
     let policy = prop::sample::select(vec![AtLimit::Drop, AtLimit::ForwardUnlearned]);
     let limit = (0..4u32, policy).prop_map(|(stations, policy)| MacLimit { stations, policy });
     let delivery = (prop::bool::weighted(0.8), prop::bool::weighted(0.15), prop::option::weighted(0.3, limit));
-    let plug = (0..networks, 0..4u32, security, prop::bool::weighted(0.9), delivery).prop_map(
+    let spec = (0..networks, 0..4u32, security, prop::bool::weighted(0.9), delivery).prop_map(
         |(network, owner, security, admin_up, (unknown_unicast, promiscuous, mac_limit))| PortSpec {
             network,
             owner,
@@ -62,16 +62,16 @@ pub fn plugs(networks: u16) -> impl Strategy<Value = Vec<PortSpec>> {
             trunk: None,
         },
     );
-    vec(plug, 2..10).prop_map(|mut plugs| {
+    vec(spec, 2..10).prop_map(|mut port_specs| {
         // Some ports have their own address bound, as is usual.
-        for (index, plug) in plugs.iter_mut().enumerate() {
-            if let Security::MacIp(bindings) = &mut plug.security
+        for (index, spec) in port_specs.iter_mut().enumerate() {
+            if let Security::MacIp(bindings) = &mut spec.security
                 && let Some(first) = bindings.first_mut()
             {
                 first.mac = mac(index);
             }
         }
-        plugs
+        port_specs
     })
 }
 
@@ -154,17 +154,17 @@ impl Said {
 /// The same, some of them subports of others.
 pub fn trunks(networks: u16) -> impl Strategy<Value = Vec<PortSpec>> {
     let trunk = prop::option::weighted(0.5, (any::<prop::sample::Index>(), prop::sample::select(VIDS[1..].to_vec())));
-    (plugs(networks), vec(trunk, 10)).prop_map(|(mut plugs, trunks)| {
-        for (at, trunk) in trunks.into_iter().enumerate().take(plugs.len()) {
-            let Some((parent, vid)) = trunk.map(|(parent, vid)| (parent.index(plugs.len()), vid)) else { continue };
-            let is_parent = |port: usize| plugs.iter().any(|plug| plug.trunk.is_some_and(|of| of.0 == port));
-            let is_taken = plugs.iter().any(|plug| plug.trunk == Some((parent, vid)));
-            if parent != at && !is_taken && !is_parent(at) && plugs[parent].trunk.is_none() {
-                let owner = plugs[parent].owner;
-                plugs[at] = PortSpec { owner, ..plugs[at].clone().subport_of(parent, vid) };
+    (port_specs(networks), vec(trunk, 10)).prop_map(|(mut port_specs, trunks)| {
+        for (at, trunk) in trunks.into_iter().enumerate().take(port_specs.len()) {
+            let Some((parent, vid)) = trunk.map(|(parent, vid)| (parent.index(port_specs.len()), vid)) else { continue };
+            let is_parent = |port: usize| port_specs.iter().any(|spec| spec.trunk.is_some_and(|of| of.0 == port));
+            let is_taken = port_specs.iter().any(|spec| spec.trunk == Some((parent, vid)));
+            if parent != at && !is_taken && !is_parent(at) && port_specs[parent].trunk.is_none() {
+                let owner = port_specs[parent].owner;
+                port_specs[at] = PortSpec { owner, ..port_specs[at].clone().subport_of(parent, vid) };
             }
         }
-        plugs
+        port_specs
     })
 }
 
@@ -172,7 +172,7 @@ pub fn trunks(networks: u16) -> impl Strategy<Value = Vec<PortSpec>> {
 const VIDS: [u16; 4] = [0, 3, 5, 4094];
 
 /// No uplink, one, two independent ones, or active and backup; each carries some of the networks.
-pub fn wires(networks: u16) -> impl Strategy<Value = Vec<UplinkSpec>> {
+pub fn uplink_specs(networks: u16) -> impl Strategy<Value = Vec<UplinkSpec>> {
     let wire = move || {
         let networks = prop::sample::subsequence((0..networks).collect::<Vec<_>>(), 0..=usize::from(networks));
         (Just(VIDS.to_vec()).prop_shuffle(), networks)
@@ -182,7 +182,7 @@ pub fn wires(networks: u16) -> impl Strategy<Value = Vec<UplinkSpec>> {
         2 => Just(Vec::new()),
         1 => wire().prop_map(|wire| vec![wire]),
         1 => (wire(), wire()).prop_map(|(one, other)| vec![one, other]),
-        1 => wire().prop_map(|wire| vec![wire.clone(), UplinkSpec { spare_of: Some(0), ..wire }]),
+        1 => wire().prop_map(|wire| vec![wire.clone(), UplinkSpec { backup_of: Some(0), ..wire }]),
     ]
 }
 

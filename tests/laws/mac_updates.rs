@@ -35,8 +35,8 @@ fn set_rules_at(lab: &mut Lab, worker: usize, config: &Arc<ForwardingConfig>) {
 
 /// Two workers with two ports each, and a small table whose buckets are often full.
 fn crowded() -> Lab {
-    let plugs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
-    let mut lab = Lab::new(Setup { workers: 2, stations: 1024, ..Setup::default() }, &plugs);
+    let port_specs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
+    let mut lab = Lab::new(Setup { workers: 2, stations: 1024, ..Setup::default() }, &port_specs);
     for number in 0..1000 {
         assert!(lab.send(2, &frame(mac(0), Mac::from_bits(0x0600_0000_0000 + number), 0x88b5, &[0; 46])));
         lab.settle();
@@ -123,8 +123,8 @@ fn stations_of_a_closed_port_count_towards_no_limit() {
     for policy in [AtLimit::Drop, AtLimit::ForwardUnlearned] {
         let limit = Some(MacLimit { stations: 5, policy });
         let limits = Limits { network: 8, port: 8 };
-        let plugs = [PortSpec { mac_limit: limit, ..PortSpec::new(0, 0) }, PortSpec::new(0, 1)];
-        let mut lab = Lab::new(Setup { limits, ..Setup::default() }, &plugs);
+        let port_specs = [PortSpec { mac_limit: limit, ..PortSpec::new(0, 0) }, PortSpec::new(0, 1)];
+        let mut lab = Lab::new(Setup { limits, ..Setup::default() }, &port_specs);
         for generation in 1..4 {
             for number in 0..5 {
                 let address = wild(usize::from(generation) * 10 + number);
@@ -179,8 +179,8 @@ proptest! {
     #[test]
     fn workers_agree_on_the_port_of_each_station(workers in 2..4usize, steps in steps()) {
         // Stations may move freely between these ports.
-        let plugs: Vec<_> = (0..6).map(|_| PortSpec { mac_sharing: true, ..PortSpec::new(0, 7) }).collect();
-        let mut lab = Lab::new(Setup { workers: workers as u16, ..Setup::default() }, &plugs);
+        let port_specs: Vec<_> = (0..6).map(|_| PortSpec { mac_sharing: true, ..PortSpec::new(0, 7) }).collect();
+        let mut lab = Lab::new(Setup { workers: workers as u16, ..Setup::default() }, &port_specs);
         let mut clocks = vec![lab.now; workers];
         // Frames pending in loopback devices, and when each station sent at which port.
         let mut waiting: Vec<(usize, usize)> = Vec::new();
@@ -229,8 +229,8 @@ proptest! {
 #[test]
 fn lost_updates_are_counted_and_sent_again() {
     const SOURCES: usize = 6000;
-    let plugs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
-    let mut lab = Lab::new(Setup { workers: 2, stations: 16_384, ..Setup::default() }, &plugs);
+    let port_specs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
+    let mut lab = Lab::new(Setup { workers: 2, stations: 16_384, ..Setup::default() }, &port_specs);
     let send_all = |lab: &mut Lab, both: bool| {
         for source in 0..SOURCES {
             // Between ports of the first worker.

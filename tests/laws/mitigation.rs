@@ -14,10 +14,10 @@ const BPDU: Mac = Mac::from_bits(0x0180_c200_0000);
 const PVST: Mac = Mac::from_bits(0x0100_0ccc_cccd);
 const LLDP: Mac = Mac::from_bits(0x0180_c200_000e);
 
-fn labs(plugs: &[PortSpec], wires: &[UplinkSpec]) -> impl Iterator<Item = Lab> {
+fn labs(port_specs: &[PortSpec], uplink_specs: &[UplinkSpec]) -> impl Iterator<Item = Lab> {
     KINDS
         .into_iter()
-        .map(move |(workers, memory)| Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, plugs, wires))
+        .map(move |(workers, memory)| Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, port_specs, uplink_specs))
 }
 
 fn change(lab: &mut Lab, port: usize, change: impl Fn(&mut PortConfig)) {
@@ -59,10 +59,10 @@ fn a_quarantined_port_sends_and_receives_nothing() {
 /// uplink affect the others.
 #[test]
 fn ports_that_share_a_device_are_quarantined_separately() {
-    let plugs = [PortSpec::new(0, 7), PortSpec::new(1, 7).subport_of(0, 70), PortSpec::new(0, 1), PortSpec::new(1, 1)];
+    let port_specs = [PortSpec::new(0, 7), PortSpec::new(1, 7).subport_of(0, 70), PortSpec::new(0, 1), PortSpec::new(1, 1)];
     for (workers, memory) in KINDS {
         let setup = Setup { workers, memory, ..Setup::default() };
-        let mut lab = Lab::with_uplinks(setup, &plugs, &[UplinkSpec::new(&[(10, 0), (11, 1)])]);
+        let mut lab = Lab::with_uplinks(setup, &port_specs, &[UplinkSpec::new(&[(10, 0), (11, 1)])]);
         let sent = |lab: &mut Lab, port: usize, bytes: &[u8]| -> Vec<usize> {
             let (bytes, offload) = lab.tagged(port, bytes, Offload::NONE).unwrap();
             let base = lab.base(port);
@@ -133,10 +133,10 @@ fn siblings_with_split_horizon_do_not_flood_each_other() {
 /// A promiscuous sibling could bridge its mirror copies back.
 #[test]
 fn a_promiscuous_sibling_gets_no_copies_with_split_horizon() {
-    let mut plugs = siblings();
-    plugs[1].promiscuous = true;
-    plugs.push(PortSpec { promiscuous: true, ..PortSpec::new(0, 2) });
-    for mut lab in labs(&plugs, &[]) {
+    let mut port_specs = siblings();
+    port_specs[1].promiscuous = true;
+    port_specs.push(PortSpec { promiscuous: true, ..PortSpec::new(0, 2) });
+    for mut lab in labs(&port_specs, &[]) {
         assert_eq!(reached(&mut lab, 0, mac(3), mac(0)), [1, 3, 4]);
         change(&mut lab, 0, |port| port.sibling_split_horizon = true);
         assert_eq!(reached(&mut lab, 0, mac(3), mac(0)), [3, 4]);
@@ -151,9 +151,9 @@ fn a_promiscuous_sibling_gets_no_copies_with_split_horizon() {
 /// uplink.
 #[test]
 fn a_dampened_station_stays_at_its_port() {
-    let mut plugs = siblings();
-    plugs[2].security = Security::Mac([].into());
-    for mut lab in labs(&plugs, &[UplinkSpec::new(&[(0, 0)])]) {
+    let mut port_specs = siblings();
+    port_specs[2].security = Security::Mac([].into());
+    for mut lab in labs(&port_specs, &[UplinkSpec::new(&[(0, 0)])]) {
         let station = |mac| Station::new(NetworkId::new(0), mac);
         let id = lab.ports[0];
         assert_eq!(reached(&mut lab, 3, Mac::BROADCAST, wild(1)), [0, 1, 2, 4]);

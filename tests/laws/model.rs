@@ -35,7 +35,7 @@ struct Delivery {
 }
 
 struct Model {
-    plugs: Vec<PortSpec>,
+    port_specs: Vec<PortSpec>,
     reserved: u16,
     /// By network and address: port and time of the last frame.
     learned: HashMap<(u16, Address), (usize, u64)>,
@@ -63,21 +63,21 @@ impl Model {
 
     /// Whether the address is a port's own or in its allowed pairs.
     fn allows(&self, port: usize, address: Address) -> bool {
-        match &self.plugs[port].security {
+        match &self.port_specs[port].security {
             Security::Off => mac(port).octets() == address,
             security => mac(port).octets() == address || security.macs().any(|also| also.octets() == address),
         }
     }
 
     fn network(&self, port: usize) -> u16 {
-        self.plugs[port].network
+        self.port_specs[port].network
     }
 
     /// The only port of the network with this address, if it is administratively up.
     fn pinned(&self, network: u16, address: Address) -> Option<usize> {
         let mut listing =
-            (0..self.plugs.len()).filter(|&port| self.network(port) == network && self.allows(port, address));
-        listing.next().filter(|&port| listing.next().is_none() && self.plugs[port].admin_up)
+            (0..self.port_specs.len()).filter(|&port| self.network(port) == network && self.allows(port, address));
+        listing.next().filter(|&port| listing.next().is_none() && self.port_specs[port].admin_up)
     }
 
     fn find(&self, network: u16, address: Address) -> Option<usize> {
@@ -86,11 +86,11 @@ impl Model {
     }
 
     fn frame(&mut self, from: usize, frame: &[u8]) -> Expectation {
-        let plug = &self.plugs[from];
-        if !plug.admin_up {
+        let spec = &self.port_specs[from];
+        if !spec.admin_up {
             return Err(DropReason::AdminDown);
         }
-        if plug.quarantined {
+        if spec.quarantined {
             return Err(DropReason::Quarantined);
         }
         if frame.len() < 14 {
@@ -115,15 +115,15 @@ impl Model {
         if to[..5] == [0x01, 0x80, 0xc2, 0, 0] && to[5] < 16 && self.reserved & 1 << to[5] == 0 {
             return Err(DropReason::ReservedGroup);
         }
-        let network = plug.network;
+        let network = spec.network;
         let pinned = self.pinned(network, source);
-        if pinned.is_some_and(|owner| self.plugs[owner].owner != plug.owner) {
+        if pinned.is_some_and(|owner| self.port_specs[owner].owner != spec.owner) {
             return Err(DropReason::ForeignSource);
         }
-        if plug.security != Security::Off && !self.allows(from, source) {
+        if spec.security != Security::Off && !self.allows(from, source) {
             return Err(DropReason::SpoofedSource);
         }
-        if matches!(self.plugs[from].security, Security::MacIp(_)) && !self.may_say(from, source, frame) {
+        if matches!(self.port_specs[from].security, Security::MacIp(_)) && !self.may_say(from, source, frame) {
             return Err(DropReason::SpoofedIp);
         }
         let found = if to[0] & 1 == 1 { None } else { self.find(network, to) };
@@ -132,7 +132,7 @@ impl Model {
         }
         let mut not_learned = false;
         if pinned.is_none() {
-            match self.plugs[from].mac_limit.filter(|limit| !self.has_room(from, source, limit.stations)) {
+            match self.port_specs[from].mac_limit.filter(|limit| !self.has_room(from, source, limit.stations)) {
                 Some(limit) if limit.policy == AtLimit::Drop => return Err(DropReason::MacLimit),
                 Some(_) => not_learned = true,
                 None if self.may_move(from, source) => _ = self.learned.insert((network, source), (from, self.now)),
@@ -140,27 +140,27 @@ impl Model {
             }
         }
         let others = |which: &dyn Fn(&PortSpec) -> bool| -> Vec<usize> {
-            let plug = &self.plugs[from];
+            let spec = &self.port_specs[from];
             // BPDUs pass in any case.
             let is_bpdu = [[0x01, 0x80, 0xc2, 0, 0, 0], [0x01, 0, 0x0c, 0xcc, 0xcc, 0xcd]].contains(&to);
             let is_there = |port: &usize| {
-                let other = &self.plugs[*port];
-                let is_split = plug.split_horizon && other.owner == plug.owner && !is_bpdu;
+                let other = &self.port_specs[*port];
+                let is_split = spec.split_horizon && other.owner == spec.owner && !is_bpdu;
                 *port != from && other.network == network && other.admin_up && !other.quarantined && !is_split
             };
-            (0..self.plugs.len()).filter(is_there).filter(|&port| which(&self.plugs[port])).collect()
+            (0..self.port_specs.len()).filter(is_there).filter(|&port| which(&self.port_specs[port])).collect()
         };
         match found {
             Some(port) => {
-                let mut mirror_copies = others(&|plug| plug.promiscuous);
+                let mut mirror_copies = others(&|spec| spec.promiscuous);
                 mirror_copies.retain(|&watcher| watcher != port);
                 Ok(Delivery { to: vec![port], mirror_copies, not_learned, ..Delivery::default() })
             }
             None if to == source => Err(DropReason::Hairpin),
             None if to[0] & 1 == 1 => Ok(Delivery { to: others(&|_| true), not_learned, ..Delivery::default() }),
             None => {
-                let wants = |plug: &PortSpec| plug.unknown_unicast || plug.promiscuous;
-                let not_flooded = others(&|plug| !wants(plug));
+                let wants = |spec: &PortSpec| spec.unknown_unicast || spec.promiscuous;
+                let not_flooded = others(&|spec| !wants(spec));
                 Ok(Delivery { to: others(&wants), not_flooded, not_learned, ..Delivery::default() })
             }
         }
@@ -170,7 +170,7 @@ impl Model {
     fn may_move(&mut self, to: usize, source: Address) -> bool {
         let network = self.network(to);
         let Some(&(from, seen)) = self.learned.get(&(network, source)) else { return true };
-        let (from, to) = ((from, &self.plugs[from]), (to, &self.plugs[to]));
+        let (from, to) = ((from, &self.port_specs[from]), (to, &self.port_specs[to]));
         let is_gone = self.now - seen >= AGEING || !from.1.admin_up || from.1.quarantined;
         let are_siblings = from.1.owner == to.1.owner;
         if from.0 == to.0 || is_gone || are_siblings && to.1.mac_sharing {
@@ -201,7 +201,7 @@ impl Model {
         let known = self.learned.iter().filter(|((network, address), (after, seen))| {
             *network == self.network(port) && is_known(address, *after, *seen)
         });
-        self.plugs[port].security != Security::Off
+        self.port_specs[port].security != Security::Off
             || source == mac(port).octets()
             || known.clone().any(|((_, address), _)| *address == source)
             || known.count() < most as usize
@@ -209,7 +209,7 @@ impl Model {
 
     /// Whether an IP address is bound to a MAC address.
     fn is_bound(&self, port: usize, address: Address, ip: IpAddr) -> bool {
-        let Security::MacIp(bindings) = &self.plugs[port].security else { return true };
+        let Security::MacIp(bindings) = &self.port_specs[port].security else { return true };
         let mut its = bindings.iter().filter(|binding| binding.mac.octets() == address);
         let [a, b, c, d, e, f] = address;
         let link_local = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
@@ -219,7 +219,7 @@ impl Model {
 
     /// Whether `mac+ip` allows the ARP, ND and IP frames that the generator makes.
     fn may_say(&self, port: usize, source: Address, frame: &[u8]) -> bool {
-        let Security::MacIp(bindings) = &self.plugs[port].security else { return true };
+        let Security::MacIp(bindings) = &self.port_specs[port].security else { return true };
         let speaks = bindings.iter().any(|binding| binding.mac.octets() == source);
         let mut at = 12;
         while matches!(frame.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8] | [0x91, 0x00])) {
@@ -287,16 +287,16 @@ proptest! {
 
     #[test]
     fn the_switch_agrees_with_the_model(
-        plugs in generators::measured(generators::plugs(3)),
+        port_specs in generators::measured(generators::port_specs(3)),
         memory in generators::memory(),
         reserved in generators::reserved(),
         workers in prop::sample::select(vec![1u16, 1, 3]),
         acts in acts(),
     ) {
-        let ports = plugs.len();
-        let mut lab = Lab::new(Setup { workers, memory, mtu: MTU as u16, reserved, ..Setup::default() }, &plugs);
+        let ports = port_specs.len();
+        let mut lab = Lab::new(Setup { workers, memory, mtu: MTU as u16, reserved, ..Setup::default() }, &port_specs);
         let ReservedMask(reserved) = reserved;
-        let mut model = Model { plugs, reserved, learned: HashMap::new(), flaps: HashMap::new(), now: 0 };
+        let mut model = Model { port_specs, reserved, learned: HashMap::new(), flaps: HashMap::new(), now: 0 };
         let mut groups: HashMap<(usize, Address), u64> = HashMap::new();
         for (number, act) in acts.iter().enumerate() {
             let sketch = match act {
@@ -344,7 +344,7 @@ proptest! {
             let reached: HashSet<usize> = delivery.to.into_iter().chain(delivery.mirror_copies).collect();
             for port in 0..ports {
                 // A frame may be forwarded to a port that is down or quarantined and is dropped there.
-                let expected = reached.contains(&port) && model.plugs[port].admin_up && !model.plugs[port].quarantined;
+                let expected = reached.contains(&port) && model.port_specs[port].admin_up && !model.port_specs[port].quarantined;
                 let received = lab.received(port);
                 prop_assert_eq!(received.len(), usize::from(expected), "act {}: frames at port {}", number, port);
                 prop_assert!(received.iter().all(|frame| *frame == bytes), "act {}: changed at port {}", number, port);

@@ -80,10 +80,10 @@ fn acts(stations: Stations, many: usize, polls: u32) -> impl Strategy<Value = Ve
 type Arrived = BTreeMap<(usize, usize), Vec<u32>>;
 
 /// Runs the steps. Several workers poll as the steps say, a single one after each frame.
-fn run(plugs: &[PortSpec], workers: u16, memory: RxMemory, stations: Stations, acts: &[Act]) -> (Arrived, Lab) {
+fn run(port_specs: &[PortSpec], workers: u16, memory: RxMemory, stations: Stations, acts: &[Act]) -> (Arrived, Lab) {
     let capacity = LoopbackCapacity { blocks: 64, block_bytes: 1 << 16 };
     let setup = Setup { workers, memory, capacity, ..Setup::default() };
-    let mut lab = Lab::with_uplinks(setup, plugs, &[]);
+    let mut lab = Lab::with_uplinks(setup, port_specs, &[]);
     let mut number = 0u32;
     let mut send = |lab: &mut Lab, port: usize, to: Mac, from: Mac| {
         let bytes = frame(to, from, 0x88b5, &[&number.to_be_bytes()[..], &[port as u8; 42]].concat());
@@ -95,9 +95,9 @@ fn run(plugs: &[PortSpec], workers: u16, memory: RxMemory, stations: Stations, a
         base
     };
     if stations == Stations::Known {
-        for port in 0..plugs.len() {
+        for port in 0..port_specs.len() {
             for station in [Address::Port(port), Address::Behind(port)] {
-                let base = send(&mut lab, port, Address::Broadcast.resolve(1), station.resolve(plugs.len()));
+                let base = send(&mut lab, port, Address::Broadcast.resolve(1), station.resolve(port_specs.len()));
                 lab.ends[base].publish();
                 lab.settle();
             }
@@ -107,9 +107,9 @@ fn run(plugs: &[PortSpec], workers: u16, memory: RxMemory, stations: Stations, a
     for act in acts {
         match *act {
             Act::Send { port, to, from, many } => {
-                let port = port % plugs.len();
+                let port = port % port_specs.len();
                 for sent in 1..=many {
-                    let base = send(&mut lab, port, to.resolve(plugs.len()), from.resolve(plugs.len()));
+                    let base = send(&mut lab, port, to.resolve(port_specs.len()), from.resolve(port_specs.len()));
                     if workers == 1 || sent == many {
                         lab.ends[base].publish();
                     }
@@ -157,8 +157,8 @@ fn is_counted(arrived: &Arrived, lab: &Lab) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-fn plugs() -> impl Strategy<Value = Vec<PortSpec>> {
-    generators::measured(prop_oneof![generators::plugs(2), generators::trunks(2)])
+fn port_specs() -> impl Strategy<Value = Vec<PortSpec>> {
+    generators::measured(prop_oneof![generators::port_specs(2), generators::trunks(2)])
 }
 
 proptest! {
@@ -166,12 +166,12 @@ proptest! {
 
     /// While all stations are known, it does not matter who polls when.
     #[test]
-    fn workers_that_poll_in_any_order_deliver_what_one_delivers(plugs in plugs(), acts in acts(Stations::Known, 8, 3)) {
-        let (one, lab) = run(&plugs, 1, RxMemory::Owned, Stations::Known, &acts);
+    fn workers_that_poll_in_any_order_deliver_what_one_delivers(port_specs in port_specs(), acts in acts(Stations::Known, 8, 3)) {
+        let (one, lab) = run(&port_specs, 1, RxMemory::Owned, Stations::Known, &acts);
         is_counted(&one, &lab)?;
         lab.end();
         for (workers, memory) in [(2, RxMemory::Owned), (3, RxMemory::Lent), (3, RxMemory::Owned)] {
-            let (these, lab) = run(&plugs, workers, memory, Stations::Known, &acts);
+            let (these, lab) = run(&port_specs, workers, memory, Stations::Known, &acts);
             is_in_order(&these)?;
             is_counted(&these, &lab)?;
             prop_assert_eq!(&these, &one, "{} workers, {:?}", workers, memory);
@@ -181,8 +181,8 @@ proptest! {
 
     /// While stations move, a frame may be flooded or not, but no frame overtakes another of its flow.
     #[test]
-    fn frames_of_moving_stations_keep_their_order(plugs in plugs(), acts in acts(Stations::Moving, 8, 3), workers in 2..4u16) {
-        let (arrived, lab) = run(&plugs, workers, RxMemory::Owned, Stations::Moving, &acts);
+    fn frames_of_moving_stations_keep_their_order(port_specs in port_specs(), acts in acts(Stations::Moving, 8, 3), workers in 2..4u16) {
+        let (arrived, lab) = run(&port_specs, workers, RxMemory::Owned, Stations::Moving, &acts);
         is_in_order(&arrived)?;
         is_counted(&arrived, &lab)?;
         lab.end();
@@ -190,8 +190,8 @@ proptest! {
 
     /// Workers that poll too seldom lose frames, in their devices and in full rings. Each is counted.
     #[test]
-    fn frames_that_do_not_fit_are_counted(plugs in plugs(), acts in acts(Stations::Moving, 500, 1), workers in 2..4u16) {
-        let (arrived, lab) = run(&plugs, workers, RxMemory::Lent, Stations::Moving, &acts);
+    fn frames_that_do_not_fit_are_counted(port_specs in port_specs(), acts in acts(Stations::Moving, 500, 1), workers in 2..4u16) {
+        let (arrived, lab) = run(&port_specs, workers, RxMemory::Lent, Stations::Moving, &acts);
         is_in_order(&arrived)?;
         is_counted(&arrived, &lab)?;
         lab.end();

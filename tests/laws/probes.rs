@@ -23,9 +23,9 @@ fn labs() -> impl Iterator<Item = Lab> {
 }
 
 fn lab((workers, memory): (u16, RxMemory)) -> Lab {
-    let plugs = [PortSpec::new(0, 7), PortSpec::new(0, 7), PortSpec::new(1, 7).subport_of(A, 70), PortSpec::new(0, 1)];
+    let port_specs = [PortSpec::new(0, 7), PortSpec::new(0, 7), PortSpec::new(1, 7).subport_of(A, 70), PortSpec::new(0, 1)];
     let setup = Setup { workers, memory, ..Setup::default() };
-    Lab::with_uplinks(setup, &plugs, &[UplinkSpec::new(&[(120, 0), (0, 1)])])
+    Lab::with_uplinks(setup, &port_specs, &[UplinkSpec::new(&[(120, 0), (0, 1)])])
 }
 
 fn hold(lab: &mut Lab, ports: &[PortId]) {

@@ -14,7 +14,7 @@ use crate::fault::{Fault, Faults};
 use crate::generators::{header, tcp, wild};
 use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
-fn plugs(count: u32) -> Vec<PortSpec> {
+fn port_specs(count: u32) -> Vec<PortSpec> {
     (0..count).map(|owner| PortSpec::new(0, owner)).collect()
 }
 
@@ -37,7 +37,7 @@ fn a_frame_with_invalid_offload_header_is_dropped() {
         header(1, 1, 1000, 60_000, 16),
     ];
     for (workers, memory) in KINDS {
-        let mut lab = Lab::new(setup(workers, memory), &plugs(3));
+        let mut lab = Lab::new(setup(workers, memory), &port_specs(3));
         for (number, lie) in (1..).zip(lies) {
             for to in [mac(1), Mac::BROADCAST] {
                 assert!(lab.ends[0].send(&frame_of(1514, to, mac(0)), lie));
@@ -55,7 +55,7 @@ fn a_frame_with_invalid_offload_header_is_dropped() {
 #[test]
 fn gso_packets_count_as_their_segments() {
     for (workers, memory) in KINDS {
-        let mut lab = Lab::new(setup(workers, memory), &plugs(3));
+        let mut lab = Lab::new(setup(workers, memory), &port_specs(3));
         for (size, len) in [
             (500u16, 64_000usize),
             (48, 64_000),
@@ -96,7 +96,7 @@ fn reached(lab: &mut Lab, from: usize, to: Mac) -> BTreeSet<usize> {
 #[test]
 fn closing_a_port_invalidates_its_stations() {
     for (workers, memory) in KINDS {
-        let mut lab = Lab::new(setup(workers, memory), &plugs(4));
+        let mut lab = Lab::new(setup(workers, memory), &port_specs(4));
         for number in 0..50 {
             assert!(lab.send(1, &frame(mac(0), wild(number), 0x88b5, &[])));
         }
@@ -136,7 +136,7 @@ fn closing_a_port_invalidates_its_stations() {
 fn frames_in_flight_to_a_closed_port_are_counted() {
     for memory in [RxMemory::Owned, RxMemory::Lent] {
         for cut in 0..4 {
-            let mut lab = Lab::new(setup(2, memory), &plugs(4));
+            let mut lab = Lab::new(setup(2, memory), &port_specs(4));
             for to in [mac(1), Mac::BROADCAST] {
                 assert!(lab.send(0, &frame(to, mac(0), 0x88b5, &[])));
             }
@@ -162,7 +162,7 @@ fn frames_in_flight_to_a_closed_port_are_counted() {
 #[test]
 fn a_port_that_is_down_neither_sends_nor_receives() {
     for (workers, memory) in KINDS {
-        let mut lab = Lab::new(setup(workers, memory), &plugs(3));
+        let mut lab = Lab::new(setup(workers, memory), &port_specs(3));
         let port = lab.ports[1];
         let switch = |lab: &mut Lab, up| {
             lab.change_ports(|all| {
@@ -191,7 +191,7 @@ fn a_port_that_is_down_neither_sends_nor_receives() {
 fn a_failed_device_is_reported_and_affects_no_other_port() {
     for (workers, memory) in KINDS {
         let dying = Faults { die_after: Some(100), ..Faults::default() };
-        let mut lab = Lab::with_devices(setup(workers, memory), &plugs(5), |port, end| -> Box<dyn Device> {
+        let mut lab = Lab::with_devices(setup(workers, memory), &port_specs(5), |port, end| -> Box<dyn Device> {
             if port == 1 { Box::new(Fault::new(end, dying)) } else { Box::new(end) }
         });
         assert_eq!(reached(&mut lab, 0, mac(1)), [1].into());
@@ -231,7 +231,7 @@ fn a_failed_device_is_reported_and_affects_no_other_port() {
 #[test]
 fn a_port_with_queues_at_two_workers_gets_each_frame_once() {
     for memory in [RxMemory::Owned, RxMemory::Lent] {
-        let mut lab = Lab::new(setup(2, memory), &plugs(4));
+        let mut lab = Lab::new(setup(2, memory), &port_specs(4));
         let (end, mut far) = loopback(Default::default());
         let port = lab.ports[0];
         lab.open_at(1, RxQueue::new(port, 1, Box::new(end.with_memory(memory))));
@@ -263,7 +263,7 @@ fn frames_that_find_a_peers_ring_full_are_counted() {
         for (to, offload, each) in
             [(mac(1), Offload::NONE, 1), (Mac::BROADCAST, Offload::NONE, 2), (mac(1), tcp(500), 3)]
         {
-            let mut lab = Lab::new(Setup { workers: 2, slots: 8192, memory, ..Setup::default() }, &plugs(4));
+            let mut lab = Lab::new(Setup { workers: 2, slots: 8192, memory, ..Setup::default() }, &port_specs(4));
             let bytes = frame_of(54 + 1401, to, mac(0));
             for _ in 0..3000 / 60 {
                 for _ in 0..60 {
@@ -292,7 +292,7 @@ fn frames_that_find_a_peers_ring_full_are_counted() {
 #[test]
 fn a_flood_leaves_room_for_unicast_in_a_peers_ring() {
     for memory in [RxMemory::Owned, RxMemory::Lent] {
-        let mut lab = Lab::new(Setup { workers: 2, slots: 8192, memory, ..Setup::default() }, &plugs(4));
+        let mut lab = Lab::new(Setup { workers: 2, slots: 8192, memory, ..Setup::default() }, &port_specs(4));
         for number in 0..100u8 {
             for _ in 0..30 {
                 assert!(lab.ends[0].stage(&frame(Mac::BROADCAST, mac(0), 0x88b5, &[]), Offload::NONE));
@@ -314,7 +314,7 @@ fn a_flood_leaves_room_for_unicast_in_a_peers_ring() {
 #[test]
 fn frames_without_a_slot_are_counted() {
     for to in [mac(1), Mac::BROADCAST] {
-        let mut lab = Lab::new(Setup { workers: 2, slots: 64, memory: RxMemory::Lent, ..Setup::default() }, &plugs(4));
+        let mut lab = Lab::new(Setup { workers: 2, slots: 64, memory: RxMemory::Lent, ..Setup::default() }, &port_specs(4));
         for _ in 0..100 {
             assert!(lab.send(0, &frame(to, mac(0), 0x88b5, &[])));
             lab.workers[0].poll_once(lab.now);
@@ -334,7 +334,7 @@ fn frames_without_a_slot_are_counted() {
 #[test]
 fn an_empty_pool_costs_only_counted_frames() {
     for (workers, memory) in KINDS {
-        let mut lab = Lab::new(setup(workers, memory), &plugs(3));
+        let mut lab = Lab::new(setup(workers, memory), &port_specs(3));
         let mut magazine = Magazine::new(lab.pool);
         let held: Vec<_> = std::iter::from_fn(|| magazine.frame(&[0; 60], Offload::NONE)).collect();
         let what = format!("{workers} workers, {memory:?}");

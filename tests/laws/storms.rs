@@ -33,8 +33,8 @@ fn only(class: StormClass, rate: Rate) -> StormLimits {
 
 /// `siblings` ports of one VM, and a receiving port of another.
 fn lab(siblings: usize, workers: u16) -> Lab {
-    let plugs: Vec<_> = (0..=siblings).map(|port| PortSpec::new(0, u32::from(port == siblings))).collect();
-    Lab::new(Setup { workers, slots: 4096, ..Setup::default() }, &plugs)
+    let port_specs: Vec<_> = (0..=siblings).map(|port| PortSpec::new(0, u32::from(port == siblings))).collect();
+    Lab::new(Setup { workers, slots: 4096, ..Setup::default() }, &port_specs)
 }
 
 /// Sets storm limits of a port.
@@ -355,15 +355,15 @@ fn frames_that_are_not_flooded_cost_nothing() {
 /// A subport has its own limits; an uplink has its configured limit once per network.
 #[test]
 fn subports_and_uplink_networks_have_their_own_limits() {
-    let plugs = [PortSpec::new(0, 0), PortSpec::new(1, 0).subport_of(0, 7), PortSpec::new(0, 1), PortSpec::new(1, 2)];
-    let mut lab = Lab::with_uplinks(Setup::default(), &plugs, &[UplinkSpec::new(&[(0, 0), (20, 1)])]);
+    let port_specs = [PortSpec::new(0, 0), PortSpec::new(1, 0).subport_of(0, 7), PortSpec::new(0, 1), PortSpec::new(1, 2)];
+    let mut lab = Lab::with_uplinks(Setup::default(), &port_specs, &[UplinkSpec::new(&[(0, 0), (20, 1)])]);
     let limits = only(StormClass::Broadcast, Rate::new(1, 3));
     lab.change_ports(|ports| {
         for config in ports.iter_mut().filter(|config| config.id.index() < 2 || config.is_uplink()) {
             config.storm = PortPolicer { limits, ..PortPolicer::default() };
         }
     });
-    let outside = plugs.len();
+    let outside = port_specs.len();
     for _ in 0..5 {
         let inner = frame(Mac::BROADCAST, mac(1), 0x88b5, &[0; 46]);
         let (tagged, offload) = lab.tagged(1, &inner, Offload::NONE).unwrap();

@@ -17,8 +17,8 @@ use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 /// Four ports of different VMs. Ports 1 and 2 take no offloads.
 fn lab(setup: Setup) -> Lab {
-    let plugs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
-    Lab::with_devices(setup, &plugs, |port, end| Box::new(end.with_offloads(port != 1 && port != 2)))
+    let port_specs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
+    Lab::with_devices(setup, &port_specs, |port, end| Box::new(end.with_offloads(port != 1 && port != 2)))
 }
 
 fn open() -> Offload {
@@ -126,9 +126,9 @@ fn a_device_with_some_offloads_gets_segments_of_what_it_does_not_take() {
         (RxMemory::Owned, short, 5000),
         (RxMemory::Lent, short, 5000),
     ] {
-        let plugs = [0, 1].map(|owner| PortSpec::new(0, owner));
+        let port_specs = [0, 1].map(|owner| PortSpec::new(0, owner));
         let setup = Setup { memory, ..Setup::default() };
-        let mut lab = Lab::with_devices(setup, &plugs, |_, end| Box::new(LimitedOffloads(end, set)));
+        let mut lab = Lab::with_devices(setup, &port_specs, |_, end| Box::new(LimitedOffloads(end, set)));
         let partial = (open_frame(mac(1), mac(0), 0, 1300), open());
         for (bytes, offload) in [partial.clone(), (open_frame(mac(1), mac(0), 1300, len), tcp(1000))] {
             assert!(lab.ends[0].send(&bytes, offload));

@@ -23,7 +23,7 @@ const Y: usize = 5;
 
 const ALL: Mac = Mac::BROADCAST;
 
-fn plugs() -> Vec<PortSpec> {
+fn port_specs() -> Vec<PortSpec> {
     vec![
         PortSpec::new(0, 0),
         PortSpec::new(0, 0).subport_of(P, 101),
@@ -37,7 +37,7 @@ fn plugs() -> Vec<PortSpec> {
 fn labs(mtu: u16) -> impl Iterator<Item = Lab> {
     KINDS
         .into_iter()
-        .map(move |(workers, memory)| Lab::new(Setup { workers, memory, mtu, ..Setup::default() }, &plugs()))
+        .map(move |(workers, memory)| Lab::new(Setup { workers, memory, mtu, ..Setup::default() }, &port_specs()))
 }
 
 /// Name, ingress device, tags, destination; and the devices that receive it, with tags.
@@ -220,9 +220,9 @@ fn subports_are_added_and_removed_under_traffic() {
 #[test]
 fn a_burst_is_flooded_to_every_subport() {
     for (workers, memory) in KINDS {
-        let mut plugs = vec![PortSpec::new(0, 0), PortSpec::new(0, 1)];
-        plugs.extend((0..100).map(|number| PortSpec::new(0, 0).subport_of(0, 1000 + number)));
-        let mut lab = Lab::new(Setup { workers, memory, slots: 32_768, ..Setup::default() }, &plugs);
+        let mut port_specs = vec![PortSpec::new(0, 0), PortSpec::new(0, 1)];
+        port_specs.extend((0..100).map(|number| PortSpec::new(0, 0).subport_of(0, 1000 + number)));
+        let mut lab = Lab::new(Setup { workers, memory, slots: 32_768, ..Setup::default() }, &port_specs);
         for number in 0..100u8 {
             assert!(lab.ends[1].stage(&tagged(ALL, mac(1), &[], &[number; 46]), Offload::NONE));
         }
@@ -248,7 +248,7 @@ fn a_burst_is_flooded_to_every_subport() {
 fn offload_work_is_completed_for_a_subport() {
     for (workers, memory) in KINDS {
         let setup = Setup { workers, memory, ..Setup::default() };
-        let mut lab = Lab::with_devices(setup, &plugs(), |port, end| Box::new(end.with_offloads(port != P)));
+        let mut lab = Lab::with_devices(setup, &port_specs(), |port, end| Box::new(end.with_offloads(port != P)));
         let body = support::lab::stream::open_frame(mac(S), mac(X), 0, 20_000);
         assert!(lab.ends[X].send(&body, tcp(1000)));
         lab.settle();
@@ -285,22 +285,22 @@ proptest! {
     /// same.
     #[test]
     fn a_subport_behaves_like_a_port_of_its_own(
-        plugs in generators::trunks(3),
+        port_specs in generators::trunks(3),
         (workers, memory) in prop::sample::select(KINDS.to_vec()),
         acts in acts(),
     ) {
-        let count = plugs.len();
+        let count = port_specs.len();
         // A parent that is down takes its subports down.
-        let mut plugs = plugs;
+        let mut port_specs = port_specs;
         for at in 0..count {
-            if let Some((parent, _)) = plugs[at].trunk {
-                plugs[parent].admin_up = true;
+            if let Some((parent, _)) = port_specs[at].trunk {
+                port_specs[parent].admin_up = true;
             }
         }
-        let is_parent: Vec<bool> = (0..count).map(|port| plugs.iter().any(|plug| plug.trunk.is_some_and(|of| of.0 == port))).collect();
+        let is_parent: Vec<bool> = (0..count).map(|port| port_specs.iter().any(|spec| spec.trunk.is_some_and(|of| of.0 == port))).collect();
         let setup = || Setup { workers, memory, mtu: 9000, ..Setup::default() };
-        let mut by_tag = Lab::new(setup(), &plugs);
-        let apart: Vec<_> = plugs.iter().map(|plug| PortSpec { trunk: None, ..plug.clone() }).collect();
+        let mut by_tag = Lab::new(setup(), &port_specs);
+        let apart: Vec<_> = port_specs.iter().map(|spec| PortSpec { trunk: None, ..spec.clone() }).collect();
         let mut by_port = Lab::new(setup(), &apart);
         // Frames not delivered to a parent because they look like a subport's.
         let mut spoofed = vec![0; count];
@@ -323,7 +323,7 @@ proptest! {
             if Priority::of_priority_tag(&bytes).is_some() {
                 continue;
             }
-            let is_subport = plugs[port].trunk.is_some();
+            let is_subport = port_specs[port].trunk.is_some();
             // A frame too short for a tag has none; an untagged parent's frame has none with the trunk's TPID.
             if is_subport && bytes.len() < 14 || is_parent[port] && bytes.get(12..14) == Some(&[0x81, 0x00]) {
                 continue;

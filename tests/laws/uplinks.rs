@@ -26,13 +26,13 @@ fn trunk() -> UplinkSpec {
     UplinkSpec::new(&[(120, 0), (130, 1), (0, 2)])
 }
 
-fn lab_of(setup: Setup, wires: &[UplinkSpec]) -> Lab {
-    let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1), PortSpec::new(1, 0), PortSpec::new(2, 2)];
-    Lab::with_uplinks(setup, &plugs, wires)
+fn lab_of(setup: Setup, uplink_specs: &[UplinkSpec]) -> Lab {
+    let port_specs = [PortSpec::new(0, 0), PortSpec::new(0, 1), PortSpec::new(1, 0), PortSpec::new(2, 2)];
+    Lab::with_uplinks(setup, &port_specs, uplink_specs)
 }
 
-fn labs(mtu: u16, wires: &[UplinkSpec]) -> impl Iterator<Item = Lab> {
-    KINDS.into_iter().map(move |(workers, memory)| lab_of(Setup { workers, memory, mtu, ..Setup::default() }, wires))
+fn labs(mtu: u16, uplink_specs: &[UplinkSpec]) -> impl Iterator<Item = Lab> {
+    KINDS.into_iter().map(move |(workers, memory)| lab_of(Setup { workers, memory, mtu, ..Setup::default() }, uplink_specs))
 }
 
 /// Ports that receive a frame sent at a port.
@@ -272,9 +272,9 @@ fn offload_headers_follow_the_tag() {
 #[test]
 fn frames_too_long_for_the_uplink_are_counted_there() {
     for (workers, memory) in KINDS {
-        let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1)];
+        let port_specs = [PortSpec::new(0, 0), PortSpec::new(0, 1)];
         let setup = Setup { workers, memory, ..Setup::default() };
-        let mut lab = Lab::build(setup, &plugs, &[UplinkSpec::new(&[(7, 0)])], |port, end| {
+        let mut lab = Lab::build(setup, &port_specs, &[UplinkSpec::new(&[(7, 0)])], |port, end| {
             Box::new(end.with_offloads(port != 2))
         });
         assert_eq!(reached(&mut lab, 2, &tagged(ALL, wild(1), &[(0x8100, 7)], &[])), [0, 1]);
@@ -349,8 +349,8 @@ fn vms_of_two_hosts_reach_each_other_over_a_link() {
 
 #[test]
 fn frames_from_one_uplink_do_not_leave_by_another() {
-    let wires = [trunk(), UplinkSpec::new(&[(0, 0), (7, 1)])];
-    for mut lab in labs(1500, &wires) {
+    let uplink_specs = [trunk(), UplinkSpec::new(&[(0, 0), (7, 1)])];
+    for mut lab in labs(1500, &uplink_specs) {
         let (by_w, by_x) = ([(0x8100, 120)], [(0x8100, 7)]);
         assert_eq!(reached(&mut lab, W, &tagged(ALL, wild(1), &by_w, &[])), [A, B]);
         assert_eq!(reached(&mut lab, X, &tagged(ALL, wild(2), &[], &[])), [A, B]);
@@ -379,8 +379,8 @@ fn frames_from_one_uplink_do_not_leave_by_another() {
 
 #[test]
 fn a_failover_moves_no_station() {
-    let wires = [trunk(), UplinkSpec { spare_of: Some(0), ..trunk() }];
-    for mut lab in labs(1500, &wires) {
+    let uplink_specs = [trunk(), UplinkSpec { backup_of: Some(0), ..trunk() }];
+    for mut lab in labs(1500, &uplink_specs) {
         let in_vlan = |to, from| tagged(to, from, &[(0x8100, 120)], b"hello");
         let plain = |to, from| tagged(to, from, &[], b"hello");
         let (mut active, mut spare) = (W, X);
@@ -549,20 +549,20 @@ proptest! {
     /// A VLAN of an uplink behaves like a device of its own: receivers, bytes and drop reasons are the same.
     #[test]
     fn a_vlan_behaves_like_a_device_of_its_own(
-        plugs in generators::plugs(3),
+        port_specs in generators::port_specs(3),
         vids in prop::sample::subsequence(vec![0u16, 5, 4094], 3),
         (workers, memory) in prop::sample::select(KINDS.to_vec()),
         acts in generators::acts(12, 80),
     ) {
         // External stations have no port security, so the compared ports have none either.
-        let mut plugs = plugs;
-        plugs.iter_mut().for_each(|plug| plug.security = Security::Off);
-        let count = plugs.len();
+        let mut port_specs = port_specs;
+        port_specs.iter_mut().for_each(|spec| spec.security = Security::Off);
+        let count = port_specs.len();
         let wire = UplinkSpec::new(&vids.iter().copied().zip(0..).collect::<Vec<_>>());
         let setup = || Setup { workers, memory, mtu: 9000, ..Setup::default() };
-        let mut by_tag = Lab::with_uplinks(setup(), &plugs, &[wire]);
+        let mut by_tag = Lab::with_uplinks(setup(), &port_specs, &[wire]);
         // An external VM on each network, each of another owner.
-        let apart: Vec<_> = plugs.iter().cloned().chain((0..3).map(|network| PortSpec::new(network, 100 + u32::from(network)))).collect();
+        let apart: Vec<_> = port_specs.iter().cloned().chain((0..3).map(|network| PortSpec::new(network, 100 + u32::from(network)))).collect();
         let mut by_port = Lab::new(setup(), &apart);
         // Moves from an uplink to a port are not counted in the port's first minute.
         for lab in [&mut by_tag, &mut by_port] {

@@ -31,7 +31,7 @@ fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
 }
 
 /// A port in the API.
-fn raw(daemon: &Daemon, vif: &Vif) -> Value {
+fn shown(daemon: &Daemon, vif: &Vif) -> Value {
     serde_json::from_str(&daemon.page(&format!("/v1/ports/{}", vif.port))).unwrap()
 }
 
@@ -265,7 +265,7 @@ fn the_duration_of_a_hung_open_is_shown() {
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&hung)));
     daemon.start();
     let seconds = || {
-        let reason = raw(&daemon, &hung)["status_reason"].as_str().unwrap().to_owned();
+        let reason = shown(&daemon, &hung)["status_reason"].as_str().unwrap().to_owned();
         let (_, rest) = reason.split_once("has not returned for ")?;
         rest.split_once(" seconds")?.0.parse::<u64>().ok()
     };

@@ -103,8 +103,8 @@ pub async fn drain(request: Request, next: Next) -> Response {
     let back = Arc::new(Mutex::new(None));
     let borrow = |body| Body::new(SharedBody { body, back: back.clone() });
     let response = next.run(request.map(borrow)).await;
-    let orphans = back.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(body) = orphans.filter(|body: &Body| !asks_first && !body.is_end_stream()) {
+    let unread = back.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(body) = unread.filter(|body: &Body| !asks_first && !body.is_end_stream()) {
         drain_body(body).await;
     }
     response
@@ -142,11 +142,11 @@ impl Drop for SharedBody {
 
 /// Drains a body for a while.
 async fn drain_body(mut body: Body) {
-    let mut orphans = DRAIN_LIMIT;
+    let mut unread = DRAIN_LIMIT;
     let passing = async {
         while let Some(Ok(frame)) = body.frame().await {
-            orphans = orphans.saturating_sub(frame.data_ref().map_or(0, |data| data.len()));
-            if orphans == 0 {
+            unread = unread.saturating_sub(frame.data_ref().map_or(0, |data| data.len()));
+            if unread == 0 {
                 return;
             }
         }

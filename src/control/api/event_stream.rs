@@ -94,23 +94,23 @@ impl EventStream {
 
 impl Subscriber {
     async fn next(&mut self) -> Option<Event> {
-        let netdev_event = tokio::select! {
-            netdev_event = self.coming.recv() => netdev_event,
+        let event = tokio::select! {
+            event = self.coming.recv() => event,
             () = self.leave.wait() => return None,
         };
-        match netdev_event {
+        match event {
             Ok(event) => Some(event),
-            Err(RecvError::Lagged(rx_missed)) => Some(lagged(rx_missed)),
+            Err(RecvError::Lagged(missed)) => Some(lagged(missed)),
             Err(RecvError::Closed) => None,
         }
     }
 }
 
 /// The event for a subscriber that has missed events.
-fn lagged(rx_missed: u64) -> Event {
+fn lagged(missed: u64) -> Event {
     Event {
         text: format!(
-            "{rx_missed} events are missing here, because they were not read in time; request them with `after` \
+            "{missed} events are missing here, because they were not read in time; request them with `after` \
              and the last id before this line"
         ),
         ..Event::new(EventKind::Lagged, time::wall())

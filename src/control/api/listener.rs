@@ -102,10 +102,10 @@ impl<S> TimedStream<S> {
     }
 
     /// Result of a write.
-    fn check<T>(&mut self, cx: &mut Context<'_>, raw: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if raw.is_ready() {
+    fn check<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
             self.waiting = None;
-            return raw;
+            return result;
         }
         let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(self.timeout)));
         ready!(waiting.as_mut().poll(cx));
@@ -121,8 +121,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let raw = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.check(cx, raw)
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.check(cx, result)
     }
 
     fn poll_write_vectored(
@@ -130,8 +130,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let raw = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.check(cx, raw)
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.check(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -181,12 +181,12 @@ mod tests {
             }
         });
         assert!(full.await, "a write that waits is timed");
-        let (raw, ()) = tokio::join!(poll_fn(|cx| Pin::new(&mut ours).poll_write(cx, &[0; 65536])), async {
+        let (result, ()) = tokio::join!(poll_fn(|cx| Pin::new(&mut ours).poll_write(cx, &[0; 65536])), async {
             let mut room = vec![0; 1 << 20];
             theirs.readable().await.unwrap();
             theirs.try_read(&mut room).unwrap();
         });
-        assert!(raw.unwrap() > 0);
+        assert!(result.unwrap() > 0);
         assert!(ours.waiting.is_none());
     }
 }

@@ -95,8 +95,8 @@ pub fn compile<'a>(
     policers: &Policers,
     decided: ControlState<'_>,
 ) -> ForwardingConfig {
-    let drawn = collect(config, ids, endpoints, policers, decided);
-    let mut forwarding = ForwardingConfig::compile(hash_key, drawn.networks, drawn.ports, drawn.trunks);
+    let input = collect(config, ids, endpoints, policers, decided);
+    let mut forwarding = ForwardingConfig::compile(hash_key, input.networks, input.ports, input.trunks);
     forwarding.dampen(decided.mitigation.dampened.iter().map(|(&station, &port)| (station, port)));
     forwarding
 }
@@ -127,7 +127,7 @@ fn collect<'a>(
             reserved: network.reserved_groups,
         })
     });
-    let mut drawn = CompileInput { networks: networks.collect(), ..CompileInput::default() };
+    let mut input = CompileInput { networks: networks.collect(), ..CompileInput::default() };
     let endpoints: Vec<(&Endpoint, Option<u16>)> = endpoints.collect();
     // Subports by index of their parent.
     let mut trunks: BTreeMap<usize, Vec<(Option<Vid>, PortId)>> = BTreeMap::new();
@@ -154,7 +154,7 @@ fn collect<'a>(
                 let vm = &config.vms[vm];
                 let port = &vm.ports[position];
                 let (storm, vm_policer) = policers.of_port(vm, port, &config.networks[network]);
-                drawn.ports.push(PortConfig {
+                input.ports.push(PortConfig {
                     id: endpoint.id,
                     network: network_id,
                     vm: owner,
@@ -185,7 +185,7 @@ fn collect<'a>(
         let Some(&(endpoint, worker)) = endpoints.get(parent) else { continue };
         let Labels { admin_up, .. } = endpoint.labels(config);
         let ports = std::iter::once((None, endpoint.id)).chain(subports).collect();
-        drawn.trunks.push(TrunkConfig { id: endpoint.id, admin_up, worker, backup: false, ports });
+        input.trunks.push(TrunkConfig { id: endpoint.id, admin_up, worker, backup: false, ports });
     }
     let mut on_line: HashMap<Vec<usize>, Vec<(Option<Vid>, PortId)>> = HashMap::new();
     for UplinkVlan { id, network, network_id, vlan, group } in uplink_vlans(config, ids) {
@@ -193,7 +193,7 @@ fn collect<'a>(
         let Some(&(trunk, worker)) = reached.get(&active) else { continue };
         let network_name = &config.networks[network].id;
         let (storm, vm_policer) = policers.of_uplink(config, &group, network_name, &config.uplinks[active]);
-        drawn.ports.push(PortConfig {
+        input.ports.push(PortConfig {
             admin_up: config.uplinks[active].admin_state_up,
             worker,
             storm,
@@ -206,7 +206,7 @@ fn collect<'a>(
         let active = group.active(groups);
         for &member in &group.members {
             let Some(&(id, worker)) = reached.get(&member) else { continue };
-            drawn.trunks.push(TrunkConfig {
+            input.trunks.push(TrunkConfig {
                 id,
                 admin_up: config.uplinks[member].admin_state_up,
                 worker,
@@ -215,7 +215,7 @@ fn collect<'a>(
             });
         }
     }
-    drawn
+    input
 }
 
 #[cfg(test)]
@@ -235,7 +235,7 @@ mod tests {
         ControlState { groups, mitigation: &NO_MITIGATION, activations: &ACTIVATIONS }
     }
 
-    /// The configuration compiled from scratch, with ports and networks by name instead of id.
+    /// The configuration input from scratch, with ports and networks by name instead of id.
     fn by_name(config: &Config, ids: &IdAllocator) -> Vec<String> {
         let endpoints = endpoints(config, ids);
         let reached = || endpoints.iter().map(|endpoint| (endpoint, Some(0)));
@@ -272,11 +272,11 @@ mod tests {
                 )
             })
             .collect();
-        let drawn = collect(config, ids, reached(), &policers, decided(&Groups::default()));
-        let carriers = endpoints
+        let input = collect(config, ids, reached(), &policers, decided(&Groups::default()));
+        let trunks = endpoints
             .iter()
-            .filter_map(|endpoint| Some((endpoint, drawn.trunks.iter().find(|trunk| trunk.id == endpoint.id)?)));
-        all.extend(carriers.map(|(endpoint, trunk)| {
+            .filter_map(|endpoint| Some((endpoint, input.trunks.iter().find(|trunk| trunk.id == endpoint.id)?)));
+        all.extend(trunks.map(|(endpoint, trunk)| {
             let mut ports: Vec<_> = trunk.ports.iter().map(|(vlan, id)| (vlan, name(id))).collect();
             ports.sort();
             format!("{} {:?} {} {} {ports:?}", endpoint.name, endpoint.attachment, trunk.admin_up, trunk.backup)
@@ -319,13 +319,13 @@ mod tests {
             let reached = endpoints.iter().map(|endpoint| (endpoint, Some(u16::from(endpoint.is_uplink()))));
             let mut policers = Policers::new(2);
             policers.follow(&config);
-            let drawn = collect(&config, &ids, reached, &policers, decided(&groups));
+            let input = collect(&config, &ids, reached, &policers, decided(&groups));
             let parents: std::collections::HashSet<_> =
                 config.ports().filter_map(|(_, port)| Some(&port.subport()?.parent)).collect();
-            prop_assert_eq!(drawn.trunks.len(), config.uplinks.len() + parents.len());
+            prop_assert_eq!(input.trunks.len(), config.uplinks.len() + parents.len());
             for uplink in &config.uplinks {
                 let trunk = ids.trunk(&uplink.id).unwrap();
-                let forwarding = drawn.trunks.iter().find(|forwarding| forwarding.id == trunk).unwrap();
+                let forwarding = input.trunks.iter().find(|forwarding| forwarding.id == trunk).unwrap();
                 let members = config.uplinks.iter().filter(|other| other.group_name() == uplink.group_name());
                 let place = members.clone().position(|other| other.id == uplink.id).unwrap();
                 prop_assert_eq!(forwarding.backup, members.count() == 2 && (place == 1) != second);
@@ -333,7 +333,7 @@ mod tests {
                 for of in &uplink.networks {
                     let id = ids.uplink_vlan(&uplink.group_name(), &of.network_id).unwrap();
                     prop_assert!(forwarding.ports.contains(&(of.vlan, id)));
-                    let port = drawn.ports.iter().find(|port| port.id == id).unwrap();
+                    let port = input.ports.iter().find(|port| port.id == id).unwrap();
                     prop_assert_eq!(port.network, ids.network(&of.network_id).unwrap());
                     prop_assert_eq!((port.role, port.mac, &port.security), (Role::Uplink, crate::wire::Mac::ZERO, &Security::Off));
                     prop_assert_eq!((port.vm, port.worker), (UPLINK_VM, Some(1)));

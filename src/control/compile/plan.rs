@@ -56,7 +56,7 @@ pub enum DeviceChange {
     /// Close and reopen it.
     Reopen {
         /// Whether the old netdev is no longer needed, and removed if we created it.
-        anew: bool,
+        recreate: bool,
     },
 }
 
@@ -184,7 +184,7 @@ pub fn device_step_of_open(before: &Settings, after: &Settings, may_lose_tags: b
         DeviceChange::Keep | DeviceChange::Adjust
             if may_lose_tags && after.is_vlan_demux() && !before.is_vlan_demux() =>
         {
-            DeviceChange::Reopen { anew: false }
+            DeviceChange::Reopen { recreate: false }
         }
         step => step,
     }
@@ -203,7 +203,7 @@ pub fn device_step(before: &Settings, after: &Settings) -> DeviceChange {
             // A netdev's queue mode is fixed at creation.
             let same =
                 before.name == after.name && before.netns == after.netns && (before.queues > 1) == (after.queues > 1);
-            DeviceChange::Reopen { anew: !same }
+            DeviceChange::Reopen { recreate: !same }
         }
         // The number of fill-ring slots depends on the other devices, and needs no reopening. A change of subports
         // needs none either, unless tags may be lost: see `device_step_of_open`.
@@ -224,9 +224,9 @@ pub fn device_step(before: &Settings, after: &Settings) -> DeviceChange {
             DeviceChange::Adjust
         }
         (Settings::Xdp(_), Settings::Xdp(_)) | (Settings::Packet(_), Settings::Packet(_)) => {
-            DeviceChange::Reopen { anew: false }
+            DeviceChange::Reopen { recreate: false }
         }
-        _ => DeviceChange::Reopen { anew: true },
+        _ => DeviceChange::Reopen { recreate: true },
     }
 }
 
@@ -295,8 +295,8 @@ mod tests {
                         let (mtu_before, mtu) =
                             (below_before[port_before.network_id.as_str()].mtu, below[port.network_id.as_str()].mtu);
                         let parent = port.subport().map(|subport| subport.parent.as_str());
-                        let is_parent_otherwise = parent.is_some_and(|parent| after.get(parent) != before.get(parent));
-                        prop_assert!(vm != vm_before || port != *port_before || mtu != mtu_before || is_parent_otherwise);
+                        let has_parent_changed = parent.is_some_and(|parent| after.get(parent) != before.get(parent));
+                        prop_assert!(vm != vm_before || port != *port_before || mtu != mtu_before || has_parent_changed);
                         if parent.is_some() {
                             prop_assert_eq!(device, DeviceChange::Keep);
                         } else if port.attachment == port_before.attachment {
@@ -346,16 +346,16 @@ mod tests {
             (&xdp, &parent, false, DeviceChange::Keep),
             (&parent, &xdp, true, DeviceChange::Keep),
             (&parent, &parent, true, DeviceChange::Keep),
-            (&xdp, &parent, true, DeviceChange::Reopen { anew: false }),
+            (&xdp, &parent, true, DeviceChange::Reopen { recreate: false }),
         ] {
             assert_eq!(device_step_of_open(before, after, may_lose_tags), step);
         }
         let longer = Settings::Xdp(xdp::Settings { mtu: 9000, ..plain.clone() });
         assert_eq!(device_step(&xdp, &longer), DeviceChange::Adjust, "a foreign netdev keeps its properties");
         for (before, after) in [(&tap, &xdp), (&xdp, &packet), (&packet, &tap)] {
-            assert_eq!(device_step(before, after), DeviceChange::Reopen { anew: true });
+            assert_eq!(device_step(before, after), DeviceChange::Reopen { recreate: true });
         }
         let mode = device(r#"{"kind": "xdp", "name": "a", "mode": "copy"}"#);
-        assert_eq!(device_step(&xdp, &mode), DeviceChange::Reopen { anew: false });
+        assert_eq!(device_step(&xdp, &mode), DeviceChange::Reopen { recreate: false });
     }
 }

@@ -147,10 +147,10 @@ impl Device {
                 persist: Some(*persist),
                 ..common
             },
-            Device::Xdp(Xdp { name: _, netns: _, queues, mode, replace_xdp_program: failover }) => raw::Device {
+            Device::Xdp(Xdp { name: _, netns: _, queues, mode, replace_xdp_program: replaces }) => raw::Device {
                 queues: queues.map(i64::from),
                 mode: Some(mode.name().to_string()),
-                replace_xdp_program: Some(*failover),
+                replace_xdp_program: Some(*replaces),
                 ..common
             },
             Device::Packet(Packet { name: _, netns: _, offloads, isolate }) => {

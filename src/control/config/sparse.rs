@@ -105,7 +105,7 @@ fn clear(table: &mut Value, default: &Value) {
         let Some(default) = default.get(key) else { return true };
         if TABLES.contains(&key.as_str()) && value.is_object() && default.is_object() {
             clear(value, default);
-            return value.as_object().is_some_and(|orphans| !orphans.is_empty());
+            return value.as_object().is_some_and(|keys| !keys.is_empty());
         }
         value != default || IDENTITY.contains(&key.as_str())
     });

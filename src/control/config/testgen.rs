@@ -312,8 +312,8 @@ fn device() -> impl Strategy<Value = Device> {
     });
     let mode = select(&[Mode::Auto, Mode::ZeroCopy, Mode::Copy, Mode::Generic]);
     let xdp =
-        (common(), option::of(1u16..=256), mode, any::<bool>()).prop_map(|((name, netns), queues, mode, failover)| {
-            Device::Xdp(Xdp { name, netns, queues, mode, replace_xdp_program: failover })
+        (common(), option::of(1u16..=256), mode, any::<bool>()).prop_map(|((name, netns), queues, mode, replaces)| {
+            Device::Xdp(Xdp { name, netns, queues, mode, replace_xdp_program: replaces })
         });
     let packet = (common(), any::<(bool, bool)>())
         .prop_map(|((name, netns), (offloads, isolate))| Device::Packet(Packet { name, netns, offloads, isolate }));

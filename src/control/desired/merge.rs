@@ -75,17 +75,17 @@ pub fn merge(last_applied: &Config, file: &Config, state: &Config) -> Merged {
     let mut units = Vec::new();
     let all: BTreeSet<&ConfigEntity> = of_base.keys().chain(of_file.keys()).chain(of_state.keys()).collect();
     for entity in all {
-        let [was, raw, stored] = [&of_base, &of_file, &of_state].map(|of| of.get(entity));
-        if stored == raw || stored == was {
+        let [was, in_file, stored] = [&of_base, &of_file, &of_state].map(|of| of.get(entity));
+        if stored == in_file || stored == was {
             continue;
         }
-        match (was, raw, stored) {
+        match (was, in_file, stored) {
             // Attached by API, or present by API.
             (None, None, Some(stored)) => {
                 units.push(entity_change(entity, Some(stored.clone()), "was added by API"));
             }
             // Unchanged in the file, and removed by API.
-            (was, Some(raw), None) if was == Some(raw) => {
+            (was, Some(in_file), None) if was == Some(in_file) => {
                 units.push(entity_change(entity, None, "was removed by API"));
             }
             (Some(_), Some(_), None) => {
@@ -97,12 +97,12 @@ pub fn merge(last_applied: &Config, file: &Config, state: &Config) -> Merged {
                     conflicts.push(format!("{entity} was changed by API, and is removed: the file has removed it"));
                 }
             }
-            (was, Some(raw), Some(stored)) => {
+            (was, Some(in_file), Some(stored)) => {
                 let was = was.unwrap_or(&Value::Null);
                 let mut messages = Vec::new();
-                let becomes = merge_value("", was, raw, stored, &mut messages);
+                let becomes = merge_value("", was, in_file, stored, &mut messages);
                 conflicts.extend(messages.into_iter().map(|message| format!("{entity}: {message}")));
-                if becomes != *raw {
+                if becomes != *in_file {
                     units.push(entity_change(entity, Some(becomes), "was changed by API"));
                 }
             }
@@ -165,28 +165,28 @@ fn accept<'u>(
     accept(second, whole, accepted, conflicts);
 }
 
-/// Merges a value: `was` in the file as last applied, `raw` in the file now, `stored` in the state.
-fn merge_value(key: &str, was: &Value, raw: &Value, stored: &Value, messages: &mut Vec<String>) -> Value {
-    if stored == raw || stored == was {
-        return raw.clone();
+/// Merges a value: `was` in the file as last applied, `in_file` in the file now, `stored` in the state.
+fn merge_value(key: &str, was: &Value, in_file: &Value, stored: &Value, messages: &mut Vec<String>) -> Value {
+    if stored == in_file || stored == was {
+        return in_file.clone();
     }
-    if raw == was {
+    if in_file == was {
         return stored.clone();
     }
-    if let (Some(raw), Some(stored)) = (raw.as_object(), stored.as_object()) {
+    if let (Some(in_file), Some(stored)) = (in_file.as_object(), stored.as_object()) {
         let empty = Map::new();
         let was = was.as_object().unwrap_or(&empty);
-        let keys: BTreeSet<&String> = was.keys().chain(raw.keys()).chain(stored.keys()).collect();
+        let keys: BTreeSet<&String> = was.keys().chain(in_file.keys()).chain(stored.keys()).collect();
         let merged = keys.into_iter().map(|of| {
-            let [was, raw, stored] = [was, raw, stored].map(|table| table.get(of).unwrap_or(&Value::Null));
+            let [was, in_file, stored] = [was, in_file, stored].map(|table| table.get(of).unwrap_or(&Value::Null));
             let path = if key.is_empty() { of.clone() } else { format!("{key}.{of}") };
-            (of.clone(), merge_value(&path, was, raw, stored, messages))
+            (of.clone(), merge_value(&path, was, in_file, stored, messages))
         });
         return merged.filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into();
     }
     let shown = |value: &Value| if value.is_null() { "not set".to_owned() } else { value.to_string() };
-    messages.push(format!("{key} was set to {} by API, and is {}: the file has changed it", shown(stored), shown(raw)));
-    raw.clone()
+    messages.push(format!("{key} was set to {} by API, and is {}: the file has changed it", shown(stored), shown(in_file)));
+    in_file.clone()
 }
 
 fn table(of: &impl Serialize) -> Value {
@@ -452,9 +452,9 @@ mod tests {
             let Merged { config, conflicts } = merge(&last_applied, &file, &state);
             prop_assert_eq!(parse_json(&config.to_sparse().to_string(), "x"), Ok(config.clone()));
             let ids = |of: &Config| of.ports().map(|(_, port)| port.port_id.clone()).collect::<HashSet<_>>();
-            let (was, raw, stored, is) = (ids(&last_applied), ids(&file), ids(&state), ids(&config));
-            prop_assert!(is.iter().all(|id| raw.contains(id) || stored.contains(id)));
-            prop_assert!(raw.difference(&is).all(|id| was.contains(id) && !stored.contains(id)));
+            let (was, in_file, stored, is) = (ids(&last_applied), ids(&file), ids(&state), ids(&config));
+            prop_assert!(is.iter().all(|id| in_file.contains(id) || stored.contains(id)));
+            prop_assert!(in_file.difference(&is).all(|id| was.contains(id) && !stored.contains(id)));
             for id in stored.difference(&was).filter(|id| !is.contains(*id)) {
                 prop_assert!(conflicts.iter().any(|messages| messages.contains(&format!("{id:?}"))), "{id}: {conflicts:?}");
             }

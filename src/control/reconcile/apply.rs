@@ -173,11 +173,11 @@ impl Controller {
                 }
                 Some(DeviceOp::Adjust { port: key, settings })
             }
-            (State::Up { .. } | State::Down { .. }, DeviceChange::Reopen { anew }) => {
+            (State::Up { .. } | State::Down { .. }, DeviceChange::Reopen { recreate }) => {
                 let queues = self.queues(&self.ports[index], was.id);
                 let port = &mut self.ports[index];
                 port.open_deferred = true;
-                if anew {
+                if recreate {
                     port.made = None;
                 }
                 apply.pending_ops.insert(key);
@@ -187,7 +187,7 @@ impl Controller {
                 } else {
                     self.mark_down(index, "reopening device with new settings".into());
                 }
-                Some(DeviceOp::Close { port: key, queues, remove: was.device().filter(|_| anew).cloned() })
+                Some(DeviceOp::Close { port: key, queues, remove: was.device().filter(|_| recreate).cloned() })
             }
             (State::Up { .. }, DeviceChange::Keep) if flush => Some(DeviceOp::Rename {
                 queues: self.queues(&self.ports[index], was.id),

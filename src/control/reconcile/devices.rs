@@ -191,7 +191,7 @@ impl Controller {
             port.open_deferred = true;
             port.retry = Backoff::default();
             let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
-            let remove = (step == DeviceChange::Reopen { anew: true }).then_some(attempt.settings);
+            let remove = (step == DeviceChange::Reopen { recreate: true }).then_some(attempt.settings);
             self.close(vec![ClosingPort { port: attempt.port, queues, remove, ..ClosingPort::default() }]);
             return None;
         }

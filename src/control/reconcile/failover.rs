@@ -19,17 +19,17 @@ impl Controller {
 
     /// Chooses the active uplink of each group. Returns whether any has changed.
     pub(super) fn choose_uplinks(&mut self) -> bool {
-        let mut is_otherwise = false;
+        let mut has_changed = false;
         for uplink_group in uplink_groups(&self.config) {
             let UplinkGroupName::Group(group) = &uplink_group.name else { continue };
             let before = uplink_group.active(&self.groups);
             let fitness: Vec<Fitness> = uplink_group.members.iter().map(|&member| self.fitness(member)).collect();
             if self.groups.update(group, &fitness, time::now()) {
                 self.emit_failover(group, &uplink_group, before);
-                is_otherwise = true;
+                has_changed = true;
             }
         }
-        is_otherwise
+        has_changed
     }
 
     /// Adapts groups to a changed configuration: an active uplink stays active.
@@ -37,8 +37,8 @@ impl Controller {
         let now = uplink_groups(&self.config);
         for uplink_group in &now {
             let UplinkGroupName::Group(group) = &uplink_group.name else { continue };
-            let Some((_, carrying)) = before.iter().find(|(was, _)| was.name == uplink_group.name) else { continue };
-            let place = uplink_group.members.iter().position(|&member| self.config.uplinks[member].id == *carrying);
+            let Some((_, active)) = before.iter().find(|(was, _)| was.name == uplink_group.name) else { continue };
+            let place = uplink_group.members.iter().position(|&member| self.config.uplinks[member].id == *active);
             if place != Some(self.groups.active(group)) {
                 self.groups.rearrange(group, place);
             }
@@ -50,11 +50,11 @@ impl Controller {
 
     /// Uplink groups of the configuration, each with the id of its active uplink.
     pub(super) fn active_uplinks(&self) -> Vec<(UplinkGroup, String)> {
-        let carrying = |group: UplinkGroup| {
+        let active = |group: UplinkGroup| {
             let id = self.config.uplinks[group.active(&self.groups)].id.clone();
             (group, id)
         };
-        uplink_groups(&self.config).into_iter().map(carrying).collect()
+        uplink_groups(&self.config).into_iter().map(active).collect()
     }
 
     /// Fitness of an uplink.

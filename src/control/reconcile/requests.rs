@@ -47,12 +47,12 @@ impl Controller {
             Request::Fdb(reply) => {
                 // Runs in a task, because a large FDB would delay other requests.
                 let (workers, config) = (self.workers.clone(), self.forwarding.clone());
-                let directory = self.fdb_index();
+                let index = self.fdb_index();
                 tokio::spawn(async move {
                     // A dropped reply channel tells the client to retry.
                     let Some(learned) = workers.stations().await else { return };
                     // Naming and sorting a million entries takes seconds.
-                    let views = move || drop(reply.send(directory.responses(&config, learned, time::now())));
+                    let views = move || drop(reply.send(index.responses(&config, learned, time::now())));
                     let _ = background::run(views).await;
                 });
             }

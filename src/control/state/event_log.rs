@@ -231,8 +231,8 @@ mod tests {
         let stored = event_log.numbered(event(10));
         assert!(event_log.append(event(11), NOW));
         event_log.append_committed(stored);
-        let netdev_event: Vec<u64> = std::iter::from_fn(|| listener.try_recv().ok()).map(|event| event.id).collect();
-        assert_eq!(netdev_event, [2, 3, 4, 5, 6, 7, 8, 9, 11, 10]);
+        let received: Vec<u64> = std::iter::from_fn(|| listener.try_recv().ok()).map(|event| event.id).collect();
+        assert_eq!(received, [2, 3, 4, 5, 6, 7, 8, 9, 11, 10]);
         assert_eq!(event_log.recent(), (1..=11).map(event).collect::<Vec<_>>());
         let of = |since: &str, after| {
             let which = EventFilter { since: Some(since.into()), after }.normalized().unwrap();
@@ -296,12 +296,12 @@ mod tests {
     fn the_oldest_events_are_removed() {
         let mut event_log = EventLog::default();
         assert!((0..2 * MAX_EVENTS as u64).all(|number| event_log.append(event(number), NOW)));
-        let orphans = event_log.recent();
-        assert_eq!((orphans.len(), orphans[0].id), (MAX_EVENTS, 10_001));
+        let recent = event_log.recent();
+        assert_eq!((recent.len(), recent[0].id), (MAX_EVENTS, 10_001));
         let is_forgotten = event_log.forgotten();
         assert!(is_forgotten(&event(10_000)) && !is_forgotten(&event(10_001)));
         assert!(event_log.has_all_after(10_000) && !event_log.has_all_after(9_999));
-        assert_eq!(event_log.take_uncommitted(), orphans, "the oldest events are evicted");
+        assert_eq!(event_log.take_uncommitted(), recent, "the oldest events are evicted");
     }
 
     #[test]

@@ -129,7 +129,7 @@ mod tests {
     use super::*;
     use crate::wire::Mac;
 
-    fn directory() -> FdbIndex {
+    fn index() -> FdbIndex {
         let entry = |port: &str, network: u16, name: &str| Entry {
             ids: vec![port.into()],
             is_uplink: false,
@@ -161,9 +161,9 @@ mod tests {
             learned(5, 1, 0, 4, 990), // on a network that its port has left
             learned(5, 0, 3, 5, 700), // aged
         ];
-        let keep = directory().to_stored(table, now);
+        let keep = index().to_stored(table, now);
         assert_eq!(keep, [to_stored("n", "p", 1, 10), to_stored("m", "q", 2, 200)]);
-        let back = directory().resolve_stored(keep, later);
+        let back = index().resolve_stored(keep, later);
         assert_eq!(back, [learned(6, 1, 0, 2, 49_800), learned(5, 0, 3, 1, 49_990)]);
     }
 
@@ -178,15 +178,15 @@ mod tests {
             ageing: 300,
         };
         let ports = [(PortId::new(7, 0), outside(5, "n")), (PortId::new(8, 0), outside(6, "m"))];
-        let directory = FdbIndex { ports: ports.into() };
+        let index = FdbIndex { ports: ports.into() };
         let now = MonoTime::from_secs(1000);
-        let back = directory.resolve_stored(
+        let back = index.resolve_stored(
             vec![to_stored("m", "up0", 1, 0), to_stored("n", "up1", 2, 0), to_stored("o", "up0", 3, 0)],
             now,
         );
         let allocator: Vec<_> = back.iter().map(|learned| learned.port.index()).collect();
         assert_eq!(allocator, [8, 7]);
-        assert_eq!(directory.to_stored(back, now), [to_stored("m", "up1", 1, 0), to_stored("n", "up1", 2, 0)]);
+        assert_eq!(index.to_stored(back, now), [to_stored("m", "up1", 1, 0), to_stored("n", "up1", 2, 0)]);
     }
 
     #[test]
@@ -197,6 +197,6 @@ mod tests {
             to_stored("gone", "q", 3, 0),
             to_stored("n", "p", 4, 300),
         ];
-        assert_eq!(directory().resolve_stored(gone, MonoTime::from_secs(1000)), []);
+        assert_eq!(index().resolve_stored(gone, MonoTime::from_secs(1000)), []);
     }
 }

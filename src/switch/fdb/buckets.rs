@@ -38,14 +38,14 @@ impl Buckets {
     /// Allocates at least `least` slots.
     pub(super) fn new(least: usize) -> Buckets {
         let lines = least.div_ceil(BUCKET_SLOTS);
-        let mut places = Buckets {
+        let mut buckets = Buckets {
             buckets: Vec::with_capacity(lines),
             overflow_count: vec![0; lines],
             taken: vec![0; (lines * BUCKET_SLOTS).div_ceil(WORD)],
         };
-        prefer_huge_pages(&mut places.buckets);
-        places.buckets.resize(lines, Bucket([EMPTY; BUCKET_SLOTS]));
-        places
+        prefer_huge_pages(&mut buckets.buckets);
+        buckets.buckets.resize(lines, Bucket([EMPTY; BUCKET_SLOTS]));
+        buckets
     }
 
     /// Number of slots.
@@ -249,8 +249,8 @@ mod tests {
         (number % homes) * (u64::MAX / homes)
     }
 
-    fn all(places: &Buckets) -> Vec<usize> {
-        let from = |at| places.next_taken(at, places.len());
+    fn all(buckets: &Buckets) -> Vec<usize> {
+        let from = |at| buckets.next_taken(at, buckets.len());
         std::iter::successors(from(0), |&at| from(at + 1)).collect()
     }
 
@@ -260,69 +260,69 @@ mod tests {
         fn stations_are_found_until_removed(
             least in 4usize..200, homes in 1u64..6, steps in vec((0u64..300, any::<bool>()), 1..600)
         ) {
-            let mut places = Buckets::new(least);
+            let mut buckets = Buckets::new(least);
             let mut model: HashMap<u64, usize> = HashMap::new();
             for (number, comes) in steps {
                 let (hash, station) = (poor_hash(number, homes), learned(number).station);
-                prop_assert_eq!(places.position(station, hash), model.get(&number).copied());
-                prop_assert_eq!(places.lookup(station, hash).copied(), model.get(&number).map(|_| learned(number)));
+                prop_assert_eq!(buckets.position(station, hash), model.get(&number).copied());
+                prop_assert_eq!(buckets.lookup(station, hash).copied(), model.get(&number).map(|_| learned(number)));
                 if let Some(at) = model.remove(&number) {
-                    places.remove(hash, at);
-                } else if comes && model.len() < places.len() {
-                    model.insert(number, places.insert(hash, learned(number)));
+                    buckets.remove(hash, at);
+                } else if comes && model.len() < buckets.len() {
+                    model.insert(number, buckets.insert(hash, learned(number)));
                 }
             }
             let mut taken: Vec<_> = model.values().copied().collect();
             taken.sort_unstable();
-            prop_assert_eq!(all(&places), taken);
+            prop_assert_eq!(all(&buckets), taken);
             for (number, at) in model {
-                prop_assert_eq!(places.position(learned(number).station, poor_hash(number, homes)), Some(at));
-                places.remove(poor_hash(number, homes), at);
+                prop_assert_eq!(buckets.position(learned(number).station, poor_hash(number, homes)), Some(at));
+                buckets.remove(poor_hash(number, homes), at);
             }
-            prop_assert!(all(&places).is_empty());
-            prop_assert!(places.overflow_count.iter().all(|&passed| passed == 0), "removed stations are not counted as overflowed");
+            prop_assert!(all(&buckets).is_empty());
+            prop_assert!(buckets.overflow_count.iter().all(|&passed| passed == 0), "removed stations are not counted as overflowed");
         }
     }
 
     #[test]
     fn occupied_slots_are_found_within_the_range_only() {
-        let mut places = Buckets::new(200);
+        let mut buckets = Buckets::new(200);
         for number in 0..100 {
-            assert_eq!(places.insert(0, learned(number)), number as usize);
+            assert_eq!(buckets.insert(0, learned(number)), number as usize);
         }
         let kept = [3, 63, 64, 70];
-        (0..100).filter(|at| !kept.contains(at)).for_each(|at| places.remove(0, at));
+        (0..100).filter(|at| !kept.contains(at)).for_each(|at| buckets.remove(0, at));
         for (from, end) in (0..100).flat_map(|from| (from..=100).map(move |end| (from, end))) {
-            assert_eq!(places.next_taken(from, end), kept.into_iter().find(|at| (from..end).contains(at)));
+            assert_eq!(buckets.next_taken(from, end), kept.into_iter().find(|at| (from..end).contains(at)));
         }
     }
 
     /// More stations overflow past one bucket than its counter can count.
     #[test]
     fn a_saturated_bucket_loses_no_station() {
-        let mut places = Buckets::new(1000);
-        let ats: Vec<_> = (0..400).map(|number| places.insert(0, learned(number))).collect();
-        assert_eq!(places.overflow_count[0], u8::MAX);
+        let mut buckets = Buckets::new(1000);
+        let slots: Vec<_> = (0..400).map(|number| buckets.insert(0, learned(number))).collect();
+        assert_eq!(buckets.overflow_count[0], u8::MAX);
         // More than its counter can count, too.
         for number in (0..400).filter(|number| number % 8 != 0) {
-            places.remove(0, ats[number as usize]);
+            buckets.remove(0, slots[number as usize]);
         }
         for number in 0..400 {
-            let at = ats[number as usize];
-            assert_eq!(places.position(learned(number).station, 0), (number % 8 == 0).then_some(at), "{number}");
+            let at = slots[number as usize];
+            assert_eq!(buckets.position(learned(number).station, 0), (number % 8 == 0).then_some(at), "{number}");
         }
-        assert_eq!(places.position(learned(999).station, 0), None);
+        assert_eq!(buckets.position(learned(999).station, 0), None);
     }
 
     /// With a good hash, nearly all stations are in their own bucket of a full table.
     #[test]
     fn nearly_all_stations_are_in_their_own_bucket() {
-        let (mut places, hash_key) = (Buckets::new(18_600), crate::switch::HashKey::new([3; 16]));
+        let (mut buckets, hash_key) = (Buckets::new(18_600), crate::switch::HashKey::new([3; 16]));
         let stations: Vec<_> = (0..10_000).map(learned).collect();
         for station in &stations {
-            places.insert(hash_key.hash(station.station), *station);
+            buckets.insert(hash_key.hash(station.station), *station);
         }
-        let own = |l: &&FdbEntry| places.buckets().lookup_home(l.station, hash_key.hash(l.station)).is_some();
+        let own = |l: &&FdbEntry| buckets.buckets().lookup_home(l.station, hash_key.hash(l.station)).is_some();
         assert!(stations.iter().filter(own).count() > 9500);
     }
 }

@@ -162,9 +162,9 @@ impl Model {
 
     /// Compares the contents of the table with the model.
     fn check(&self, table: &Fdb) {
-        let places = table.buckets.check(|station| table.hash(station));
+        let entries = table.buckets.check(|station| table.hash(station));
         let taken: BTreeMap<usize, FdbEntry> =
-            places.iter().filter(|&&(_, _, is_taken)| is_taken).map(|&(at, entry, _)| (at, entry)).collect();
+            entries.iter().filter(|&&(_, _, is_taken)| is_taken).map(|&(at, entry, _)| (at, entry)).collect();
         let lru_lists = table.lru.check(PORTS);
         let mut listed = BTreeSet::new();
         let expected = self.ports.iter().map(|(_, stations)| stations).chain([&self.dead]);
@@ -182,11 +182,11 @@ impl Model {
         }
         assert_eq!(table.len(), self.living().count());
         assert!(table.len() + self.dead.len() <= self.capacity);
-        let pinned: Vec<&FdbEntry> = places.iter().filter(|place| !place.2).map(|(_, entry, _)| entry).collect();
+        let pinned: Vec<&FdbEntry> = entries.iter().filter(|entry| !entry.2).map(|(_, entry, _)| entry).collect();
         assert_eq!(pinned.len(), table.static_count);
         for pin in pinned {
-            let (port, is_frozen) = self.pins[&pin.station];
-            assert_eq!((pin.port, pin.last_seen == PERMANENT), (port, !is_frozen));
+            let (port, is_dampened) = self.pins[&pin.station];
+            assert_eq!((pin.port, pin.last_seen == PERMANENT), (port, !is_dampened));
         }
     }
 }

@@ -75,13 +75,13 @@ impl PortSpec {
 pub struct UplinkSpec {
     pub networks: Vec<(u16, u16)>,
     /// It is the backup of the uplink of this number, and shares its ports.
-    pub spare_of: Option<usize>,
+    pub backup_of: Option<usize>,
 }
 
 impl UplinkSpec {
     /// With these VLAN ids and networks.
     pub fn new(networks: &[(u16, u16)]) -> UplinkSpec {
-        UplinkSpec { networks: networks.to_vec(), spare_of: None }
+        UplinkSpec { networks: networks.to_vec(), backup_of: None }
     }
 }
 
@@ -158,25 +158,25 @@ pub struct Lab {
 }
 
 impl Lab {
-    pub fn new(setup: Setup, plugs: &[PortSpec]) -> Lab {
-        Lab::with_uplinks(setup, plugs, &[])
+    pub fn new(setup: Setup, port_specs: &[PortSpec]) -> Lab {
+        Lab::with_uplinks(setup, port_specs, &[])
     }
 
     /// Uplinks follow the other ports, in `ends` and in `port_counters`.
-    pub fn with_uplinks(setup: Setup, plugs: &[PortSpec], wires: &[UplinkSpec]) -> Lab {
-        Lab::build(setup, plugs, wires, |_, end| Box::new(end))
+    pub fn with_uplinks(setup: Setup, port_specs: &[PortSpec], uplink_specs: &[UplinkSpec]) -> Lab {
+        Lab::build(setup, port_specs, uplink_specs, |_, end| Box::new(end))
     }
 
     /// Assigns ports to workers round-robin. `wrap` may wrap each device.
-    pub fn with_devices(setup: Setup, plugs: &[PortSpec], wrap: impl FnMut(usize, Loopback) -> Box<dyn Device>) -> Lab {
-        Lab::build(setup, plugs, &[], wrap)
+    pub fn with_devices(setup: Setup, port_specs: &[PortSpec], wrap: impl FnMut(usize, Loopback) -> Box<dyn Device>) -> Lab {
+        Lab::build(setup, port_specs, &[], wrap)
     }
 
     /// With all settings.
     pub fn build(
         setup: Setup,
-        plugs: &[PortSpec],
-        wires: &[UplinkSpec],
+        port_specs: &[PortSpec],
+        uplink_specs: &[UplinkSpec],
         mut wrap: impl FnMut(usize, Loopback) -> Box<dyn Device>,
     ) -> Lab {
         let pool = Pool::new(setup.slots).unwrap();
@@ -189,8 +189,8 @@ impl Lab {
             probe_key: PROBE_KEY,
         })
         .unwrap();
-        let wired = wires.iter().flat_map(|wire| &wire.networks).map(|&(_, network)| network);
-        let networks = plugs.iter().map(|plug| plug.network).chain(wired).max().map_or(0, |most| most + 1);
+        let wired = uplink_specs.iter().flat_map(|wire| &wire.networks).map(|&(_, network)| network);
+        let networks = port_specs.iter().map(|spec| spec.network).chain(wired).max().map_or(0, |most| most + 1);
         let networks = (0..networks).map(|index| NetworkConfig {
             id: NetworkId::new(index),
             mtu: setup.mtu,
@@ -199,8 +199,8 @@ impl Lab {
             anti_spoof: true,
             reserved: setup.reserved,
         });
-        let ports: Vec<_> = (0..plugs.len() + wires.len()).map(|index| PortId::new(index as u16, 0)).collect();
-        let trunks: Vec<_> = plugs.iter().map(|plug| plug.trunk).chain(wires.iter().map(|_| None)).collect();
+        let ports: Vec<_> = (0..port_specs.len() + uplink_specs.len()).map(|index| PortId::new(index as u16, 0)).collect();
+        let trunks: Vec<_> = port_specs.iter().map(|spec| spec.trunk).chain(uplink_specs.iter().map(|_| None)).collect();
         let subports = |parent: usize| {
             let all = trunks.iter().zip(&ports);
             all.filter_map(move |(trunk, &id)| trunk.filter(|of| of.0 == parent).map(|of| (Vid::new(of.1), id)))
@@ -212,38 +212,38 @@ impl Lab {
             None if subports(id.index()).next().is_some() => Attachment::Tagged { trunk: id, vlan: None },
             None => Attachment::Own,
         };
-        let vifs = plugs.iter().zip(&ports).map(|(plug, &id)| PortConfig {
-            security: plug.security.clone(),
-            admin_up: plug.admin_up,
+        let vifs = port_specs.iter().zip(&ports).map(|(spec, &id)| PortConfig {
+            security: spec.security.clone(),
+            admin_up: spec.admin_up,
             worker: worker(id),
             attachment: attachment(id),
-            unknown_unicast: plug.unknown_unicast,
-            promiscuous: plug.promiscuous,
-            mac_limit: plug.mac_limit,
-            quarantined: plug.quarantined,
-            sibling_split_horizon: plug.split_horizon,
-            mac_sharing: plug.mac_sharing,
-            ..PortConfig::vif(id, NetworkId::new(plug.network), VmId(plug.owner), mac(id.index()))
+            unknown_unicast: spec.unknown_unicast,
+            promiscuous: spec.promiscuous,
+            mac_limit: spec.mac_limit,
+            quarantined: spec.quarantined,
+            sibling_split_horizon: spec.split_horizon,
+            mac_sharing: spec.mac_sharing,
+            ..PortConfig::vif(id, NetworkId::new(spec.network), VmId(spec.owner), mac(id.index()))
         });
         let (mut config, mut all_trunks) = (vifs.collect::<Vec<_>>(), Vec::new());
-        for (parent, plug) in plugs.iter().enumerate().filter(|(parent, _)| subports(*parent).next().is_some()) {
+        for (parent, spec) in port_specs.iter().enumerate().filter(|(parent, _)| subports(*parent).next().is_some()) {
             let all = std::iter::once((None, ports[parent])).chain(subports(parent)).collect();
-            let (id, admin_up) = (ports[parent], plug.admin_up);
+            let (id, admin_up) = (ports[parent], spec.admin_up);
             all_trunks.push(TrunkConfig { id, admin_up, worker: worker(id), backup: false, ports: all });
         }
-        for (number, wire) in wires.iter().enumerate() {
-            let id = ports[plugs.len() + number];
-            let shared = wire.spare_of.unwrap_or(number);
+        for (number, uplink) in uplink_specs.iter().enumerate() {
+            let id = ports[port_specs.len() + number];
+            let shared = wire.backup_of.unwrap_or(number);
             let places = wire.networks.iter().map(|&(vid, network)| (Vid::new(vid), uplink_port(shared, network)));
             let places: Vec<_> = places.collect();
             let uplinks = wire.networks.iter().zip(&places).map(|(&(_, network), &(vlan, port))| PortConfig {
                 worker: worker(id),
                 ..PortConfig::uplink(port, NetworkId::new(network), VmId(u32::MAX), id, vlan)
             });
-            if wire.spare_of.is_none() {
+            if wire.backup_of.is_none() {
                 config.extend(uplinks);
             }
-            let backup = wire.spare_of.is_some();
+            let backup = wire.backup_of.is_some();
             all_trunks.push(TrunkConfig { id, admin_up: true, worker: worker(id), backup, ports: places });
         }
         let config = Arc::new(ForwardingConfig::compile(hash_key, networks.collect(), config, all_trunks));
