@@ -7,7 +7,7 @@ use vifswitch::wire::Offload;
 
 use super::Input;
 use crate::frames::SentFrame;
-use crate::oracle::OffloadFields;
+use crate::oracle::{OffloadFields, behind_tags};
 use crate::world::{Score, World, hex};
 
 /// Worlds that inputs choose from. Building one takes as long as a thousand frames.
@@ -40,6 +40,12 @@ pub fn run(data: &[u8]) {
     });
 }
 
+/// Addresses of a frame, and what follows its tags.
+fn without_tags(bytes: &[u8]) -> (&[u8], &[u8]) {
+    let (addresses, rest) = bytes.split_at(bytes.len().min(12));
+    (addresses, behind_tags(bytes).map_or(rest, |at| &bytes[at..]))
+}
+
 /// A burst of frames, or a single one with offload work: what becomes of it may equal another frame.
 fn burst(input: &mut Input<'_>, world: &World) -> Vec<SentFrame> {
     let mut shots = Vec::new();
@@ -60,8 +66,8 @@ fn burst(input: &mut Input<'_>, world: &World) -> Vec<SentFrame> {
             let more = usize::from(input.byte()) * 64;
             bytes.resize(bytes.len() + more, last);
         }
-        // No device receives a frame without bytes.
-        if bytes.is_empty() {
+        // No device receives a frame without bytes. Of equal ones, apart from tags, nobody could say which was delivered.
+        if bytes.is_empty() || shots.iter().any(|shot: &SentFrame| without_tags(&shot.bytes) == without_tags(&bytes)) {
             continue;
         }
         let shot = SentFrame { base, bytes, offload, class: NOISE, honest: false };
