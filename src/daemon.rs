@@ -20,16 +20,17 @@ pub use check::check;
 use axum::Router;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 use self::log::Log;
 use self::signals::Signals;
 use self::supervisor::notify_all;
-use crate::control::api::handle::Handle;
+use crate::control::api::handle::{Handle, Request};
 use crate::control::api::socket::Socket;
 use crate::control::api::{api, read_routes, serve};
 use crate::control::config::{self, Config, ConfigFile, Poll, SwitchSettings};
+use crate::control::health::Phase;
 use crate::control::reconcile::{Controller, Startup};
 use crate::control::state::{self, Precedence, StateStore};
 use crate::control::workers::WorkerHandles;
@@ -113,6 +114,7 @@ fn run_logged(
     let served = runtime.block_on(async {
         // First of all: a second switch with the same socket ends before it opens anything.
         let socket = Socket::bind(&settings.api).map_err(|why| why.to_string())?;
+        let server = ApiServer::start(socket);
         let begun = tokio::select! {
             begun = StateStore::open(file, path_of_state.as_deref(), precedence) => begun,
             () = signals.stop() => {
@@ -121,7 +123,7 @@ fn run_logged(
             }
         };
         let (config, store) = begun.map_err(|why| why.to_string())?;
-        serve_until_told(config, store, cores, socket, signals, path).await.map_err(|why| why.to_string())
+        serve_until_told(config, store, cores, server, signals, path).await.map_err(|why| why.to_string())
     });
     served.map_err(|why| StartError::new(why, 1))
 }
@@ -159,11 +161,30 @@ fn choose_cores(settings: &SwitchSettings) -> Result<Vec<usize>, String> {
     Ok(settings.cores.clone())
 }
 
+/// The API, which is served from the start on: health at once, other requests once the controller runs.
+struct ApiServer {
+    handle: Handle,
+    requests: mpsc::Receiver<Request>,
+    /// Stops all servers when dropped.
+    stop: watch::Sender<()>,
+    stopped: watch::Receiver<()>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl ApiServer {
+    fn start(socket: Socket) -> ApiServer {
+        let (handle, requests) = Handle::new();
+        let (stop, stopped) = watch::channel(());
+        let task = spawn_server(socket, api(handle.clone()), &stopped);
+        ApiServer { handle, requests, stop, stopped, task }
+    }
+}
+
 async fn serve_until_told(
     config: Config,
     store: StateStore,
     cores: Vec<usize>,
-    socket: Socket,
+    server: ApiServer,
     signals: Signals,
     path: Option<PathBuf>,
 ) -> io::Result<()> {
@@ -202,15 +223,20 @@ async fn serve_until_told(
     let mailboxes = worker_set.mailboxes.clone();
     let worker_handles = WorkerHandles::new(worker_set.mailboxes, worker_set.counters);
     let (notices, results) = (worker_set.notices, worker_set.events);
-    let beginning =
-        Startup { cores, hash_key, workers: worker_handles, notices, events: results, probe_key, state: store, pool };
-    let mut controller = Controller::new(beginning);
-    let (handle, requests) = Handle::new();
-    let (stop, stopped) = watch::channel(());
-    let servers = [
-        Some(spawn_server(socket, api(handle.clone()), &stopped)),
-        metrics.map(|listener| spawn_server(listener, read_routes(handle.clone()), &stopped)),
-    ];
+    let ApiServer { handle, requests, stop, stopped, task } = server;
+    let health = handle.health().clone();
+    let mut controller = Controller::new(Startup {
+        cores,
+        hash_key,
+        workers: worker_handles,
+        notices,
+        events: results,
+        probe_key,
+        state: store,
+        pool,
+        health: health.clone(),
+    });
+    let servers = [Some(task), metrics.map(|listener| spawn_server(listener, read_routes(handle.clone()), &stopped))];
 
     let begun = tokio::select! {
         begun = controller.begin(config) => Some(begun.map_err(io::Error::other)?),
@@ -228,6 +254,7 @@ async fn serve_until_told(
     }
 
     // In order: stop accepting requests, close devices, stop workers.
+    health.update(|status| status.phase = Phase::Stopping);
     notify(NotifyState::Stopping);
     drop(stop);
     for server in servers.into_iter().flatten() {

@@ -26,6 +26,9 @@ pub struct Apply {
     /// Revert after SECONDS unless confirmed by `vifswitch confirm`
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86400))]
     confirm: Option<u32>,
+    /// Replace only what has this label; what the file has gets it
+    #[arg(long, value_name = "LABEL")]
+    owner: Option<String>,
     #[command(flatten)]
     at: Connection,
 }
@@ -43,6 +46,9 @@ pub struct Diff {
 /// The arguments of `confirm`.
 #[derive(Debug, Args)]
 pub struct Confirm {
+    /// Revert the change now instead
+    #[arg(long)]
+    cancel: bool,
     #[command(flatten)]
     at: Connection,
 }
@@ -109,11 +115,15 @@ pub struct Release {
 impl Apply {
     /// Sends the request; returns the text to print.
     pub fn run(&self) -> Result<String, CliError> {
-        let body = configuration(&self.file)?;
-        let path = match self.confirm {
-            Some(seconds) => format!("/v1/config?confirm={seconds}"),
-            None => "/v1/config".to_owned(),
+        let body = match &self.owner {
+            Some(_) => part(&self.file)?,
+            None => configuration(&self.file)?,
         };
+        let confirm = self.confirm.map(|seconds| format!("confirm={seconds}"));
+        let owner = self.owner.as_deref().map(|owner| format!("owner={}", escaped(owner)));
+        let query: Vec<String> = confirm.into_iter().chain(owner).collect();
+        let mark = if query.is_empty() { "" } else { "?" };
+        let path = format!("/v1/config{mark}{}", query.join("&"));
         self.at.request(Method::PUT, &path, Some(&body), |changed: ChangeResult| {
             let mut text = format_result(&changed, "no changes");
             if let Some(seconds) = self.confirm
@@ -141,8 +151,9 @@ impl Diff {
 impl Confirm {
     /// Sends the request; returns the text to print.
     pub fn run(&self) -> Result<String, CliError> {
-        self.at.request(Method::POST, "/v1/confirm", None, |changed: ChangeResult| {
-            format!("confirmed:\n{}", format_result(&changed, "no changes"))
+        let (method, done) = if self.cancel { (Method::DELETE, "cancelled") } else { (Method::POST, "confirmed") };
+        self.at.request(method, "/v1/confirm", None, |changed: ChangeResult| {
+            format!("{done}:\n{}", format_result(&changed, "no changes"))
         })
     }
 }
@@ -155,7 +166,7 @@ impl Attach {
         let path = format!("/v1/vms/{}/ports", escaped(&vm));
         self.at.request(Method::POST, &path, Some(&source.to_json()?), |attached: Attached| {
             let Attached { changes, warnings, ports } = attached;
-            let mut text = format_result(&ChangeResult { changes, warnings }, "no changes");
+            let mut text = format_result(&ChangeResult { changes, warnings, ..ChangeResult::default() }, "no changes");
             for port in &ports {
                 let _ = writeln!(text, "{}", printable(port_state(port)));
             }
@@ -168,7 +179,14 @@ impl Detach {
     /// Sends the request; returns the text to print.
     pub fn run(&self) -> Result<String, CliError> {
         let path = format!("/v1/ports/{}", escaped(&self.port));
-        self.at.request(Method::DELETE, &path, None, |changed: ChangeResult| format_result(&changed, "no changes"))
+        let client = Client::new(&self.at.socket);
+        let answer = block_on(&client, client.request(Method::DELETE, &path, None))?;
+        if answer.is_empty() {
+            // There is none: the answer to reading it says so.
+            block_on(&client, client.get_json(&path))?;
+        }
+        let changed = || client.parse(answer.as_bytes()).map(|changed| format_result(&changed, "no changes"));
+        Ok(if self.at.json { answer + "\n" } else { changed()? })
     }
 }
 
@@ -235,6 +253,13 @@ fn source(file: &Path) -> Result<Source, CliError> {
     let mut bytes = Vec::new();
     io::stdin().read_to_end(&mut bytes).map_err(|e| CliError::Usage(format!("cannot read standard input: {e}")))?;
     Ok(Source::of("standard input", bytes)?)
+}
+
+/// Checks a part of a configuration; returns it unmodified as JSON.
+fn part(file: &Path) -> Result<Value, CliError> {
+    let source = source(file)?;
+    source.part()?;
+    Ok(source.to_json()?)
 }
 
 /// Checks a configuration; returns it unmodified as JSON.

@@ -20,6 +20,7 @@ pub mod background;
 pub mod compile;
 pub mod config;
 pub mod desired;
+pub mod health;
 pub mod loops;
 pub mod reconcile;
 pub mod state;

@@ -203,7 +203,8 @@ impl QueueTable {
                         let has_queue =
                             subport.is_none_or(|subport| self.subports.assign(subport, egress.port, number.into()));
                         let pads = queue.needs_padding && port.is_uplink();
-                        *tagged = (has_queue && !port.quarantined).then_some(TaggedEgress { entry: egress, vlan, pads });
+                        *tagged =
+                            (has_queue && !port.quarantined).then_some(TaggedEgress { entry: egress, vlan, pads });
                     }
                     _ => {}
                 }

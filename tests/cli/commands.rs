@@ -11,7 +11,7 @@ use serde_json::Value;
 use support::fake::{Fake, FakeBehaviour, ODD, Received, Views};
 use tempfile::TempDir;
 use tokio::sync::mpsc::UnboundedReceiver;
-use vifswitch::control::api::handle::Flush;
+use vifswitch::control::api::handle::{ChangeOptions, Flush};
 use vifswitch::control::api::responses::BetweenView;
 use vifswitch::control::config::Network;
 use vifswitch::control::desired::change::{Change, ChangeResult, ErrorKind};
@@ -260,9 +260,9 @@ impl Scenario {
         run_with_input(&self.fake, arguments, "")
     }
 
-    fn change(&mut self) -> (Change, Option<Duration>) {
+    fn change(&mut self) -> (Change, ChangeOptions) {
         match self.requests.try_recv() {
-            Ok(Received::Change(change, confirm)) => (change, confirm),
+            Ok(Received::Change(change, options)) => (change, options),
             other => panic!("{other:?}"),
         }
     }
@@ -289,7 +289,8 @@ fn run_with_input(fake: &Fake, arguments: &[&str], input: &str) -> Output {
 
 /// The fake switch's text for every change; also as JSON.
 const CHANGES: &str = "port p9 is new\nnote: no namespace\n";
-const CHANGES_JSON: &str = "{\"changes\":[\"port p9 is new\"],\"warnings\":[\"no namespace\"]}\n";
+const CHANGES_JSON: &str =
+    "{\"changes\":[\"port p9 is new\"],\"differences\":[],\"warnings\":[\"no namespace\"],\"generation\":0}\n";
 
 #[test]
 fn a_configuration_is_applied() {
@@ -297,13 +298,13 @@ fn a_configuration_is_applied() {
     let (toml, json) = (scene.file("a.toml", CONFIG), scene.file("a.json", r#"{ "networks": [{ "id": "net1" }] }"#));
     for file in [&toml, &json] {
         assert_eq!(out(&scene.run(&["apply", file])), CHANGES);
-        let (Change::Apply(config), None) = scene.change() else { panic!() };
+        let (Change::Apply(config), _) = scene.change() else { panic!() };
         assert_eq!(config.networks, [Network::new("net1")]);
         assert_eq!(config.switch.cores, [1], "missing settings of the process are unchanged");
     }
     let text = out(&scene.run(&["apply", &toml, "--confirm", "30"]));
     assert!(text.starts_with(CHANGES) && text.contains("30 seconds") && text.contains("vifswitch confirm"), "{text}");
-    assert_eq!(scene.change().1, Some(Duration::from_secs(30)));
+    assert_eq!(scene.change().1.confirm, Some(Duration::from_secs(30)));
     assert_eq!(out(&scene.run(&["apply", &toml, "--json"])), CHANGES_JSON);
     scene.change();
 
@@ -311,6 +312,8 @@ fn a_configuration_is_applied() {
     assert!(matches!(scene.requests.try_recv(), Ok(Received::Diff(Change::Apply(_)))));
     assert_eq!(out(&scene.run(&["confirm"])), format!("confirmed:\n{CHANGES}"));
     assert_eq!(scene.requests.try_recv(), Ok(Received::Confirm));
+    assert_eq!(out(&scene.run(&["confirm", "--cancel"])), format!("cancelled:\n{CHANGES}"));
+    assert_eq!(scene.requests.try_recv(), Ok(Received::Cancel));
 }
 
 #[test]
@@ -320,7 +323,7 @@ fn a_port_is_attached() {
     let expected = "port p9 is new\nnote: no namespace\nport p1 of VM fw-3 is ACTIVE\n";
     for (file, input) in [(toml.as_str(), ""), (&json, ""), ("-", PORT), ("-", PORT_JSON)] {
         assert_eq!(out(&run_with_input(&scene.fake, &["attach", file], input)), expected);
-        let (Change::Attach { vm, ports }, None) = scene.change() else { panic!() };
+        let (Change::Attach { vm, ports }, _) = scene.change() else { panic!() };
         assert_eq!((vm.as_str(), ports.len(), ports[0].port_id.as_str()), ("fw-3", 1, "p1"));
     }
     let text = out(&scene.run(&["attach", &toml, "--json"]));
@@ -368,7 +371,7 @@ fn keys_of_a_port_are_set() {
         "fixed_ips=[\"10.5.0.1\"]",
     ];
     assert_eq!(out(&scene.run(&[&["set", ODD][..], &pairs].concat())), CHANGES);
-    let (Change::Set { port, keys }, None) = scene.change() else { panic!() };
+    let (Change::Set { port, keys }, _) = scene.change() else { panic!() };
     assert_eq!(port, ODD);
     assert_eq!(keys.cleared, ["device.netns"]);
     assert_eq!(

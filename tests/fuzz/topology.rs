@@ -150,7 +150,7 @@ impl Topology {
             })
             .collect();
         for (number, uplink) in uplink_specs.iter().enumerate().filter(|(_, wire)| wire.backup_of.is_none()) {
-            places.extend(wire.networks.iter().map(|&(vid, network)| PortModel {
+            places.extend(uplink.networks.iter().map(|&(vid, network)| PortModel {
                 id: uplink_port(number, network),
                 network: usize::from(network),
                 owner: usize::MAX,
@@ -183,7 +183,16 @@ impl Topology {
     /// A topology of these ports and devices, without a lab.
     #[cfg(test)]
     pub fn of(places: Vec<PortModel>, bases: Vec<CableModel>, nets: Vec<NetworkModel>) -> Topology {
-        Topology { nets, places, bases, workers: 1, vifs: 3, trunks: Vec::new(), uplink_specs: Vec::new(), vms: Vec::new() }
+        Topology {
+            nets,
+            places,
+            bases,
+            workers: 1,
+            vifs: 3,
+            trunks: Vec::new(),
+            uplink_specs: Vec::new(),
+            vms: Vec::new(),
+        }
     }
 
     /// Number of ports of VMs; they come first.

@@ -125,8 +125,11 @@ fn a_port_that_is_down_pins_nothing() {
 fn a_subport_of_a_parent_that_is_down_pins_nothing() {
     for (workers, memory) in KINDS {
         let port_specs = [PortSpec::new(1, 0), PortSpec::new(0, 1), PortSpec::new(0, 0).subport_of(0, 7)];
-        let mut lab =
-            Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &port_specs, &[UplinkSpec::new(&[(0, 0)])]);
+        let mut lab = Lab::with_uplinks(
+            Setup { workers, memory, ..Setup::default() },
+            &port_specs,
+            &[UplinkSpec::new(&[(0, 0)])],
+        );
         assert_eq!(reached(&mut lab, 1, mac(2)), [0]);
         lab.change_config(|ports, trunks| {
             ports[0].admin_up = false;
@@ -142,8 +145,11 @@ fn a_subport_of_a_parent_that_is_down_pins_nothing() {
 fn an_inactive_subport_is_activated_by_its_own_frames() {
     for (workers, memory) in KINDS {
         let port_specs = [PortSpec::new(1, 0), PortSpec::new(0, 1), PortSpec::new(0, 0).subport_of(0, 7)];
-        let mut lab =
-            Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &port_specs, &[UplinkSpec::new(&[(0, 0)])]);
+        let mut lab = Lab::with_uplinks(
+            Setup { workers, memory, ..Setup::default() },
+            &port_specs,
+            &[UplinkSpec::new(&[(0, 0)])],
+        );
         pin(&mut lab, 2, false);
         assert!(lab.send(W + 1, &frame(Mac::BROADCAST, mac(2), 0x88b5, &[0; 46])));
         arrived(&mut lab);

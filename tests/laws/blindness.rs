@@ -156,7 +156,9 @@ fn outcome(port_specs: &[PortSpec], config: ForwardingConfig, workers: u16, scen
                 lab.advance(Duration::from_secs(*seconds));
                 continue;
             }
-            Step::Act(Act::Send(sketch)) => (sketch.port(port_specs.len()), sketch.bytes(port_specs.len()), sketch.offload),
+            Step::Act(Act::Send(sketch)) => {
+                (sketch.port(port_specs.len()), sketch.bytes(port_specs.len()), sketch.offload)
+            }
             Step::Said(said) => (said.port % port_specs.len(), said.bytes(port_specs.len()), Offload::NONE),
         };
         assert!(lab.ends[port].send(&bytes, offload));

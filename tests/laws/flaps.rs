@@ -14,9 +14,9 @@ use support::lab::{Lab, PortSpec, Setup, UplinkSpec, frame, mac, uplink_port};
 
 /// Labs of every kind with these ports on one network, and optional uplinks.
 fn labs(port_specs: &[PortSpec], uplink_specs: &[UplinkSpec]) -> impl Iterator<Item = Lab> {
-    KINDS
-        .into_iter()
-        .map(move |(workers, memory)| Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, port_specs, uplink_specs))
+    KINDS.into_iter().map(move |(workers, memory)| {
+        Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, port_specs, uplink_specs)
+    })
 }
 
 fn port_specs(owners: &[u32]) -> Vec<PortSpec> {

@@ -156,7 +156,9 @@ pub fn trunks(networks: u16) -> impl Strategy<Value = Vec<PortSpec>> {
     let trunk = prop::option::weighted(0.5, (any::<prop::sample::Index>(), prop::sample::select(VIDS[1..].to_vec())));
     (port_specs(networks), vec(trunk, 10)).prop_map(|(mut port_specs, trunks)| {
         for (at, trunk) in trunks.into_iter().enumerate().take(port_specs.len()) {
-            let Some((parent, vid)) = trunk.map(|(parent, vid)| (parent.index(port_specs.len()), vid)) else { continue };
+            let Some((parent, vid)) = trunk.map(|(parent, vid)| (parent.index(port_specs.len()), vid)) else {
+                continue;
+            };
             let is_parent = |port: usize| port_specs.iter().any(|spec| spec.trunk.is_some_and(|of| of.0 == port));
             let is_taken = port_specs.iter().any(|spec| spec.trunk == Some((parent, vid)));
             if parent != at && !is_taken && !is_parent(at) && port_specs[parent].trunk.is_none() {

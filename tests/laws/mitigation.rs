@@ -15,9 +15,9 @@ const PVST: Mac = Mac::from_bits(0x0100_0ccc_cccd);
 const LLDP: Mac = Mac::from_bits(0x0180_c200_000e);
 
 fn labs(port_specs: &[PortSpec], uplink_specs: &[UplinkSpec]) -> impl Iterator<Item = Lab> {
-    KINDS
-        .into_iter()
-        .map(move |(workers, memory)| Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, port_specs, uplink_specs))
+    KINDS.into_iter().map(move |(workers, memory)| {
+        Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, port_specs, uplink_specs)
+    })
 }
 
 fn change(lab: &mut Lab, port: usize, change: impl Fn(&mut PortConfig)) {
@@ -59,7 +59,8 @@ fn a_quarantined_port_sends_and_receives_nothing() {
 /// uplink affect the others.
 #[test]
 fn ports_that_share_a_device_are_quarantined_separately() {
-    let port_specs = [PortSpec::new(0, 7), PortSpec::new(1, 7).subport_of(0, 70), PortSpec::new(0, 1), PortSpec::new(1, 1)];
+    let port_specs =
+        [PortSpec::new(0, 7), PortSpec::new(1, 7).subport_of(0, 70), PortSpec::new(0, 1), PortSpec::new(1, 1)];
     for (workers, memory) in KINDS {
         let setup = Setup { workers, memory, ..Setup::default() };
         let mut lab = Lab::with_uplinks(setup, &port_specs, &[UplinkSpec::new(&[(10, 0), (11, 1)])]);

@@ -23,7 +23,8 @@ fn labs() -> impl Iterator<Item = Lab> {
 }
 
 fn lab((workers, memory): (u16, RxMemory)) -> Lab {
-    let port_specs = [PortSpec::new(0, 7), PortSpec::new(0, 7), PortSpec::new(1, 7).subport_of(A, 70), PortSpec::new(0, 1)];
+    let port_specs =
+        [PortSpec::new(0, 7), PortSpec::new(0, 7), PortSpec::new(1, 7).subport_of(A, 70), PortSpec::new(0, 1)];
     let setup = Setup { workers, memory, ..Setup::default() };
     Lab::with_uplinks(setup, &port_specs, &[UplinkSpec::new(&[(120, 0), (0, 1)])])
 }

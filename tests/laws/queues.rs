@@ -314,7 +314,8 @@ fn a_flood_leaves_room_for_unicast_in_a_peers_ring() {
 #[test]
 fn frames_without_a_slot_are_counted() {
     for to in [mac(1), Mac::BROADCAST] {
-        let mut lab = Lab::new(Setup { workers: 2, slots: 64, memory: RxMemory::Lent, ..Setup::default() }, &port_specs(4));
+        let mut lab =
+            Lab::new(Setup { workers: 2, slots: 64, memory: RxMemory::Lent, ..Setup::default() }, &port_specs(4));
         for _ in 0..100 {
             assert!(lab.send(0, &frame(to, mac(0), 0x88b5, &[])));
             lab.workers[0].poll_once(lab.now);

@@ -355,7 +355,8 @@ fn frames_that_are_not_flooded_cost_nothing() {
 /// A subport has its own limits; an uplink has its configured limit once per network.
 #[test]
 fn subports_and_uplink_networks_have_their_own_limits() {
-    let port_specs = [PortSpec::new(0, 0), PortSpec::new(1, 0).subport_of(0, 7), PortSpec::new(0, 1), PortSpec::new(1, 2)];
+    let port_specs =
+        [PortSpec::new(0, 0), PortSpec::new(1, 0).subport_of(0, 7), PortSpec::new(0, 1), PortSpec::new(1, 2)];
     let mut lab = Lab::with_uplinks(Setup::default(), &port_specs, &[UplinkSpec::new(&[(0, 0), (20, 1)])]);
     let limits = only(StormClass::Broadcast, Rate::new(1, 3));
     lab.change_ports(|ports| {

@@ -32,7 +32,9 @@ fn lab_of(setup: Setup, uplink_specs: &[UplinkSpec]) -> Lab {
 }
 
 fn labs(mtu: u16, uplink_specs: &[UplinkSpec]) -> impl Iterator<Item = Lab> {
-    KINDS.into_iter().map(move |(workers, memory)| lab_of(Setup { workers, memory, mtu, ..Setup::default() }, uplink_specs))
+    KINDS
+        .into_iter()
+        .map(move |(workers, memory)| lab_of(Setup { workers, memory, mtu, ..Setup::default() }, uplink_specs))
 }
 
 /// Ports that receive a frame sent at a port.

@@ -27,3 +27,4 @@ mod state;
 mod storm_limits;
 mod trunk_tags;
 mod wires;
+mod writes;

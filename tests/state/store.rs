@@ -34,7 +34,7 @@ fn event(text: &str) -> Event {
 }
 
 fn desired(number: u64) -> DesiredState {
-    DesiredState { last_applied: Value::Null, config: json!({ "number": number }), orphans: Value::Null }
+    DesiredState { last_applied: Value::Null, config: json!({ "number": number }), orphans: Value::Null, generation: 1 }
 }
 
 /// Number of a desired state; 0 if there is none.

@@ -251,7 +251,8 @@ fn an_unconfirmed_change_is_reverted() {
     let file = expected(&[("net1", 1500)], &vifs[..1]);
     let mut inside = Inside::new(1, Some(file.clone()), Some(&state));
     let attach = || Change::Attach { vm: "b".into(), ports: ports(&vifs[1..]) };
-    let change = |change, seconds| inside.wait(inside.handle.change(change, Some(seconds), Box::new(()))).unwrap();
+    let change =
+        |change, seconds| inside.wait(inside.handle.change(change, Some(seconds).into(), Box::new(()))).unwrap();
     let (_, mut live) = inside.wait(inside.handle.events(EventFilter::default())).unwrap().unwrap();
 
     change(attach(), Duration::from_millis(1)).unwrap();
@@ -272,7 +273,7 @@ fn an_unconfirmed_change_is_reverted() {
 
     // A switch that stops before confirmation starts without the change.
     let detach = Change::Detach { port: vifs[0].port.clone() };
-    inside.wait(inside.handle.change(detach, Some(long), Box::new(()))).unwrap().unwrap();
+    inside.wait(inside.handle.change(detach, Some(long).into(), Box::new(()))).unwrap().unwrap();
     assert_eq!(inside.listed(), ["port-2"]);
     inside.stop();
     let inside = Inside::new(1, Some(file), Some(&state));

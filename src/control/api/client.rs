@@ -88,10 +88,10 @@ impl Client {
         self.json(&body)
     }
 
-    /// Requests a change with a JSON body, and returns the JSON response.
+    /// Requests a change with a JSON body, and returns the JSON response; empty if there was nothing to delete.
     pub async fn request(&self, method: Method, path: &str, body: Option<&serde_json::Value>) -> Result<String, Error> {
         let body = self.fetch(method, path, body.map(|body| Bytes::from(body.to_string()))).await?;
-        self.json(&body)
+        if body.is_empty() { Ok(String::new()) } else { self.json(&body) }
     }
 
     /// Parses a response of this switch.

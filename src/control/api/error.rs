@@ -102,6 +102,7 @@ impl From<ChangeError> for ApiError {
             ErrorKind::Request => StatusCode::BAD_REQUEST,
             ErrorKind::Unknown => StatusCode::NOT_FOUND,
             ErrorKind::Conflict => StatusCode::CONFLICT,
+            ErrorKind::Outdated => StatusCode::PRECONDITION_FAILED,
             ErrorKind::Switch => StatusCode::SERVICE_UNAVAILABLE,
         };
         ApiError::new(status, error.kind, error.message)

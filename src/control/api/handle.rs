@@ -1,14 +1,16 @@
 //! Requests to the controller, which owns the state of the switch, and its replies.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::control::api::responses::{
-    AuditView, DropView, NetworkView, PortView, StationView, UplinkView, VmView, WorkerView,
+    AuditView, DropView, NetworkView, PortView, StationView, UnconfirmedView, UplinkView, VmView, WorkerView,
 };
 use crate::control::config::ConfigFile;
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
+use crate::control::health::Health;
 use crate::control::loops::status::{LoopCounts, LoopStatus, StormStatus};
 use crate::control::state::event_log::EventFilter;
 use crate::control::state::events::Event;
@@ -18,6 +20,32 @@ pub type History = (Vec<Event>, broadcast::Receiver<Event>);
 
 /// Resources that a request occupies until it is answered, even if its client has disconnected.
 pub type Permit = Box<dyn std::any::Any + Send>;
+
+/// How a change is made.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ChangeOptions {
+    /// It is reverted unless confirmed within this time.
+    pub confirm: Option<Duration>,
+    /// It is refused unless the desired configuration has one of these generations. `None`: any.
+    pub generations: Option<Vec<u64>>,
+}
+
+impl From<Option<Duration>> for ChangeOptions {
+    /// With this time to confirm.
+    fn from(confirm: Option<Duration>) -> ChangeOptions {
+        ChangeOptions { confirm, ..ChangeOptions::default() }
+    }
+}
+
+impl ChangeOptions {
+    /// Whether a change may be made to a configuration of this generation.
+    pub fn check(&self, generation: u64) -> Result<(), ChangeError> {
+        match &self.generations {
+            Some(wanted) if !wanted.contains(&generation) => Err(ChangeError::outdated(wanted, generation)),
+            _ => Ok(()),
+        }
+    }
+}
 
 /// Channel of the reply. Dropping it frees the request's permit.
 pub struct Reply<T> {
@@ -48,6 +76,8 @@ impl<T> std::fmt::Debug for Reply<T> {
 pub enum Request {
     /// All ports, in the order of the configuration.
     Ports(oneshot::Sender<Vec<PortView>>),
+    /// The ports with these ids, those that exist, in the order of the configuration.
+    PortsOf(HashSet<String>, oneshot::Sender<Vec<PortView>>),
     /// All uplinks.
     Uplinks(oneshot::Sender<Vec<UplinkView>>),
     /// All VMs.
@@ -68,14 +98,22 @@ pub enum Request {
     LoopCounts(oneshot::Sender<LoopCounts>),
     /// Counter audit.
     Audit(oneshot::Sender<AuditView>),
-    /// The configuration as JSON, in the form of the file.
-    Config(oneshot::Sender<serde_json::Value>),
-    /// A change. With a time, it is reverted unless confirmed within that.
-    Change(Change, Option<Duration>, Reply<Result<ChangeResult, ChangeError>>),
+    /// The configuration as JSON, in the form of the file, and its generation: with all defaults, or without.
+    Config(ConfigForm, oneshot::Sender<(serde_json::Value, u64)>),
+    /// The number of the desired configuration.
+    Generation(oneshot::Sender<u64>),
+    /// A receiver of later events.
+    Subscribe(oneshot::Sender<broadcast::Receiver<Event>>),
+    /// A change.
+    Change(Change, ChangeOptions, Reply<Result<ChangeResult, ChangeError>>),
     /// What a change would do.
-    Diff(Change, Reply<Result<ChangeResult, ChangeError>>),
+    Diff(Change, ChangeOptions, Reply<Result<ChangeResult, ChangeError>>),
     /// Keep the unconfirmed change.
     Confirm(Reply<Result<ChangeResult, ChangeError>>),
+    /// Revert the unconfirmed change now.
+    Cancel(Reply<Result<ChangeResult, ChangeError>>),
+    /// The unconfirmed change, if there is one.
+    Unconfirmed(oneshot::Sender<Option<UnconfirmedView>>),
     /// Apply the configuration file, or report why it could not be read.
     Reload(Box<Result<ConfigFile, String>>, Reply<Result<ChangeResult, ChangeError>>),
     /// Flush FDB entries. Returns their number.
@@ -90,7 +128,10 @@ impl Request {
     /// Whether its client has disconnected: it is skipped.
     pub fn is_abandoned(&self) -> bool {
         match self {
-            Request::Change(_, _, reply) | Request::Diff(_, reply) | Request::Confirm(reply) => reply.is_abandoned(),
+            Request::Change(_, _, reply)
+            | Request::Diff(_, _, reply)
+            | Request::Confirm(reply)
+            | Request::Cancel(reply) => reply.is_abandoned(),
             Request::Release(_, reply) => reply.is_abandoned(),
             Request::Flush(_, reply) => reply.is_abandoned(),
             Request::Fdb(reply) => reply.is_abandoned(),
@@ -100,8 +141,17 @@ impl Request {
 
     /// Whether it changes the configuration.
     pub fn is_change(&self) -> bool {
-        matches!(self, Request::Change(..) | Request::Confirm(_) | Request::Reload(..))
+        matches!(self, Request::Change(..) | Request::Confirm(_) | Request::Cancel(_) | Request::Reload(..))
     }
+}
+
+/// How a configuration is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConfigForm {
+    /// Without the keys that have their defaults.
+    Sparse,
+    /// With all keys.
+    Resolved,
 }
 
 /// Filter for flushing FDB entries: those that match all given fields.
@@ -125,18 +175,26 @@ pub struct ShuttingDown;
 
 /// Sends requests to the controller. Clones share the channel.
 #[derive(Debug, Clone)]
-pub struct Handle(mpsc::Sender<Request>);
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    health: Health,
+}
 
 impl Handle {
     /// Creates a handle, and the receiver for the controller.
     pub fn new() -> (Handle, mpsc::Receiver<Request>) {
         let (send, read) = mpsc::channel(64);
-        (Handle(send), read)
+        (Handle { requests: send, health: Health::default() }, read)
+    }
+
+    /// Health of the switch, to be updated by the controller.
+    pub fn health(&self) -> &Health {
+        &self.health
     }
 
     async fn request<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, ShuttingDown> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(request(reply)).await.map_err(|_| ShuttingDown)?;
+        self.requests.send(request(reply)).await.map_err(|_| ShuttingDown)?;
         answer.await.map_err(|_| ShuttingDown)
     }
 
@@ -151,6 +209,11 @@ impl Handle {
     /// All ports, in the order of the configuration.
     pub async fn ports(&self) -> Result<Vec<PortView>, ShuttingDown> {
         self.request(Request::Ports).await
+    }
+
+    /// The ports with these ids, those that exist, in the order of the configuration.
+    pub async fn ports_of(&self, ids: HashSet<String>) -> Result<Vec<PortView>, ShuttingDown> {
+        self.request(|reply| Request::PortsOf(ids, reply)).await
     }
 
     /// All uplinks, in the order of the configuration.
@@ -203,34 +266,55 @@ impl Handle {
         self.request(Request::Audit).await
     }
 
-    /// The configuration as JSON.
-    pub async fn config(&self) -> Result<serde_json::Value, ShuttingDown> {
-        self.request(Request::Config).await
+    /// The configuration as JSON, and its generation.
+    pub async fn config(&self, form: ConfigForm) -> Result<(serde_json::Value, u64), ShuttingDown> {
+        self.request(|reply| Request::Config(form, reply)).await
+    }
+
+    /// The number of the desired configuration.
+    pub async fn generation(&self) -> Result<u64, ShuttingDown> {
+        self.request(Request::Generation).await
+    }
+
+    /// A receiver of events from now on.
+    pub async fn subscribe(&self) -> Result<broadcast::Receiver<Event>, ShuttingDown> {
+        self.request(Request::Subscribe).await
     }
 
     /// Makes a change. When this returns, it is active on every worker, and stored. Not made if this future is dropped
-    /// before its turn. With `confirm`, it is reverted unless confirmed within that time.
+    /// before its turn.
     pub async fn change(
         &self,
         change: Change,
-        confirm: Option<Duration>,
+        options: ChangeOptions,
         permit: Permit,
     ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.request_with(permit, |reply| Request::Change(change, confirm, reply)).await
+        self.request_with(permit, |reply| Request::Change(change, options, reply)).await
     }
 
     /// What a change would do. Changes nothing.
     pub async fn diff(
         &self,
         change: Change,
+        options: ChangeOptions,
         permit: Permit,
     ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.request_with(permit, |reply| Request::Diff(change, reply)).await
+        self.request_with(permit, |reply| Request::Diff(change, options, reply)).await
     }
 
     /// Keeps the unconfirmed change.
     pub async fn confirm(&self, permit: Permit) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
         self.request_with(permit, Request::Confirm).await
+    }
+
+    /// Reverts the unconfirmed change now.
+    pub async fn cancel(&self, permit: Permit) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.request_with(permit, Request::Cancel).await
+    }
+
+    /// The unconfirmed change, if there is one.
+    pub async fn unconfirmed(&self) -> Result<Option<UnconfirmedView>, ShuttingDown> {
+        self.request(Request::Unconfirmed).await
     }
 
     /// Applies the configuration file, or reports why it could not be read.

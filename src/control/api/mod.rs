@@ -2,7 +2,10 @@
 //!
 //! ```text
 //!   listener ─► limits ─► read_routes    reading, also over TCP
-//!   (connections) (rate)  write_routes   changes, unix socket only
+//!   (connections) (rate)  write_routes   changes of the configuration and of ports, unix socket only
+//!                         entity_routes  single entities: put, delete, read
+//!                         health_routes  status of the switch, also while it starts
+//!                         conditions     of changes: If-Match, dry_run, wait
 //!                         event_stream   live events, unix socket only
 //!                         openapi        API description; responses: types of responses
 //! ```
@@ -10,15 +13,18 @@
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, patch, post, put};
+use axum::routing::{get, post, put};
 
 use crate::control::api::handle::Handle;
 
 mod body;
 pub mod client;
+mod conditions;
+mod entity_routes;
 mod error;
 mod event_stream;
 pub mod handle;
+mod health_routes;
 mod limits;
 mod listener;
 mod openapi;
@@ -50,9 +56,12 @@ pub fn api(handle: Handle) -> Router {
     let changing = Router::new()
         .route("/v1/config", put(write_routes::apply))
         .route("/v1/config/diff", post(write_routes::diff))
-        .route("/v1/confirm", post(write_routes::confirm))
+        .route("/v1/confirm", get(write_routes::pending).post(write_routes::confirm).delete(write_routes::cancel))
         .route("/v1/vms/{id}/ports", post(write_routes::attach))
-        .route("/v1/ports/{id}", patch(write_routes::set).delete(write_routes::detach))
+        .route("/v1/ports/{id}", put(entity_routes::put_port).patch(write_routes::set).delete(write_routes::detach))
+        .route("/v1/networks/{id}", put(entity_routes::put_network).delete(entity_routes::delete_network))
+        .route("/v1/uplinks/{id}", put(entity_routes::put_uplink).delete(entity_routes::delete_uplink))
+        .route("/v1/vms/{id}", put(entity_routes::put_vm).delete(entity_routes::delete_vm))
         .route("/v1/ports/{id}/release", post(write_routes::release))
         .route("/v1/fdb/flush", post(write_routes::flush))
         .route("/v1/events", get(event_stream::events))
@@ -65,15 +74,21 @@ fn read_router() -> Router<AppState> {
         .route("/v1/ports", get(read_routes::ports))
         .route("/v1/ports/{id}", get(read_routes::port))
         .route("/v1/uplinks", get(read_routes::uplinks))
+        .route("/v1/uplinks/{id}", get(entity_routes::uplink))
         .route("/v1/vms", get(read_routes::vms))
+        .route("/v1/vms/{id}", get(entity_routes::vm))
         .route("/v1/networks", get(read_routes::networks))
+        .route("/v1/networks/{id}", get(entity_routes::network))
         .route("/v1/fdb", get(read_routes::fdb))
         .route("/v1/workers", get(read_routes::workers))
         .route("/v1/drops", get(read_routes::drops))
         .route("/v1/loops", get(read_routes::loops))
         .route("/v1/storms", get(read_routes::storms))
         .route("/v1/audit", get(read_routes::audit))
-        .route("/v1/config", get(read_routes::config))
+        .route("/v1/config", get(read_routes::configuration))
+        .route("/v1/status", get(health_routes::status))
+        .route("/livez", get(health_routes::live))
+        .route("/readyz", get(health_routes::ready))
         .route("/metrics", get(read_routes::metrics))
 }
 

@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{event_stream, read_routes, write_routes};
+use super::{entity_routes, event_stream, health_routes, read_routes, write_routes};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -12,7 +12,8 @@ use super::{event_stream, read_routes, write_routes};
     tags(
         (name = "state", description = "What is"),
         (name = "configuration", description = "The desired state as a whole"),
-        (name = "ports", description = "The desired state, port by port"),
+        (name = "ports", description = "The desired state, port by port and VM by VM"),
+        (name = "networks", description = "The desired state: networks and uplinks"),
         (name = "events", description = "What happened")
     ),
     paths(
@@ -27,14 +28,29 @@ use super::{event_stream, read_routes, write_routes};
         read_routes::loops,
         read_routes::storms,
         read_routes::audit,
-        read_routes::config,
+        read_routes::configuration,
         read_routes::metrics,
         write_routes::apply,
         write_routes::diff,
+        write_routes::pending,
         write_routes::confirm,
+        write_routes::cancel,
         write_routes::attach,
         write_routes::set,
         write_routes::detach,
+        entity_routes::put_port,
+        entity_routes::network,
+        entity_routes::put_network,
+        entity_routes::delete_network,
+        entity_routes::uplink,
+        entity_routes::put_uplink,
+        entity_routes::delete_uplink,
+        entity_routes::vm,
+        entity_routes::put_vm,
+        entity_routes::delete_vm,
+        health_routes::status,
+        health_routes::live,
+        health_routes::ready,
         write_routes::release,
         write_routes::flush,
         event_stream::events,

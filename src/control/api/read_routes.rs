@@ -1,25 +1,27 @@
 //! Routes that read: one per part of the state.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::AppState;
+use super::conditions::{etag, query_of};
 use super::error::{ApiError, ErrorBody};
-use crate::control::api::handle::ShuttingDown;
+use crate::control::api::handle::{ConfigForm, ShuttingDown};
 use crate::control::api::responses::{
     AuditView, DropView, NetworkView, PortView, StationView, UplinkView, VmView, WorkerView,
 };
-use crate::control::config::raw;
+use crate::control::config::{self, raw};
 use crate::control::loops::status::{LoopStatus, StormStatus};
 use crate::telemetry::exposition::{self, Mitigation};
 
@@ -41,40 +43,82 @@ pub fn port_id(id: Name) -> Result<String, ApiError> {
     }
 }
 
+/// A list of desired state, with the generation that it has at least.
+fn listed<T: Serialize>(generation: u64, items: Vec<T>) -> Response {
+    (etag(generation), Json(items)).into_response()
+}
+
+/// Query of a list.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListQuery {
+    owner: Option<String>,
+}
+
+/// Query of a list, as axum extracts it.
+type Filtered = Result<Query<ListQuery>, QueryRejection>;
+
+/// Keeps what bears the label, if the query has one.
+fn of_owner<T>(query: Filtered, items: Vec<T>, owner: impl Fn(&T) -> &Option<String>) -> Result<Vec<T>, ApiError> {
+    let ListQuery { owner: wanted } = query_of(query)?;
+    Ok(items.into_iter().filter(|item| wanted.is_none() || *owner(item) == wanted).collect())
+}
+
 /// All ports, by VM, in the order of the configuration
-#[utoipa::path(get, path = "/v1/ports", tag = "state", responses((status = 200, body = Vec<PortView>)))]
-pub async fn ports(State(state): State<AppState>) -> Result<Json<Vec<PortView>>, ApiError> {
-    answer(state.handle.ports().await)
+#[utoipa::path(get, path = "/v1/ports", tag = "state",
+    params(("owner" = Option<String>, Query, description = "only those with this label")),
+    responses((status = 200, body = Vec<PortView>), (status = 400, body = ErrorBody)))]
+pub async fn ports(State(state): State<AppState>, query: Filtered) -> Result<Response, ApiError> {
+    let generation = state.handle.generation().await?;
+    let ports = of_owner(query, state.handle.ports().await?, |port| &port.owner)?;
+    Ok(listed(generation, ports))
 }
 
 /// One port
 #[utoipa::path(get, path = "/v1/ports/{id}", tag = "state", params(("id" = String, Path, description = "the port")),
     responses((status = 200, body = PortView), (status = 404, body = ErrorBody)))]
-pub async fn port(State(state): State<AppState>, id: Name) -> Result<Json<PortView>, ApiError> {
+pub async fn port(State(state): State<AppState>, id: Name) -> Result<Response, ApiError> {
     let id = port_id(id)?;
-    let ports = state.handle.ports().await?;
-    match ports.into_iter().find(|port| port.port_id == id) {
-        Some(port) => Ok(Json(port)),
-        None => Err(ApiError::unknown("unknown_port", format!("no such port {id:?}"))),
+    let generation = state.handle.generation().await?;
+    match state.handle.ports_of(HashSet::from([id.clone()])).await?.pop() {
+        Some(port) => Ok((etag(generation), Json(port)).into_response()),
+        None => {
+            let ports = state.handle.ports().await?;
+            let similar = config::nearest(&id, ports.iter().map(|port| port.port_id.as_str()));
+            let question = similar.map(|similar| format!("; did you mean {similar:?}?")).unwrap_or_default();
+            Err(ApiError::unknown("unknown_port", format!("no such port {id:?}{question}")))
+        }
     }
 }
 
 /// All uplinks
-#[utoipa::path(get, path = "/v1/uplinks", tag = "state", responses((status = 200, body = Vec<UplinkView>)))]
-pub async fn uplinks(State(state): State<AppState>) -> Result<Json<Vec<UplinkView>>, ApiError> {
-    answer(state.handle.uplinks().await)
+#[utoipa::path(get, path = "/v1/uplinks", tag = "state",
+    params(("owner" = Option<String>, Query, description = "only those with this label")),
+    responses((status = 200, body = Vec<UplinkView>), (status = 400, body = ErrorBody)))]
+pub async fn uplinks(State(state): State<AppState>, query: Filtered) -> Result<Response, ApiError> {
+    let generation = state.handle.generation().await?;
+    let uplinks = of_owner(query, state.handle.uplinks().await?, |uplink| &uplink.owner)?;
+    Ok(listed(generation, uplinks))
 }
 
 /// All VMs, with the sums over their ports
-#[utoipa::path(get, path = "/v1/vms", tag = "state", responses((status = 200, body = Vec<VmView>)))]
-pub async fn vms(State(state): State<AppState>) -> Result<Json<Vec<VmView>>, ApiError> {
-    answer(state.handle.vms().await)
+#[utoipa::path(get, path = "/v1/vms", tag = "state",
+    params(("owner" = Option<String>, Query, description = "only those with this label")),
+    responses((status = 200, body = Vec<VmView>), (status = 400, body = ErrorBody)))]
+pub async fn vms(State(state): State<AppState>, query: Filtered) -> Result<Response, ApiError> {
+    let generation = state.handle.generation().await?;
+    let vms = of_owner(query, state.handle.vms().await?, |vm| &vm.owner)?;
+    Ok(listed(generation, vms))
 }
 
 /// All networks
-#[utoipa::path(get, path = "/v1/networks", tag = "state", responses((status = 200, body = Vec<NetworkView>)))]
-pub async fn networks(State(state): State<AppState>) -> Result<Json<Vec<NetworkView>>, ApiError> {
-    answer(state.handle.networks().await)
+#[utoipa::path(get, path = "/v1/networks", tag = "state",
+    params(("owner" = Option<String>, Query, description = "only those with this label")),
+    responses((status = 200, body = Vec<NetworkView>), (status = 400, body = ErrorBody)))]
+pub async fn networks(State(state): State<AppState>, query: Filtered) -> Result<Response, ApiError> {
+    let generation = state.handle.generation().await?;
+    let networks = of_owner(query, state.handle.networks().await?, |network| &network.owner)?;
+    Ok(listed(generation, networks))
 }
 
 /// The forwarding database: the port of each station
@@ -145,10 +189,27 @@ pub async fn audit(State(state): State<AppState>) -> Result<Json<AuditView>, Api
     answer(state.handle.audit().await)
 }
 
-/// The current configuration, with all defaults
-#[utoipa::path(get, path = "/v1/config", tag = "configuration", responses((status = 200, body = raw::Config)))]
-pub async fn config(State(state): State<AppState>) -> Result<Json<serde_json::Value>, ApiError> {
-    answer(state.handle.config().await)
+/// Query of the configuration.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolvedQuery {
+    #[serde(default)]
+    resolved: bool,
+}
+
+/// The desired configuration, without the keys that have their defaults
+///
+/// With `resolved`, with all keys.
+#[utoipa::path(get, path = "/v1/config", tag = "configuration",
+    params(("resolved" = Option<bool>, Query, description = "with all defaults")),
+    responses((status = 200, body = raw::Config), (status = 400, body = ErrorBody)))]
+pub async fn configuration(
+    State(state): State<AppState>,
+    query: Result<Query<ResolvedQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let form = if query_of(query)?.resolved { ConfigForm::Resolved } else { ConfigForm::Sparse };
+    let (config, generation) = state.handle.config(form).await?;
+    Ok((etag(generation), Json(config)).into_response())
 }
 
 /// All counters, for Prometheus

@@ -119,6 +119,9 @@ pub struct PortView {
     pub status_reason: String,
     /// Administrative state.
     pub admin_state_up: bool,
+    /// Label of who manages it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub owner: Option<String>,
     /// Port security: `off`, `mac` or `mac+ip`.
     pub port_security: String,
     /// Flooding of unknown unicast to the port: `deliver` or `suppress`.
@@ -185,6 +188,9 @@ pub struct UplinkView {
     pub status_reason: String,
     /// Administrative state.
     pub admin_state_up: bool,
+    /// Label of who manages it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub owner: Option<String>,
     /// Networks on the uplink.
     pub networks: Vec<UplinkNetworkView>,
     /// Device.
@@ -201,6 +207,9 @@ pub struct UplinkView {
 pub struct VmView {
     /// Id.
     pub device_id: String,
+    /// Label of who manages it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub owner: Option<String>,
     /// Ports, in the order of the configuration.
     pub ports: Vec<String>,
     /// Networks of these ports, one each.
@@ -224,6 +233,9 @@ pub struct VmView {
 pub struct NetworkView {
     /// Id.
     pub network_id: String,
+    /// Label of who manages it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub owner: Option<String>,
     /// MTU in bytes.
     pub mtu: u16,
     /// Number of ports.
@@ -467,4 +479,15 @@ pub struct Attached {
 pub struct Flushed {
     /// Number of FDB entries flushed.
     pub flushed: u64,
+}
+
+/// A change that is reverted unless confirmed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct UnconfirmedView {
+    /// Seconds until it is reverted; 0 while it is being applied or reverted.
+    pub seconds_left: u64,
+    /// What it has changed, one sentence each.
+    pub changes: Vec<String>,
+    /// Number of its configuration.
+    pub generation: u64,
 }

@@ -1,39 +1,32 @@
 //! Routes that change. A response is sent once the change is active on every worker.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
-use serde::Deserialize;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::AppState;
 use super::body::{BodyPermit, CONFIGURATION, REQUEST, RequestBody};
+use super::conditions::{ChangeAnswer, ChangeQuery, Changed, Conditions, ConfigQuery, etag, query_of};
+use super::entity_routes::id_of;
 use super::error::{ApiError, ErrorBody};
 use super::read_routes::{Name, port_id};
-use crate::control::api::handle::Flush;
-use crate::control::api::responses::{Attached, Flushed};
-use crate::control::config::{self, Config, SwitchSettings, kind, raw};
+use crate::control::api::handle::{ChangeOptions, ConfigForm, Flush};
+use crate::control::api::responses::{Attached, Flushed, UnconfirmedView};
+use crate::control::config::{self, Config, ConfigErrors, SwitchSettings, kind, raw};
 use crate::control::desired::change::{Change, ChangeResult};
 
 /// Name of the request body in errors.
-const BODY: &str = "body";
+pub(super) const BODY: &str = "body";
 
-/// Maximum time to confirm a change, in seconds: a day.
-const LONGEST_WAIT: u64 = 86_400;
-
+/// Result of a request that is no write of the configuration.
 type ChangeResponse = Result<Json<ChangeResult>, ApiError>;
-
-/// Query of `PUT /v1/config`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ConfirmQuery {
-    confirm: Option<String>,
-}
 
 /// Query of routes that take none.
 #[derive(Debug, Deserialize)]
@@ -43,26 +36,35 @@ pub struct NoQuery {}
 /// Applies this configuration, all or nothing
 ///
 /// Without `switch`, process settings stay; with it, they must equal the current ones, since they are fixed at start.
-/// With `confirm`, the change is reverted unless `POST /v1/confirm` arrives in time.
+/// With `confirm`, the change is reverted unless `POST /v1/confirm` arrives in time. With `owner`, only what bears this label is
+/// replaced; all that the body has gets it.
 #[utoipa::path(put, path = "/v1/config", tag = "configuration", request_body = raw::Config,
-    params(("confirm" = Option<u64>, Query, description = "seconds, 1 to 86400")),
-    responses((status = 200, body = ChangeResult), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
+    params(("confirm" = Option<u64>, Query, description = "seconds, 1 to 86400"),
+        ("owner" = Option<String>, Query, description = "label of what is replaced"),
+        ("dry_run" = Option<bool>, Query, description = "change nothing"),
+        ("wait" = Option<u64>, Query, description = "seconds to wait until the ports concerned are ACTIVE, 1 to 300")),
+    responses((status = 200, body = ChangeAnswer), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub async fn apply(
     State(state): State<AppState>,
-    query: Result<Query<ConfirmQuery>, QueryRejection>,
+    query: Result<Query<ConfigQuery>, QueryRejection>,
     headers: HeaderMap,
     body: Body,
-) -> ChangeResponse {
-    let confirm = query_of(query)?.confirm.map(|text| match text.parse() {
-        Ok(seconds @ 1..=LONGEST_WAIT) => Ok(Duration::from_secs(seconds)),
-        _ => Err(ApiError::wrong(
-            "bad_query",
-            format!("confirm = {text:?}: expected a whole number of seconds, 1 to {LONGEST_WAIT}"),
-        )),
-    });
-    let confirm = confirm.transpose()?;
-    let (change, room) = wanted(&state, &headers, body).await?;
-    make(&state, change, confirm, room).await
+) -> Result<Changed, ApiError> {
+    let (conditions, owner) = Conditions::of_config(query, &headers)?;
+    if let Some(wrong) = owner.as_deref().and_then(config::wrong_id) {
+        return Err(ApiError::wrong("bad_query", format!("owner is {wrong}")));
+    }
+    let (change, room) = match owner {
+        Some(owner) => {
+            let (config, room) = wanted(&state, &headers, body, config::parse_json_part).await?;
+            (Change::ApplyOwned { owner, config }, room)
+        }
+        None => {
+            let (config, room) = wanted(&state, &headers, body, config::parse_json_over).await?;
+            (Change::Apply(config), room)
+        }
+    };
+    conditions.make(&state, change, room).await
 }
 
 /// Changes that this configuration would make; nothing is applied
@@ -75,9 +77,9 @@ pub async fn diff(
     body: Body,
 ) -> ChangeResponse {
     query_of(query)?;
-    let (change, room) = wanted(&state, &headers, body).await?;
+    let (config, room) = wanted(&state, &headers, body, config::parse_json_over).await?;
     let hold = Box::new((state.limits.change()?, room));
-    Ok(Json(state.handle.diff(change, hold).await??))
+    Ok(Json(state.handle.diff(Change::Apply(config), ChangeOptions::default(), hold).await??))
 }
 
 /// Makes the unconfirmed change permanent
@@ -86,6 +88,32 @@ pub async fn diff(
 pub async fn confirm(State(state): State<AppState>) -> ChangeResponse {
     let hold = Box::new(state.limits.change()?);
     Ok(Json(state.handle.confirm(hold).await??))
+}
+
+/// Whether a change waits to be confirmed.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Pending {
+    /// Whether one does.
+    pending: bool,
+    /// The change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    change: Option<UnconfirmedView>,
+}
+
+/// The change that waits to be confirmed, and the time that is left
+#[utoipa::path(get, path = "/v1/confirm", tag = "configuration",
+    responses((status = 200, body = Pending), (status = 503, body = ErrorBody)))]
+pub async fn pending(State(state): State<AppState>) -> Result<Json<Pending>, ApiError> {
+    let change = state.handle.unconfirmed().await?;
+    Ok(Json(Pending { pending: change.is_some(), change }))
+}
+
+/// Reverts the unconfirmed change now
+#[utoipa::path(delete, path = "/v1/confirm", tag = "configuration",
+    responses((status = 200, body = ChangeResult), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn cancel(State(state): State<AppState>) -> ChangeResponse {
+    let hold = Box::new(state.limits.change()?);
+    Ok(Json(state.handle.cancel(hold).await??))
 }
 
 /// One port, or several in order.
@@ -109,9 +137,10 @@ pub enum PortOrPorts {
 pub async fn attach(
     State(state): State<AppState>,
     vm: Name,
+    query: ChangeQuery,
     headers: HeaderMap,
     body: Body,
-) -> Result<(StatusCode, Json<Attached>), ApiError> {
+) -> Result<Response, ApiError> {
     let vm = match vm {
         Ok(Path(vm)) => vm,
         Err(_) => return Err(ApiError::wrong(kind::BAD_VALUE, "the VM's id in the path is not UTF-8")),
@@ -119,37 +148,55 @@ pub async fn attach(
     if let Some(wrong) = config::wrong_id(&vm) {
         return Err(ApiError::wrong(kind::BAD_VALUE, format!("the VM's id in the path is {wrong}")));
     }
+    let conditions = Conditions::of(query, &headers)?;
     let text = RequestBody::receive(&headers, body, REQUEST, &state.limits).await?;
     let owner = vm.clone();
     let (ports, room) = text.read(move |text| Ok(config::parse_ports_json(text, BODY, &owner)?)).await?;
     let ids: HashSet<String> = ports.iter().map(|port| port.port_id.clone()).collect();
-    let Json(ChangeResult { changes, warnings }) = make(&state, Change::Attach { vm, ports }, None, room).await?;
+    let is_dry_run = conditions.is_dry_run();
+    let changed = conditions.make(&state, Change::Attach { vm, ports }, room).await?;
+    if is_dry_run {
+        return Ok(changed.into_response());
+    }
+    let ChangeResult { changes, warnings, generation, .. } = changed.into_result();
     // The change is done, even if the switch is stopping by now.
-    let mut ports = state.handle.ports().await.unwrap_or_default();
-    ports.retain(|port| ids.contains(&port.port_id));
-    Ok((StatusCode::CREATED, Json(Attached { changes, warnings, ports })))
+    let ports = state.handle.ports_of(ids).await.unwrap_or_default();
+    Ok((StatusCode::CREATED, etag(generation), Json(Attached { changes, warnings, ports })).into_response())
 }
 
 /// Changes the given keys of a port; others stay
 ///
 /// A key that is `null` gets its default.
 #[utoipa::path(patch, path = "/v1/ports/{id}", tag = "ports", request_body = raw::PortPatch,
-    params(("id" = String, Path, description = "the port")),
-    responses((status = 200, body = ChangeResult), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
-pub async fn set(State(state): State<AppState>, id: Name, headers: HeaderMap, body: Body) -> ChangeResponse {
-    let port = port_id(id)?;
+    params(("id" = String, Path, description = "the port"), ("dry_run" = Option<bool>, Query, description = "change nothing"),
+        ("wait" = Option<u64>, Query, description = "seconds to wait until it is ACTIVE, 1 to 300")),
+    responses((status = 200, body = ChangeAnswer), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn set(
+    State(state): State<AppState>,
+    id: Name,
+    query: ChangeQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Changed, ApiError> {
+    let (port, conditions) = (port_id(id)?, Conditions::of(query, &headers)?);
     let text = RequestBody::receive(&headers, body, REQUEST, &state.limits).await?;
     let (keys, room) = text.read(|text| Ok(config::parse_port_keys_json(text, BODY)?)).await?;
-    make(&state, Change::Set { port, keys }, None, room).await
+    conditions.make(&state, Change::Set { port, keys }, room).await
 }
 
 /// Detaches a port; its siblings keep their order
 #[utoipa::path(delete, path = "/v1/ports/{id}", tag = "ports",
-    params(("id" = String, Path, description = "the port")),
-    responses((status = 200, body = ChangeResult), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
-pub async fn detach(State(state): State<AppState>, id: Name) -> ChangeResponse {
-    let port = port_id(id)?;
-    make(&state, Change::Detach { port }, None, None).await
+    params(("id" = String, Path, description = "the port"), ("dry_run" = Option<bool>, Query, description = "change nothing")),
+    responses((status = 200, body = ChangeAnswer), (status = 204, description = "there is none"),
+        (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn detach(
+    State(state): State<AppState>,
+    id: Name,
+    query: ChangeQuery,
+    headers: HeaderMap,
+) -> Result<Changed, ApiError> {
+    let port = id_of("port", id)?;
+    Ok(Conditions::of(query, &headers)?.make(&state, Change::Detach { port }, None).await?.or_gone())
 }
 
 /// Releases a port from loop or storm quarantine
@@ -200,34 +247,25 @@ fn flush_of(text: &str) -> Result<Flush, ApiError> {
     Ok(Flush { network, port, mac: mac.transpose()? })
 }
 
-fn query_of<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
-    match query {
-        Ok(Query(query)) => Ok(query),
-        Err(e) => Err(ApiError::wrong("bad_query", e.body_text())),
-    }
-}
-
-/// The change to the configuration in the body.
-async fn wanted(state: &AppState, headers: &HeaderMap, body: Body) -> Result<(Change, BodyPermit), ApiError> {
+/// The configuration in the body, as `parse` reads it.
+async fn wanted(
+    state: &AppState,
+    headers: &HeaderMap,
+    body: Body,
+    parse: fn(&str, &str, SwitchSettings) -> Result<Config, ConfigErrors>,
+) -> Result<(Config, BodyPermit), ApiError> {
     let text = RequestBody::receive(headers, body, CONFIGURATION, &state.limits).await?;
     let switch = running(state).await?;
-    let (config, room) = text.read(move |text| Ok(config::parse_json_over(text, BODY, switch)?)).await?;
-    Ok((Change::Apply(config), room))
+    text.read(move |text| Ok(parse(text, BODY, switch)?)).await
 }
 
 /// Process settings, which a configuration may omit.
 async fn running(state: &AppState) -> Result<SwitchSettings, ApiError> {
-    let mut config = state.handle.config().await?;
+    let (mut config, _) = state.handle.config(ConfigForm::Resolved).await?;
     let switch = serde_json::json!({ "switch": config["switch"].take() }).to_string();
     let Config { switch, .. } = config::parse_json(&switch, "the configuration in force").map_err(|e| {
         // The switch cannot parse its own output.
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", e.to_string())
     })?;
     Ok(switch)
-}
-
-/// Makes a change. Its permits are held until it is done or given up, even if the client disconnects.
-async fn make(state: &AppState, change: Change, confirm: Option<Duration>, room: BodyPermit) -> ChangeResponse {
-    let hold = Box::new((state.limits.change()?, room));
-    Ok(Json(state.handle.change(change, confirm, hold).await??))
 }

@@ -98,6 +98,7 @@ mod tests {
     fn the_pool_is_divided_among_af_xdp_queues() {
         let with = |xdp: usize, frames: u32| {
             let uplink = |number: usize| Uplink {
+                owner: None,
                 id: format!("up{number}"),
                 group: None,
                 networks: Vec::new(),

@@ -12,7 +12,7 @@ use crate::wire::Mac;
 /// A warning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// Port and VM.
+    /// Port and VM, or uplink.
     pub about: String,
     /// Effect and remedy.
     pub message: String,
@@ -43,6 +43,13 @@ impl Config {
             let idle = network.and_then(|network| idle_storm_limit(vm, port, network));
             let of_port = of_port.into_iter().flatten().chain(idle);
             warnings.extend(of_port.map(|message| Warning { about: about.clone(), message }));
+        }
+        let members = |group: &str| self.uplinks.iter().filter(|of| of.group.as_deref() == Some(group)).count();
+        for uplink in &self.uplinks {
+            if uplink.group.as_deref().is_some_and(|group| members(group) == 1) {
+                let message = "it is the only uplink of its group, and has no backup; add a second one to the group";
+                warnings.push(Warning { about: format!("uplink {:?}", uplink.id), message: message.into() });
+            }
         }
         warnings
     }

@@ -26,15 +26,7 @@ pub(super) fn lower(raw: &raw::Config, diagnostics: &mut Diagnostics<'_>) -> Con
         networks: lower_each(&top.key("networks"), raw.networks.as_deref(), diagnostics, |mut at, table| {
             at.network(table)
         }),
-        vms: lower_each(&top.key("vms"), raw.vms.as_deref(), diagnostics, |mut at, table| Vm {
-            id: at.id("id", table.id.as_deref()),
-            storm: at.storm(table.storm.as_ref(), Of::Vm),
-            share_mac: table.share_mac.unwrap_or(false),
-            sibling_split_horizon: table.sibling_split_horizon.unwrap_or(false),
-            ports: lower_each(&at.path.key("ports"), table.ports.as_deref(), at.diagnostics, |mut at, table| {
-                at.port(table)
-            }),
-        }),
+        vms: lower_each(&top.key("vms"), raw.vms.as_deref(), diagnostics, |mut at, table| at.vm(table)),
         uplinks: lower_each(&top.key("uplinks"), raw.uplinks.as_deref(), diagnostics, |mut at, table| at.uplink(table)),
     }
 }
@@ -84,7 +76,22 @@ impl Lowering<'_, '_> {
         cores
     }
 
-    fn network(&mut self, raw: &raw::Network) -> Network {
+    /// Lowers a `[[vms]]` item.
+    pub fn vm(&mut self, raw: &raw::Vm) -> Vm {
+        Vm {
+            id: self.id("id", raw.id.as_deref()),
+            storm: self.storm(raw.storm.as_ref(), Of::Vm),
+            share_mac: raw.share_mac.unwrap_or(false),
+            sibling_split_horizon: raw.sibling_split_horizon.unwrap_or(false),
+            owner: self.label("owner", raw.owner.as_deref()),
+            ports: lower_each(&self.path.key("ports"), raw.ports.as_deref(), self.diagnostics, |mut at, table| {
+                at.port(table)
+            }),
+        }
+    }
+
+    /// Lowers a `[[networks]]` item.
+    pub fn network(&mut self, raw: &raw::Network) -> Network {
         let default = Network::new("");
         let fdb_limit = self.number("fdb_limit", raw.fdb_limit, 1..=u32::MAX, default.fdb_limit);
         // a small fdb_limit must be valid without fdb_limit_per_port
@@ -117,6 +124,7 @@ impl Lowering<'_, '_> {
                 30..=3600,
                 default.dampening_seconds,
             ),
+            owner: self.label("owner", raw.owner.as_deref()),
         }
     }
 
@@ -141,6 +149,8 @@ impl Lowering<'_, '_> {
             activation: self.keyword("activation", raw.activation.as_deref(), Activation::default()),
             admin_state_up: raw.admin_state_up.unwrap_or(true),
             attachment: self.attachment(raw, &port_id),
+            position: raw.position.map(|_| self.number("position", raw.position, 0..=u16::MAX, 0)),
+            owner: self.label("owner", raw.owner.as_deref()),
             port_id,
         }
     }

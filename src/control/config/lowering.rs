@@ -59,6 +59,11 @@ impl Lowering<'_, '_> {
         self.id_within(LONGEST_ID, key, raw)
     }
 
+    /// An optional id.
+    pub fn label(&mut self, key: &str, raw: Option<&str>) -> Option<String> {
+        raw.map(|label| self.id(key, Some(label)))
+    }
+
     /// An id of a port or uplink.
     pub fn port_id(&mut self, key: &str, raw: Option<&str>) -> String {
         self.id_within(LONGEST_PORT_ID, key, raw)

@@ -49,7 +49,10 @@ pub use model::{
     UplinkNetwork, Vm, VmSettings, Xdp,
 };
 pub use named::Named;
-pub use patch::{PortKeys, parse_json_over, parse_port_keys_json, parse_ports_json};
+pub use patch::{
+    PortKeys, parse_json_over, parse_json_part, parse_network_json, parse_port_json, parse_port_keys_json,
+    parse_ports_json, parse_uplink_json, parse_vm_json,
+};
 pub use policy::{Activation, AddressPair, PortSecurity, UnknownUnicast, WrongReservedGroups};
 pub use source::{ConfigFile, Source};
 pub use stored::{StoredConfig, UnknownParts, read_stored};
@@ -118,6 +121,8 @@ fn check_with(
     }
     validate::check(&config, &mut diagnostics);
     also(&config, &mut diagnostics);
+    // Last: errors name ports by their places in the text.
+    config.order_ports();
     diagnostics.finish().map_or(Ok(config), Err)
 }
 
@@ -152,7 +157,7 @@ mod tests {
             known.sort();
             known
         };
-        assert_eq!(keys(&json["networks"][0]), all(raw::Network::KEYS, ""));
+        assert_eq!(keys(&json["networks"][0]), all(raw::Network::KEYS, "owner"));
         // a disabled setting has no value
         assert_eq!(keys(&json["switch"]), all(raw::Switch::KEYS, "metrics"));
     }

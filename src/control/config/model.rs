@@ -31,6 +31,11 @@ impl Config {
         self.vms.iter().flat_map(|vm| vm.ports.iter().map(move |port| (vm, port)))
     }
 
+    /// Orders the ports of each VM by their positions.
+    pub fn order_ports(&mut self) {
+        self.vms.iter_mut().for_each(Vm::order_ports);
+    }
+
     /// All devices: of ports, then of uplinks.
     pub fn devices(&self) -> impl Iterator<Item = &Device> {
         self.ports().filter_map(|(_, port)| port.device()).chain(self.uplinks.iter().map(|uplink| &uplink.device))
@@ -114,6 +119,8 @@ pub struct Network {
     pub probe_seconds: u32,
     /// Dampening time of a flapping station in seconds: 30 to 3600.
     pub dampening_seconds: u32,
+    /// Label of who manages it.
+    pub owner: Option<String>,
 }
 
 impl Network {
@@ -130,6 +137,7 @@ impl Network {
             storm: Storm::DEFAULT,
             probe_seconds: 1,
             dampening_seconds: 60,
+            owner: None,
         }
     }
 }
@@ -145,12 +153,14 @@ pub struct Vm {
     pub share_mac: bool,
     /// Frames flooded by one of its ports do not reach its other ports on the same network.
     pub sibling_split_horizon: bool,
+    /// Label of who manages it.
+    pub owner: Option<String>,
     /// Ports in the VM's order; several may be on one network.
     pub ports: Vec<Port>,
 }
 
 /// Settings of a VM.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct VmSettings {
     /// [`Vm::storm`].
     pub storm: Storm,
@@ -158,13 +168,15 @@ pub struct VmSettings {
     pub share_mac: bool,
     /// [`Vm::sibling_split_horizon`].
     pub sibling_split_horizon: bool,
+    /// [`Vm::owner`].
+    pub owner: Option<String>,
 }
 
 impl VmSettings {
     /// A VM with these settings.
     pub fn vm(self, id: String, ports: Vec<Port>) -> Vm {
-        let VmSettings { storm, share_mac, sibling_split_horizon } = self;
-        Vm { id, storm, share_mac, sibling_split_horizon, ports }
+        let VmSettings { storm, share_mac, sibling_split_horizon, owner } = self;
+        Vm { id, storm, share_mac, sibling_split_horizon, owner, ports }
     }
 }
 
@@ -176,9 +188,45 @@ impl Vm {
 
     /// Its settings.
     pub fn settings(&self) -> VmSettings {
-        let Vm { id: _, storm, share_mac, sibling_split_horizon, ports: _ } = self;
+        let Vm { id: _, storm, share_mac, sibling_split_horizon, owner, ports: _ } = self;
         let (storm, share_mac, sibling_split_horizon) = (*storm, *share_mac, *sibling_split_horizon);
-        VmSettings { storm, share_mac, sibling_split_horizon }
+        VmSettings { storm, share_mac, sibling_split_horizon, owner: owner.clone() }
+    }
+
+    /// Sorts the ports with positions among themselves; the others keep their places.
+    pub fn order_ports(&mut self) {
+        let places: Vec<usize> = (0..self.ports.len()).filter(|&place| self.ports[place].position.is_some()).collect();
+        if places.is_sorted_by_key(|&place| self.ports[place].position) {
+            return;
+        }
+        let mut sorted: Vec<Port> = places.iter().map(|&place| self.ports[place].clone()).collect();
+        sorted.sort_by_key(|port| port.position);
+        for (place, port) in places.into_iter().zip(sorted) {
+            self.ports[place] = port;
+        }
+    }
+
+    /// Adds a port: at its position, but behind all ports with lower or equal positions and before those with greater
+    /// ones; without a position behind all ports.
+    pub fn add_port(&mut self, port: Port) {
+        let place = port.position.map_or(self.ports.len(), |position| {
+            let is_before = |of: &Port| of.position.is_some_and(|of| of <= position);
+            let first = self.ports.iter().rposition(is_before).map_or(0, |place| place + 1);
+            let is_behind = |of: &Port| of.position.is_some_and(|of| of > position);
+            let last = self.ports.iter().position(is_behind).unwrap_or(self.ports.len());
+            usize::from(position).clamp(first.min(last), last)
+        });
+        self.ports.insert(place, port);
+    }
+
+    /// Replaces the port at this place: there, or at its position if that is another one now.
+    pub fn replace_port(&mut self, place: usize, port: Port) {
+        if port.position.is_some() && port.position != self.ports[place].position {
+            self.ports.remove(place);
+            self.add_port(port);
+        } else {
+            self.ports[place] = port;
+        }
     }
 }
 
@@ -215,6 +263,10 @@ pub struct Port {
     pub admin_state_up: bool,
     /// Device, or parent of a subport.
     pub attachment: PortAttachment,
+    /// Place among the VM's ports, from 0; `None`: behind those that were there when it came.
+    pub position: Option<u16>,
+    /// Label of who manages it.
+    pub owner: Option<String>,
 }
 
 /// Attachment of a port.
@@ -273,6 +325,8 @@ pub struct Uplink {
     pub admin_state_up: bool,
     /// Device.
     pub device: Device,
+    /// Label of who manages it.
+    pub owner: Option<String>,
 }
 
 impl Uplink {

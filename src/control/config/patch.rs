@@ -5,7 +5,8 @@
 
 use super::diagnostics::{Diagnostics, Path};
 use super::error::{ConfigError, ConfigErrors, SyntaxError, kind, quoted};
-use super::model::{Config, Port, SwitchSettings};
+use super::lowering::Lowering;
+use super::model::{Config, Network, Port, SwitchSettings, Uplink, VmSettings};
 use super::parse::{self, Node, Value};
 use super::raw::{self, Read};
 use super::{check_over, lower, lowering};
@@ -39,6 +40,29 @@ pub fn parse_json_over(text: &str, name: &str, switch: SwitchSettings) -> Result
     check_over(parse::from_json(text), name, switch)
 }
 
+/// Parses what an owner wants, in JSON: a configuration whose networks and parents may be those of others. What conflicts
+/// with the rest is not detected here. Without `switch`, uses the given settings.
+pub fn parse_json_part(text: &str, name: &str, switch: SwitchSettings) -> Result<Config, ConfigErrors> {
+    part(parse::from_json(text), name, switch)
+}
+
+/// Lowers a part of a configuration.
+pub(super) fn part(
+    document: Result<Node, SyntaxError>,
+    name: &str,
+    switch: SwitchSettings,
+) -> Result<Config, ConfigErrors> {
+    let root = parsed(document, name)?;
+    let mut diagnostics = Diagnostics::new(name, &root);
+    let raw = raw::Config::read(&root, &Path::default(), &mut diagnostics).unwrap_or_default();
+    let mut config = lower::lower(&raw, &mut diagnostics);
+    if raw.switch.is_none() {
+        config.switch = switch;
+    }
+    config.order_ports();
+    diagnostics.finish().map_or(Ok(config), Err)
+}
+
 /// Parses and validates ports of VM `vm` in JSON: one table, or a list. They may name their VM with `device_id`, and
 /// must not name another. Duplicates are returned.
 pub fn parse_ports_json(text: &str, name: &str, vm: &str) -> Result<Vec<Port>, ConfigErrors> {
@@ -58,6 +82,61 @@ pub fn parse_ports_json(text: &str, name: &str, vm: &str) -> Result<Vec<Port>, C
         }
     };
     diagnostics.finish().map_or(Ok(ports), Err)
+}
+
+/// Parses port `id` in JSON, and the VM named by its `device_id`. Its `port_id` may be absent, and must not be another.
+pub fn parse_port_json(text: &str, name: &str, id: &str) -> Result<(String, Port), ConfigErrors> {
+    parse_entity(text, name, ("port_id", id), |root, diagnostics| one_port(root, &Path::default(), None, diagnostics))
+}
+
+/// The same for network `id`.
+pub fn parse_network_json(text: &str, name: &str, id: &str) -> Result<Network, ConfigErrors> {
+    parse_entity(text, name, ("id", id), |root, diagnostics| {
+        let raw = raw::Network::read(root, &Path::default(), diagnostics).unwrap_or_default();
+        Lowering { path: Path::default(), diagnostics }.network(&raw)
+    })
+}
+
+/// The same for uplink `id`.
+pub fn parse_uplink_json(text: &str, name: &str, id: &str) -> Result<Uplink, ConfigErrors> {
+    parse_entity(text, name, ("id", id), |root, diagnostics| {
+        let raw = raw::Uplink::read(root, &Path::default(), diagnostics).unwrap_or_default();
+        Lowering { path: Path::default(), diagnostics }.uplink(&raw)
+    })
+}
+
+/// The same for VM `id`: its settings, and its ports if the text has `ports`.
+pub fn parse_vm_json(text: &str, name: &str, id: &str) -> Result<(VmSettings, Option<Vec<Port>>), ConfigErrors> {
+    parse_entity(text, name, ("id", id), |root, diagnostics| {
+        let raw = raw::Vm::read(root, &Path::default(), diagnostics).unwrap_or_default();
+        let vm = Lowering { path: Path::default(), diagnostics }.vm(&raw);
+        (vm.settings(), raw.ports.is_some().then_some(vm.ports))
+    })
+}
+
+/// Parses one entity, whose id the request names: the text may name the same.
+fn parse_entity<T>(
+    text: &str,
+    name: &str,
+    (key, id): (&str, &str),
+    parse: impl FnOnce(&Node, &mut Diagnostics<'_>) -> T,
+) -> Result<T, ConfigErrors> {
+    let mut root = parsed(parse::from_json(text), name)?;
+    let mut wrong = false;
+    if let Value::Table(entries) = &mut root.value {
+        entries.retain(|(of, node)| of != key || node.value != Value::Null);
+        match entries.iter().find(|(of, _)| of == key) {
+            Some((_, node)) => wrong = matches!(&node.value, Value::Text(text) if text != id),
+            None => entries.push((key.to_owned(), Node { value: Value::Text(id.to_owned()), line: None })),
+        }
+    }
+    let mut diagnostics = Diagnostics::new(name, &root);
+    if wrong {
+        let message = format!("the request names {}; remove the key, or change the request", quoted(id));
+        diagnostics.push(&Path::default().key(key), kind::CONTRADICTION, message);
+    }
+    let entity = parse(&root, &mut diagnostics);
+    diagnostics.finish().map_or(Ok(entity), Err)
 }
 
 /// Parses keys of a port in JSON. Checks only the types of values.

@@ -189,6 +189,26 @@ impl ToSchema for PortPatch {
     }
 }
 
+/// Keys of [`Port`] and its VM; for the API description only.
+#[derive(Debug)]
+pub struct PortOfVm;
+
+impl utoipa::PartialSchema for PortOfVm {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        let mut schema = Port::schema();
+        if let utoipa::openapi::RefOr::T(utoipa::openapi::Schema::Object(object)) = &mut schema {
+            object.properties.insert("device_id".into(), String::schema());
+        }
+        schema
+    }
+}
+
+impl ToSchema for PortOfVm {
+    fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) {
+        Port::schemas(schemas);
+    }
+}
+
 mod storm;
 
 pub use storm::{CopiesLimit, Storm, StormClass, StormClasses, StormCopies, StormLimit};
@@ -253,6 +273,8 @@ table! {
         probe_seconds: i64,
         /// Dampening time of a flapping station in seconds, 30 to 3600.
         dampening_seconds: i64,
+        /// Owner: a label of who manages it, for scoped changes and lists.
+        owner: String,
     }
     later { vlan }
 }
@@ -269,6 +291,8 @@ table! {
         /// `true`: frames flooded by one of its ports do not reach its other ports on the same network, as for members
         /// of a bond.
         sibling_split_horizon: bool,
+        /// Owner: a label of who manages it, for scoped changes and lists.
+        owner: String,
         /// `[[vms.ports]]`, in the VM's order.
         ports: Vec<Port>,
     }
@@ -318,6 +342,10 @@ table! {
         parent: String,
         /// VLAN id of a subport on its parent, 1 to 4094.
         vlan: i64,
+        /// Place among the VM's ports, from 0; by default after the last one.
+        position: i64,
+        /// Owner: a label of who manages it, for scoped changes and lists.
+        owner: String,
     }
     later {}
 }
@@ -348,6 +376,8 @@ table! {
         admin_state_up: bool,
         /// Device.
         device: Device,
+        /// Owner: a label of who manages it, for scoped changes and lists.
+        owner: String,
     }
     later {}
 }

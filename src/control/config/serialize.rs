@@ -57,6 +57,7 @@ impl Network {
             storm: self.storm.to_raw(),
             probe_seconds: Some(self.probe_seconds.into()),
             dampening_seconds: Some(self.dampening_seconds.into()),
+            owner: self.owner.clone(),
         }
     }
 }
@@ -69,6 +70,7 @@ impl Vm {
             storm: self.storm.to_raw(),
             share_mac: Some(self.share_mac),
             sibling_split_horizon: Some(self.sibling_split_horizon),
+            owner: self.owner.clone(),
             ports: Some(self.ports.iter().map(Port::to_raw).collect()),
         }
     }
@@ -106,6 +108,8 @@ impl Port {
             parent: self.subport().map(|subport| subport.parent.clone()),
             vlan: self.subport().map(|subport| subport.vlan.get().into()),
             device: self.device().map(Device::to_raw),
+            position: self.position.map(i64::from),
+            owner: self.owner.clone(),
         }
     }
 }
@@ -120,6 +124,7 @@ impl Uplink {
             storm: self.storm.to_raw(),
             admin_state_up: Some(self.admin_state_up),
             device: Some(self.device.to_raw()),
+            owner: self.owner.clone(),
         }
     }
 }

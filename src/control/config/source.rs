@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::check;
 use super::error::{ConfigError, ConfigErrors, SyntaxError, kind};
-use super::model::{Config, Port};
+use super::model::{Config, Port, SwitchSettings};
 use super::parse::{self, Node};
 use super::patch;
 
@@ -58,6 +58,11 @@ impl Source {
     /// Parses a configuration.
     pub fn config(&self) -> Result<Config, ConfigErrors> {
         check(self.document(), &self.name)
+    }
+
+    /// Parses a part of a configuration, whose networks may be those of others.
+    pub fn part(&self) -> Result<Config, ConfigErrors> {
+        patch::part(self.document(), &self.name, SwitchSettings::default())
     }
 
     /// Parses a configuration, and keeps the raw content.

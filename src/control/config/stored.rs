@@ -53,11 +53,14 @@ pub fn read_stored(restored: &Value) -> Result<StoredConfig, ConfigErrors> {
             parse::from_json(&restored.to_string()).map_err(|e| ConfigErrors::from(ConfigError::of_syntax(NAME, e)))?;
         let mut diagnostics = Diagnostics::new(NAME, &node);
         let raw = raw::Config::read(&node, &Path::default(), &mut diagnostics).unwrap_or_default();
-        let config = lower::lower(&raw, &mut diagnostics);
+        let mut config = lower::lower(&raw, &mut diagnostics);
         validate::check(&config, &mut diagnostics);
         trunk::check(&config, &mut diagnostics);
         let paths = diagnostics.take_paths();
-        let Some(errors) = diagnostics.finish() else { return Ok(StoredConfig { config, unknown }) };
+        let Some(errors) = diagnostics.finish() else {
+            config.order_ports();
+            return Ok(StoredConfig { config, unknown });
+        };
         if !unknown.extract(&mut restored, &paths, &node) {
             return Err(errors);
         }

@@ -52,6 +52,7 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
                 storm,
                 share_mac,
                 sibling_split_horizon: share_mac && number % 2 == 0,
+                owner: (number == 1).then(|| "neutron".to_owned()),
                 ports: ports.into_iter().map(&mut own).collect(),
             });
             let vms = vms.collect();
@@ -78,6 +79,7 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
             let mut config = Config { switch, vms, networks, uplinks };
             reconcile(&mut config);
             trunk(&mut config, &wishes);
+            config.order_ports();
             config
         },
     )
@@ -152,6 +154,10 @@ fn id() -> impl Strategy<Value = String> {
     "\\PC{0,20}".prop_filter("no control characters", |text| !text.chars().any(char::is_control))
 }
 
+fn owner() -> impl Strategy<Value = Option<String>> {
+    option::weighted(0.3, select(&["neutron", "cni", "é"])).prop_map(|owner| owner.map(str::to_owned))
+}
+
 fn path() -> impl Strategy<Value = PathBuf> {
     "/?[a-z \"é\\\\]{1,12}(/[a-z.]{1,9}){0,3}".prop_map(PathBuf::from)
 }
@@ -175,23 +181,32 @@ fn switch() -> impl Strategy<Value = SwitchSettings> {
 
 fn network() -> impl Strategy<Value = Network> {
     let seconds = (1u32..=10, 30u32..=3600);
-    (id(), 68u16..=9216, 10u32..=1_000_000, any::<(u32, u32)>(), any::<bool>(), any::<u16>(), storm(true), seconds)
-        .prop_map(
-            |(id, mtu, ageing_seconds, (a, b), anti_spoof, reserved, storm, (probe_seconds, dampening_seconds))| {
-                Network {
-                    id,
-                    mtu,
-                    ageing_seconds,
-                    fdb_limit: a.max(b).max(1),
-                    fdb_limit_per_port: a.min(b).max(1),
-                    anti_spoof,
-                    reserved_groups: ReservedMask(reserved),
-                    storm: storm.over(Storm::DEFAULT),
-                    probe_seconds,
-                    dampening_seconds,
-                }
-            },
-        )
+    let amounts = (68u16..=9216, 10u32..=1_000_000, any::<(u32, u32)>());
+    (id(), amounts, any::<bool>(), any::<u16>(), storm(true), seconds, owner()).prop_map(
+        |(
+            id,
+            (mtu, ageing_seconds, (a, b)),
+            anti_spoof,
+            reserved,
+            storm,
+            (probe_seconds, dampening_seconds),
+            owner,
+        )| {
+            Network {
+                id,
+                mtu,
+                ageing_seconds,
+                fdb_limit: a.max(b).max(1),
+                fdb_limit_per_port: a.min(b).max(1),
+                anti_spoof,
+                reserved_groups: ReservedMask(reserved),
+                storm: storm.over(Storm::DEFAULT),
+                probe_seconds,
+                dampening_seconds,
+                owner,
+            }
+        },
+    )
 }
 
 /// A port; ids, address and netdev name are not unique yet, and its network does not exist.
@@ -207,9 +222,21 @@ fn port() -> impl Strategy<Value = Port> {
         option::of((1u32.., any::<bool>())),
         (any::<bool>(), select(&[Activation::Immediate, Activation::FirstFrame])),
         (device(), storm(false)),
+        (option::weighted(0.3, 0u16..6), owner()),
     )
         .prop_map(
-            |(port_id, mac, fixed_ips, ip_allocation, security, delivery, limit, states, (device, storm))| {
+            |(
+                port_id,
+                mac,
+                fixed_ips,
+                ip_allocation,
+                security,
+                delivery,
+                limit,
+                states,
+                (device, storm),
+                (position, owner),
+            )| {
                 let (admin_state_up, activation) = states;
                 let (port_security, allowed_address_pairs) = security;
                 let (unknown_unicast, promiscuous) = delivery;
@@ -233,6 +260,8 @@ fn port() -> impl Strategy<Value = Port> {
                     activation,
                     admin_state_up,
                     attachment: PortAttachment::Device(device),
+                    position,
+                    owner,
                 }
             },
         )
@@ -271,14 +300,17 @@ fn uplink() -> impl Strategy<Value = Uplink> {
         let vlans = vlans.into_iter().enumerate();
         vlans.map(|(index, vlan)| if native && index == 0 { None } else { Vid::new(vlan) }).collect::<Vec<_>>()
     });
-    (id(), vlans, any::<bool>(), device(), storm(true)).prop_map(|(id, vlans, admin_state_up, device, storm)| Uplink {
-        id,
-        group: None,
-        networks: vlans.into_iter().map(|vlan| UplinkNetwork { network_id: String::new(), vlan }).collect(),
-        storm: storm.over(Storm::OFF),
-        admin_state_up,
-        device,
-    })
+    (id(), vlans, any::<bool>(), device(), storm(true), owner()).prop_map(
+        |(id, vlans, admin_state_up, device, storm, owner)| Uplink {
+            id,
+            group: None,
+            networks: vlans.into_iter().map(|vlan| UplinkNetwork { network_id: String::new(), vlan }).collect(),
+            storm: storm.over(Storm::OFF),
+            admin_state_up,
+            device,
+            owner,
+        },
+    )
 }
 
 /// Storm limits, optionally with a limit of copies.

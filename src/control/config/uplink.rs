@@ -15,11 +15,12 @@ impl Lowering<'_, '_> {
     pub fn uplink(&mut self, raw: &raw::Uplink) -> Uplink {
         let id = self.port_id("id", raw.id.as_deref());
         Uplink {
-            group: raw.group.as_deref().map(|group| self.id("group", Some(group))),
+            group: self.label("group", raw.group.as_deref()),
             networks: self.uplink_networks(raw.networks.as_deref()),
             storm: self.storm(raw.storm.as_ref(), Of::Uplink).over(Storm::OFF),
             admin_state_up: raw.admin_state_up.unwrap_or(true),
             device: self.device(raw.device.as_ref(), &id),
+            owner: self.label("owner", raw.owner.as_deref()),
             id,
         }
     }
@@ -89,11 +90,6 @@ pub(super) fn check_groups(config: &Config, diagnostics: &mut Diagnostics<'_>) {
     }
     for members in groups.values() {
         let first = members[0];
-        if let [alone] = members[..] {
-            let message = "the only uplink of its group, but a group is two uplinks, active and backup; add a \
-                           second one to the group, or remove the key";
-            diagnostics.push(&path(alone).key("group"), kind::CONTRADICTION, message);
-        }
         for &more in members.iter().skip(2) {
             let message = format!(
                 "{} and {} are in this group already, and a group is two uplinks; use another group",

@@ -1,18 +1,126 @@
-//! Describes differences between two configurations, one text each.
+//! Differences between two configurations, one per key that differs.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use crate::control::config::{Config, Network, Port, Uplink, Vm};
 
-/// One text per difference; none if equal.
+/// What differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Entity {
+    /// `[switch]`.
+    Switch,
+    /// A network.
+    Network,
+    /// A VM.
+    Vm,
+    /// A port.
+    Port,
+    /// An uplink.
+    Uplink,
+}
+
+/// A difference between two configurations: an entity that is new or gone, a key that changed, or the order of a list.
+///
+/// Its text ([`fmt::Display`]) is a sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Difference {
+    /// Kind of the entity.
+    pub kind: Entity,
+    /// Its id; empty for the switch, and for the order of all entities of this kind.
+    pub id: String,
+    /// The key. Absent: the entity is new or gone. `order`: the order of the ids changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The value before; null if there was none. Of an entity, only what identifies it.
+    #[schema(value_type = Value)]
+    pub before: Value,
+    /// The value after.
+    #[schema(value_type = Value)]
+    pub after: Value,
+}
+
+/// Key of a difference in order.
+const ORDER: &str = "order";
+
+/// Key of a port's VM.
+const OWNER: &str = "device_id";
+
+impl Difference {
+    fn new(kind: Entity, id: &str, after: Value) -> Difference {
+        Difference { kind, id: id.to_owned(), key: None, before: Value::Null, after }
+    }
+
+    fn gone(kind: Entity, id: &str, before: Value) -> Difference {
+        Difference { kind, id: id.to_owned(), key: None, before, after: Value::Null }
+    }
+
+    fn changed(kind: Entity, id: &str, (key, before, after): (String, Value, Value)) -> Difference {
+        Difference { kind, id: id.to_owned(), key: Some(key), before, after }
+    }
+
+    fn order(kind: Entity, id: &str, before: &[&str], after: &[&str]) -> Option<Difference> {
+        let is_changed = reordered(before, after);
+        is_changed.then(|| Difference::changed(kind, id, (ORDER.to_owned(), json!(before), json!(after))))
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Difference { kind, id, key, before, after } = self;
+        let (noun, plural) = match kind {
+            Entity::Switch => ("switch", "switches"),
+            Entity::Network => ("network", "networks"),
+            Entity::Vm => ("VM", "VMs"),
+            Entity::Port => ("port", "ports"),
+            Entity::Uplink => ("uplink", "uplinks"),
+        };
+        let text = |value: &'_ Value| value.as_str().unwrap_or_default().to_owned();
+        match (kind, key.as_deref()) {
+            (_, None) if after.is_null() => {
+                write!(f, "{noun} {id:?} is gone")?;
+                if *kind == Entity::Port { write!(f, " from VM {:?}", text(&before[OWNER])) } else { Ok(()) }
+            }
+            (Entity::Port, None) => {
+                let [vm, network, mac, parent] =
+                    [OWNER, "network_id", "mac_address", "parent"].map(|key| text(&after[key]));
+                write!(f, "port {id:?} is new, of VM {vm:?} on network {network:?}, {mac}")?;
+                if parent.is_empty() { Ok(()) } else { write!(f, ", VLAN {} of port {parent:?}", after["vlan"]) }
+            }
+            (Entity::Uplink, None) => {
+                let networks = shown_list(&after["networks"]);
+                write!(f, "uplink {id:?} is new, on {:?}, and carries {networks}", text(&after["device"]))
+            }
+            (Entity::Network, None) => write!(f, "network {id:?} is new, with MTU {}", after["mtu"]),
+            (_, None) => write!(f, "{noun} {id:?} is new"),
+            (Entity::Vm, Some(ORDER)) if !id.is_empty() => {
+                write!(f, "the order of the ports of VM {id:?} is now {}", shown_list(after))
+            }
+            (_, Some(ORDER)) => write!(f, "the order of the {plural} is now {}", shown_list(after)),
+            (Entity::Port, Some(OWNER)) => write!(f, "port {id:?} was of VM {before} and is of VM {after}"),
+            (Entity::Switch, Some(key)) => write!(f, "switch: {key} was {} and is {}", shown(before), shown(after)),
+            (_, Some(key)) => write!(f, "{noun} {id:?}: {key} was {} and is {}", shown(before), shown(after)),
+        }
+    }
+}
+
+/// One sentence per difference; none if equal.
 pub fn describe_changes(old: &Config, new: &Config) -> Vec<String> {
+    differences(old, new).iter().map(ToString::to_string).collect()
+}
+
+/// All differences; none if equal.
+pub fn differences(old: &Config, new: &Config) -> Vec<Difference> {
     let mut out = Vec::new();
     if old.switch != new.switch {
         let (was, is) = (keys(&old.switch.to_raw()), keys(&new.switch.to_raw()));
-        out.extend(changed_keys(&was, &is).map(|(key, was, is)| format!("switch: {key} was {was} and is {is}")));
+        out.extend(changed_keys(&was, &is).map(|changed| Difference::changed(Entity::Switch, "", changed)));
     }
     networks(old, new, &mut out);
     vms(old, new, &mut out);
@@ -20,12 +128,14 @@ pub fn describe_changes(old: &Config, new: &Config) -> Vec<String> {
     out
 }
 
-fn networks(old: &Config, new: &Config, out: &mut Vec<String>) {
+fn networks(old: &Config, new: &Config, out: &mut Vec<Difference>) {
+    const KIND: Entity = Entity::Network;
     let (before, after) = (by_id(&old.networks, |n| &n.id), by_id(&new.networks, |n| &n.id));
-    out.extend(gone(&old.networks, &after, |n| &n.id).map(|n| format!("network {:?} is gone", n.id)));
+    let shown = |network: &Network| json!({"mtu": network.mtu});
+    out.extend(gone(&old.networks, &after, |n| &n.id).map(|n| Difference::gone(KIND, &n.id, shown(n))));
     for network in &new.networks {
         let Some(was) = before.get(network.id.as_str()) else {
-            out.push(format!("network {:?} is new, with MTU {}", network.id, network.mtu));
+            out.push(Difference::new(KIND, &network.id, shown(network)));
             continue;
         };
         // Most are equal, and serialising them takes long.
@@ -33,89 +143,83 @@ fn networks(old: &Config, new: &Config, out: &mut Vec<String>) {
             continue;
         }
         let (was, is) = (keys(&Network::to_raw(was)), keys(&network.to_raw()));
-        out.extend(
-            changed_keys(&was, &is)
-                .map(|(key, was, is)| format!("network {:?}: {key} was {was} and is {is}", network.id)),
-        );
+        out.extend(changed_keys(&was, &is).map(|changed| Difference::changed(KIND, &network.id, changed)));
     }
-    if let Some(order) = reordered(&ids(&old.networks, |n| &n.id), &ids(&new.networks, |n| &n.id)) {
-        out.push(format!("the order of the networks is now {order}"));
-    }
+    out.extend(Difference::order(KIND, "", &ids(&old.networks, |n| &n.id), &ids(&new.networks, |n| &n.id)));
 }
 
-fn vms(old: &Config, new: &Config, out: &mut Vec<String>) {
+fn vms(old: &Config, new: &Config, out: &mut Vec<Difference>) {
     let (before, after) = (by_id(&old.vms, |vm| &vm.id), by_id(&new.vms, |vm| &vm.id));
     let ports_before: HashMap<&str, (&Vm, &Port)> = old.ports().map(|(vm, port)| (port.id(), (vm, port))).collect();
     let ports_after: HashSet<&str> = new.ports().map(|(_, port)| port.id()).collect();
+    let shown = |vm: &Vm, port: &Port| {
+        let mut shown = json!({OWNER: vm.id, "network_id": port.network_id, "mac_address": port.mac.to_string()});
+        if let Some(of) = port.subport() {
+            shown["parent"] = json!(of.parent);
+            shown["vlan"] = json!(of.vlan.get());
+        }
+        shown
+    };
     out.extend(
         old.ports()
             .filter(|(_, port)| !ports_after.contains(port.id()))
-            .map(|(vm, port)| format!("port {:?} is gone from VM {:?}", port.port_id, vm.id)),
+            .map(|(vm, port)| Difference::gone(Entity::Port, port.id(), shown(vm, port))),
     );
-    out.extend(gone(&old.vms, &after, |vm| &vm.id).map(|vm| format!("VM {:?} is gone", vm.id)));
+    out.extend(gone(&old.vms, &after, |vm| &vm.id).map(|vm| Difference::gone(Entity::Vm, &vm.id, json!({}))));
     for vm in &new.vms {
         match before.get(vm.id.as_str()) {
-            None => out.push(format!("VM {:?} is new", vm.id)),
+            None => out.push(Difference::new(Entity::Vm, &vm.id, json!({}))),
             Some(was) if was.settings() != vm.settings() => {
                 let own = |vm: &Vm| keys(&vm.settings().vm(vm.id.clone(), Vec::new()).to_raw());
                 out.extend(
-                    changed_keys(&own(was), &own(vm))
-                        .map(|(key, was, is)| format!("VM {:?}: {key} was {was} and is {is}", vm.id)),
+                    changed_keys(&own(was), &own(vm)).map(|changed| Difference::changed(Entity::Vm, &vm.id, changed)),
                 );
             }
             Some(_) => {}
         }
         for port in &vm.ports {
             let Some((vm_before, was)) = ports_before.get(port.id()) else {
-                let (id, network) = (&port.port_id, &port.network_id);
-                let trunk = port.subport().map(|of| format!(", VLAN {} of port {:?}", of.vlan, of.parent));
-                let (mac, trunk) = (port.mac, trunk.unwrap_or_default());
-                out.push(format!("port {id:?} is new, of VM {:?} on network {network:?}, {mac}{trunk}", vm.id));
+                out.push(Difference::new(Entity::Port, port.id(), shown(vm, port)));
                 continue;
             };
             if vm_before.id != vm.id {
-                out.push(format!("port {:?} was of VM {:?} and is of VM {:?}", port.port_id, vm_before.id, vm.id));
+                let moved = (OWNER.to_owned(), json!(vm_before.id), json!(vm.id));
+                out.push(Difference::changed(Entity::Port, port.id(), moved));
             }
             if *was == port {
                 continue;
             }
             let (was, is) = (keys(&was.to_raw()), keys(&port.to_raw()));
-            out.extend(
-                changed_keys(&was, &is)
-                    .map(|(key, was, is)| format!("port {:?}: {key} was {was} and is {is}", port.id())),
-            );
+            out.extend(changed_keys(&was, &is).map(|changed| Difference::changed(Entity::Port, port.id(), changed)));
         }
-        if let Some(before) = before.get(vm.id.as_str())
-            && let Some(order) = reordered(&ids(&before.ports, |p| &p.port_id), &ids(&vm.ports, |p| &p.port_id))
-        {
-            out.push(format!("the order of the ports of VM {:?} is now {order}", vm.id));
+        if let Some(before) = before.get(vm.id.as_str()) {
+            let (was, is) = (ids(&before.ports, |p| &p.port_id), ids(&vm.ports, |p| &p.port_id));
+            out.extend(Difference::order(Entity::Vm, &vm.id, &was, &is));
         }
     }
-    if let Some(order) = reordered(&ids(&old.vms, |vm| &vm.id), &ids(&new.vms, |vm| &vm.id)) {
-        out.push(format!("the order of the VMs is now {order}"));
-    }
+    out.extend(Difference::order(Entity::Vm, "", &ids(&old.vms, |vm| &vm.id), &ids(&new.vms, |vm| &vm.id)));
 }
 
-fn uplinks(old: &Config, new: &Config, out: &mut Vec<String>) {
+fn uplinks(old: &Config, new: &Config, out: &mut Vec<Difference>) {
+    const KIND: Entity = Entity::Uplink;
     let (before, after) = (by_id(&old.uplinks, |u| &u.id), by_id(&new.uplinks, |u| &u.id));
-    out.extend(gone(&old.uplinks, &after, |u| &u.id).map(|u| format!("uplink {:?} is gone", u.id)));
+    let shown = |uplink: &Uplink| {
+        let networks: Vec<&String> = uplink.networks.iter().map(|of| &of.network_id).collect();
+        json!({"device": uplink.device.name(), "networks": networks})
+    };
+    out.extend(gone(&old.uplinks, &after, |u| &u.id).map(|u| Difference::gone(KIND, &u.id, shown(u))));
     for uplink in &new.uplinks {
-        let id = &uplink.id;
-        let Some(was) = before.get(id.as_str()) else {
-            let (netdev, networks) =
-                (uplink.device.name(), shown_list(uplink.networks.iter().map(|of| &of.network_id)));
-            out.push(format!("uplink {id:?} is new, on {netdev:?}, and carries {networks}"));
+        let Some(was) = before.get(uplink.id.as_str()) else {
+            out.push(Difference::new(KIND, &uplink.id, shown(uplink)));
             continue;
         };
         if *was == uplink {
             continue;
         }
         let (was, is) = (keys(&Uplink::to_raw(was)), keys(&uplink.to_raw()));
-        out.extend(changed_keys(&was, &is).map(|(key, was, is)| format!("uplink {id:?}: {key} was {was} and is {is}")));
+        out.extend(changed_keys(&was, &is).map(|changed| Difference::changed(KIND, &uplink.id, changed)));
     }
-    if let Some(order) = reordered(&ids(&old.uplinks, |u| &u.id), &ids(&new.uplinks, |u| &u.id)) {
-        out.push(format!("the order of the uplinks is now {order}"));
-    }
+    out.extend(Difference::order(KIND, "", &ids(&old.uplinks, |u| &u.id), &ids(&new.uplinks, |u| &u.id)));
 }
 
 fn ids<T>(items: &[T], id: impl Fn(&T) -> &String) -> Vec<&str> {
@@ -130,19 +234,18 @@ fn gone<'a, T>(old: &'a [T], new: &HashMap<&str, &T>, id: impl Fn(&'a T) -> &'a 
     old.iter().filter(move |item| !new.contains_key(id(item).as_str()))
 }
 
-/// The new order, unless it results from keeping the remaining ones and appending the others.
-fn reordered(old: &[&str], new: &[&str]) -> Option<String> {
+/// Whether the new order is not that of keeping the remaining ones and appending the others.
+fn reordered(old: &[&str], new: &[&str]) -> bool {
     let (before, after): (HashSet<_>, HashSet<_>) = (old.iter().collect(), new.iter().collect());
     let stay = old.iter().filter(|id| after.contains(id));
     let come = new.iter().filter(|id| !before.contains(id));
-    if stay.chain(come).eq(new) {
-        return None;
-    }
-    Some(shown_list(new.iter()))
+    !stay.chain(come).eq(new)
 }
 
-fn shown_list(ids: impl Iterator<Item = impl std::fmt::Debug>) -> String {
-    ids.map(|id| format!("{id:?}")).collect::<Vec<_>>().join(", ")
+/// Texts of a list, quoted.
+fn shown_list(list: &Value) -> String {
+    let texts = list.as_array().into_iter().flatten().filter_map(Value::as_str);
+    texts.map(|text| format!("{text:?}")).collect::<Vec<_>>().join(", ")
 }
 
 /// Keys of a table with values; keys of nested tables are prefixed.
@@ -161,24 +264,25 @@ pub(super) fn keys(table: &impl Serialize) -> Map<String, Value> {
     flat
 }
 
-/// Differing keys, with both values.
+/// Differing keys, with both values; null for a key that is not set.
 pub(super) fn changed_keys(
     old: &Map<String, Value>,
     new: &Map<String, Value>,
-) -> impl Iterator<Item = (String, String, String)> {
+) -> impl Iterator<Item = (String, Value, Value)> {
     let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
     names.sort_unstable();
     names.dedup();
+    let value = |table: &Map<String, Value>, name: &String| table.get(name).cloned().unwrap_or_default();
     let differ: Vec<_> = names
         .into_iter()
         .filter(|&name| old.get(name) != new.get(name))
-        .map(|name| (name.clone(), shown(old.get(name)), shown(new.get(name))))
+        .map(|name| (name.clone(), value(old, name), value(new, name)))
         .collect();
     differ.into_iter()
 }
 
-fn shown(value: Option<&Value>) -> String {
-    value.map_or_else(|| "not set".into(), ToString::to_string)
+fn shown(value: &Value) -> String {
+    if value.is_null() { "not set".into() } else { value.to_string() }
 }
 
 #[cfg(test)]

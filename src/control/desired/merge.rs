@@ -185,7 +185,11 @@ fn merge_value(key: &str, was: &Value, in_file: &Value, stored: &Value, messages
         return merged.filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into();
     }
     let shown = |value: &Value| if value.is_null() { "not set".to_owned() } else { value.to_string() };
-    messages.push(format!("{key} was set to {} by API, and is {}: the file has changed it", shown(stored), shown(in_file)));
+    messages.push(format!(
+        "{key} was set to {} by API, and is {}: the file has changed it",
+        shown(stored),
+        shown(in_file)
+    ));
     in_file.clone()
 }
 

@@ -259,6 +259,7 @@ impl Controller {
             apply.result.warnings.push(warning);
         }
         let Some(Apply { result, reply, wanted, to_be_confirmed, .. }) = self.applying.take() else { return };
+        self.health.update(|status| status.applied_generation = self.state.generation());
         self.ports.iter_mut().for_each(|port| port.open_deferred = false);
         self.try_down_ports();
         self.pending.push(PendingApply { result, reply, wanted, since: now, to_be_confirmed });

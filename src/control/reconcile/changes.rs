@@ -6,7 +6,10 @@ use std::time::Duration;
 use tracing::info;
 
 use super::Controller;
+use super::commit::generation_of_revert;
 use super::results::{AfterCommit, Apply, ProvisionalChange, Reply};
+use crate::control::api::handle::ChangeOptions;
+use crate::control::api::responses::UnconfirmedView;
 use crate::control::config::{Config, ConfigFile};
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
 use crate::control::desired::diff::describe_changes;
@@ -27,24 +30,29 @@ pub(super) struct UnconfirmedChange {
     pub previous: Config,
     pub(super) within: Duration,
     pub deadline: MonoTime,
+    /// The client that wants it reverted now.
+    cancelled: Option<Reply>,
 }
 
 impl Controller {
     /// Validates a change and starts its commit.
-    pub(super) async fn change(&mut self, change: Change, confirm: Option<Duration>, reply: Reply) {
-        let (config, result) = match self.admit(&change) {
+    pub(super) async fn change(&mut self, change: Change, options: ChangeOptions, reply: Reply) {
+        let (config, result) = match self.admit(&change, &options) {
             Err(error) => return drop(reply.send(Err(error))),
-            Ok(None) => return drop(reply.send(Ok(ChangeResult::default()))),
+            Ok(None) => {
+                let unchanged = ChangeResult { generation: self.state.generation(), ..ChangeResult::default() };
+                return drop(reply.send(Ok(unchanged)));
+            }
             Ok(Some(admitted)) => admitted,
         };
-        let text = summary(&result.changes);
+        let (text, generation) = (summary(&result.changes), result.generation);
         let apply = Apply { result, reply: Some(reply), ..Apply::default() }.into();
-        match confirm {
+        match options.confirm {
             None => {
                 let event = self.event(EventKind::Config, text);
                 let orphans = self.orphans_after(&config, &config);
                 let then = AfterCommit::Apply { config: config.clone().into(), apply };
-                self.commit_change(config, orphans, event, then, None);
+                self.commit_change(config, generation, orphans, event, then, None);
             }
             // The process may end before the change is reverted: the netdevs it would leave are stored as orphans.
             Some(within) => {
@@ -75,9 +83,10 @@ impl Controller {
         }
         let event = self.event(EventKind::Config, text);
         let orphans = self.orphans_after(&merged.config, &merged.config);
+        let generation = result.generation;
         let apply = Apply { result, reply: Some(reply), ..Apply::default() }.into();
         let then = AfterCommit::Apply { config: merged.config.clone().into(), apply };
-        self.commit_change(merged.config, orphans, event, then, Some(last_applied.into()));
+        self.commit_change(merged.config, generation, orphans, event, then, Some(last_applied.into()));
     }
 
     /// Merges the file with API changes.
@@ -94,13 +103,16 @@ impl Controller {
         let ProvisionalChange { config, apply, within, text } = provisional;
         self.emit_config(format!("to be confirmed within {}: {text}", seconds(within)));
         let previous = self.config.clone();
-        self.unconfirmed = Some(UnconfirmedChange { previous, within, deadline: time::now() + within });
+        self.set_generation(apply.result.generation);
+        self.unconfirmed =
+            Some(UnconfirmedChange { previous, within, deadline: time::now() + within, cancelled: None });
         self.apply(*config, Apply { to_be_confirmed: true, ..*apply }).await;
     }
 
     /// The configuration to which a change leads; `None` if that is the current one.
-    fn admit(&self, change: &Change) -> Result<Option<(Config, ChangeResult)>, ChangeError> {
+    fn admit(&self, change: &Change, options: &ChangeOptions) -> Result<Option<(Config, ChangeResult)>, ChangeError> {
         self.check_idle()?;
+        options.check(self.state.generation())?;
         let (config, changed) = self.outcome(change)?;
         Ok((config != self.config).then_some((config, changed)))
     }
@@ -118,8 +130,9 @@ impl Controller {
     /// The configuration and result of a change.
     pub(super) fn outcome(&self, change: &Change) -> Result<(Config, ChangeResult), ChangeError> {
         let config = change.to(&self.config)?;
-        let changes = describe_changes(&self.config, &config);
-        Ok((config, ChangeResult { changes, warnings: Vec::new() }))
+        let generation = self.state.generation() + u64::from(config != self.config);
+        let changed = ChangeResult::between(&self.config, &config, generation);
+        Ok((config, changed))
     }
 
     /// Makes the unconfirmed change permanent.
@@ -128,20 +141,50 @@ impl Controller {
             let error = ChangeError::conflict("nothing_to_confirm", "no unconfirmed change");
             return drop(reply.send(Err(error)));
         };
-        let changes = describe_changes(&unconfirmed.previous, &self.config);
-        let event = self.event(EventKind::Config, format!("confirmed: {}", summary(&changes)));
+        let generation = self.state.generation();
+        let changed = ChangeResult::between(&unconfirmed.previous, &self.config, generation);
+        let event = self.event(EventKind::Config, format!("confirmed: {}", summary(&changed.changes)));
         let orphans = self.orphans_after(&self.config, &self.config);
-        let changed = ChangeResult { changes, warnings: Vec::new() };
-        self.commit_change(self.config.clone(), orphans, event, AfterCommit::Answer { changed, reply }, None);
+        let next = AfterCommit::Answer { changed, reply };
+        self.commit_change(self.config.clone(), generation, orphans, event, next, None);
+    }
+
+    /// Reverts the unconfirmed change as soon as it is applied, and answers then.
+    pub(super) fn cancel(&mut self, reply: Reply) {
+        match &mut self.unconfirmed {
+            Some(unconfirmed) if unconfirmed.cancelled.is_none() => {
+                unconfirmed.deadline = time::now();
+                unconfirmed.cancelled = Some(reply);
+            }
+            _ => {
+                let error = ChangeError::conflict("nothing_to_confirm", "no unconfirmed change");
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    /// The unconfirmed change, for status.
+    pub(super) fn unconfirmed_view(&self) -> Option<UnconfirmedView> {
+        let unconfirmed = self.unconfirmed.as_ref()?;
+        Some(UnconfirmedView {
+            seconds_left: unconfirmed.deadline.since(time::now()).as_secs(),
+            changes: describe_changes(&unconfirmed.previous, &self.config),
+            generation: self.state.generation(),
+        })
     }
 
     /// Reverts the unconfirmed change.
     pub(super) async fn revert(&mut self) {
-        let Some(UnconfirmedChange { previous, within, .. }) = self.unconfirmed.take() else { return };
-        let changes = describe_changes(&self.config, &previous);
-        let text = summary(&changes);
-        self.emit_config(format!("not confirmed within {}; reverted: {text}", seconds(within)));
-        self.apply(previous, Apply::default()).await;
+        let Some(UnconfirmedChange { previous, within, cancelled, .. }) = self.unconfirmed.take() else { return };
+        self.set_generation(generation_of_revert(self.state.generation()));
+        let result = ChangeResult::between(&self.config, &previous, self.state.generation());
+        let text = summary(&result.changes);
+        let why = match cancelled {
+            Some(_) => "cancelled".to_owned(),
+            None => format!("not confirmed within {}", seconds(within)),
+        };
+        self.emit_config(format!("{why}; reverted: {text}"));
+        self.apply(previous, Apply { result, reply: cancelled, ..Apply::default() }).await;
     }
 
     fn emit_config(&mut self, text: String) {

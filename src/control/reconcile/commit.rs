@@ -18,6 +18,7 @@ use crate::control::config::Config;
 use crate::control::desired::change::ChangeError;
 use crate::control::desired::diff::describe_changes;
 use crate::control::desired::orphans::Orphans;
+use crate::control::health::StoreHealth;
 use crate::control::state::StateStore;
 use crate::control::state::event_log::EventFilter;
 use crate::control::state::events::{Event, EventKind, shorten};
@@ -41,6 +42,11 @@ pub(super) enum Commit {
     Events,
     /// A change and earlier events.
     Change,
+}
+
+/// Generation of the configuration that returns when a provisional change is reverted.
+pub(super) fn generation_of_revert(provisional: u64) -> u64 {
+    provisional + 1
 }
 
 /// The greatest id of a stored event. `None`, with a warning, if it cannot be read.
@@ -77,8 +83,11 @@ impl Controller {
         {
             return;
         }
-        let (events, store, done) =
+        let (events, mut store, done) =
             (self.event_log.take_uncommitted(), self.state.clone(), self.device_event_sender.clone());
+        if self.unconfirmed.is_some() {
+            store.set_generation(generation_of_revert(self.state.generation()));
+        }
         self.commit = Some(Commit::Events);
         // Includes the initial configuration, if it could not be stored before.
         let stored = self.unconfirmed.as_ref().map_or(&self.config, |unconfirmed| &unconfirmed.previous);
@@ -105,7 +114,7 @@ impl Controller {
             (self.event_log.take_uncommitted(), self.state.clone(), self.device_event_sender.clone());
         self.commit = Some(Commit::Events);
         tokio::spawn(async move {
-            let result = store.commit_orphans(&orphans, events.clone()).await;
+            let result = store.commit_orphans(&orphans, None, events.clone()).await;
             let _ = done.send(DeviceEvent::Committed(CommitDone::Events(result, events)));
         });
     }
@@ -114,17 +123,20 @@ impl Controller {
     pub(super) fn commit_provisional(&mut self, orphans: Orphans, provisional: ProvisionalChange) {
         let (store, done) = (self.state.clone(), self.device_event_sender.clone());
         self.commit = Some(Commit::Change);
+        // The next start finds the configuration of before, which has another number than the provisional one.
+        let generation = generation_of_revert(provisional.apply.result.generation);
         tokio::spawn(async move {
-            let result = store.commit_orphans(&orphans, Vec::new()).await;
+            let result = store.commit_orphans(&orphans, Some(generation), Vec::new()).await;
             let _ = done.send(DeviceEvent::Committed(CommitDone::Attempt(result, provisional)));
         });
     }
 
-    /// Starts committing a change to `config` with its orphans and its event, and the configuration file applied with
-    /// it, if any. No other commit is in progress.
+    /// Starts committing a change to `config` with its generation, orphans and event, and the configuration file applied
+    /// with it, if any. No other commit is in progress.
     pub(super) fn commit_change(
         &mut self,
         config: Config,
+        generation: u64,
         orphans: Orphans,
         event: Event,
         next: AfterCommit,
@@ -133,6 +145,7 @@ impl Controller {
         let before = self.event_log.take_uncommitted();
         let event = self.event_log.numbered(event);
         let (mut store, done) = (self.state.clone(), self.device_event_sender.clone());
+        store.set_generation(generation);
         if let Some(last_applied) = &last_applied {
             store.set_last_applied(last_applied.clone());
         }
@@ -140,7 +153,7 @@ impl Controller {
         tokio::spawn(async move {
             let events = before.iter().chain([&event]).cloned().collect();
             let result = store.commit(&config, &orphans, events).await;
-            let committed = ChangeCommitted { result, event, before, next, last_applied };
+            let committed = ChangeCommitted { result, generation, event, before, next, last_applied };
             let _ = done.send(DeviceEvent::Committed(CommitDone::Change(committed.into())));
         });
     }
@@ -204,7 +217,7 @@ impl Controller {
     }
 
     async fn handle_change_committed(&mut self, committed: ChangeCommitted) {
-        let ChangeCommitted { result, event, mut before, next, last_applied } = committed;
+        let ChangeCommitted { result, generation, event, mut before, next, last_applied } = committed;
         if let Err(error) = result {
             // The event's id is used: the failed change is reported under it.
             let mut text = format!("not stored and not applied: {error}: {}", event.text);
@@ -221,6 +234,7 @@ impl Controller {
         }
         info!("config: {}", event.text);
         self.state.mark_committed();
+        self.set_generation(generation);
         if let Some(last_applied) = last_applied {
             self.state.set_last_applied(last_applied);
         }
@@ -247,6 +261,15 @@ impl Controller {
     fn emit_store_state(&mut self, failed: Option<String>) {
         let was = self.store_failure.take();
         let retry_at = time::now() + RETRY_AFTER;
+        self.health.update(|status| {
+            let is_kept = self.state.store().is_some();
+            status.state = match &failed {
+                Some(_) => StoreHealth::StoreFailed,
+                None if is_kept => StoreHealth::Ok,
+                None => StoreHealth::None,
+            };
+            status.state_reason.clone_from(&failed);
+        });
         if let Some(why) = failed {
             if was.is_none() {
                 self.emit_state(format!(
@@ -332,6 +355,7 @@ impl Controller {
         let Some(Recovered { config, store, measures: mitigation, last_event }) = self.recovered.take() else { return };
         self.orphans = store.orphans();
         self.state = store;
+        self.publish_state();
         let renumbered = last_event.and_then(|last| self.event_log.continue_behind(last, time::wall()));
         self.emit_store_state(None);
         if let Some(first) = renumbered {

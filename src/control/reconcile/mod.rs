@@ -75,6 +75,7 @@ use crate::control::compile::ids::IdAllocator;
 use crate::control::compile::policers::Policers;
 use crate::control::config::Config;
 use crate::control::desired::orphans::{self, Orphans};
+use crate::control::health::{Health, StoreHealth};
 use crate::control::loops::alarm::Alarm;
 use crate::control::loops::schedule::TICK;
 use crate::control::reconcile::backoff::Backoff;
@@ -118,6 +119,8 @@ pub struct Controller {
     hash_key: HashKey,
     workers: WorkerHandles,
     state: StateStore,
+    /// What can be read while the controller is busy.
+    health: Health,
     pool: &'static Pool,
     /// Netdevs whose removal is pending or has failed.
     orphans: Orphans,
@@ -312,6 +315,27 @@ impl Controller {
         if timeout(CLOSE_TIMEOUT, closed).await.is_err() {
             warn!("devices have not been closed within {} s", CLOSE_TIMEOUT.as_secs());
         }
+    }
+
+    /// The desired configuration has this number now.
+    fn set_generation(&mut self, generation: u64) {
+        self.state.set_generation(generation);
+        self.health.update(|status| status.desired_generation = generation);
+    }
+
+    /// Publishes generation and state at the start, and when the state becomes usable.
+    fn publish_state(&self) {
+        let failure = self.state.check().err().map(|error| error.message);
+        let health = match (&failure, self.state.store()) {
+            (Some(_), _) => StoreHealth::StoreFailed,
+            (None, None) => StoreHealth::None,
+            (None, Some(_)) => StoreHealth::Ok,
+        };
+        self.health.update(|status| {
+            status.desired_generation = self.state.generation();
+            (status.state, status.state_reason) = (health, failure);
+            status.start = self.event_log.start().to_owned();
+        });
     }
 
     fn new_port(&mut self, endpoint: Endpoint) -> Port {

@@ -3,7 +3,7 @@
 use super::Controller;
 use crate::control::api::handle::{Flush, Request};
 use crate::control::background;
-use crate::control::desired::change::ChangeError;
+use crate::control::desired::change::{ChangeError, ChangeResult};
 use crate::control::status::StatusBuilder;
 use crate::switch::PortId;
 use crate::time;
@@ -25,7 +25,13 @@ impl Controller {
                 self.retry_state(changes);
             }
             request if request.is_change() => self.apply_change(request).await,
-            Request::Diff(change, reply) => drop(reply.send(self.outcome(&change).map(|(_, changed)| changed))),
+            Request::Diff(change, options, reply) => {
+                let generation = self.state.generation();
+                let outcome = options.check(generation).and_then(|()| self.outcome(&change));
+                let outcome = outcome.map(|(_, changed)| ChangeResult { generation, ..changed });
+                let _ = reply.send(outcome);
+            }
+            Request::Unconfirmed(reply) => drop(reply.send(self.unconfirmed_view())),
             Request::Events(which, reply) => self.read_events(which, reply),
             Request::Release(port, reply) => {
                 let released = self.release(&port).await;
@@ -63,8 +69,9 @@ impl Controller {
     /// Starts a change. The caller ensures that no other change is in progress.
     pub(super) async fn apply_change(&mut self, request: Request) {
         match request {
-            Request::Change(change, confirm, reply) => self.change(change, confirm, reply).await,
+            Request::Change(change, options, reply) => self.change(change, options, reply).await,
             Request::Confirm(reply) => self.confirm(reply),
+            Request::Cancel(reply) => self.cancel(reply),
             Request::Reload(file, reply) => self.reload(*file, reply),
             // Not changes.
             _ => {}
@@ -87,6 +94,7 @@ impl Controller {
         };
         match request {
             Request::Ports(reply) => drop(reply.send(report.ports())),
+            Request::PortsOf(ids, reply) => drop(reply.send(report.ports_of(&ids))),
             Request::Uplinks(reply) => drop(reply.send(report.uplinks())),
             Request::Vms(reply) => drop(reply.send(report.vms())),
             Request::Networks(reply) => drop(reply.send(report.networks().await)),
@@ -96,11 +104,15 @@ impl Controller {
             Request::Storms(reply) => drop(reply.send(self.storms())),
             Request::LoopCounts(reply) => drop(reply.send(self.mitigation.counts(&self.ports))),
             Request::Audit(reply) => drop(reply.send(report.audit().await)),
-            Request::Config(reply) => drop(reply.send(report.config())),
+            Request::Config(form, reply) => drop(reply.send((report.config(form), self.state.generation()))),
+            Request::Generation(reply) => drop(reply.send(self.state.generation())),
+            Request::Subscribe(reply) => drop(reply.send(self.event_log.subscribe())),
             // Handled by `answer`.
             Request::Fdb(_)
             | Request::Change(..)
             | Request::Confirm(_)
+            | Request::Cancel(_)
+            | Request::Unconfirmed(_)
             | Request::Reload(..)
             | Request::Diff(..)
             | Request::Events(..)

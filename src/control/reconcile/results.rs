@@ -99,6 +99,8 @@ pub(super) enum CommitDone {
 #[derive(Debug)]
 pub(super) struct ChangeCommitted {
     pub result: Result<(), ChangeError>,
+    /// Number of its configuration.
+    pub generation: u64,
     /// Event of the change, and earlier events committed with it.
     pub event: Event,
     pub before: Vec<Event>,

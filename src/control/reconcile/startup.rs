@@ -21,6 +21,7 @@ use crate::control::compile::failover::Groups;
 use crate::control::compile::ids::IdAllocator;
 use crate::control::compile::policers::Policers;
 use crate::control::config::Config;
+use crate::control::health::{Health, Phase};
 use crate::control::state::event_log::EventLog;
 use crate::control::state::{DISK_AT_START, StateStore};
 use crate::control::workers::WorkerHandles;
@@ -49,12 +50,14 @@ pub struct Startup {
     pub state: StateStore,
     /// Frame slots of the workers.
     pub pool: &'static Pool,
+    /// Health of the switch.
+    pub health: Health,
 }
 
 impl Controller {
     /// A controller without ports or configuration.
     pub fn new(startup: Startup) -> Controller {
-        let Startup { cores, hash_key, workers, notices, events, probe_key, state: store, pool } = startup;
+        let Startup { cores, hash_key, workers, notices, events, probe_key, state: store, pool, health } = startup;
         let (device_event_sender, device_events) = mpsc::unbounded_channel();
         Controller {
             config: Config::default(),
@@ -65,6 +68,7 @@ impl Controller {
             orphans: store.orphans(),
             orphans_changed: false,
             state: store,
+            health,
             pool,
             event_log: EventLog::default(),
             store_failure: None,
@@ -106,6 +110,7 @@ impl Controller {
         endpoints::check_capacity(&config)?;
         self.config.switch = config.switch.clone();
         self.event_log.begin(last_event(&self.state).await, self.since);
+        self.publish_state();
         self.emit_state_at_start();
         self.append_start_events();
         let orphans = self.remove_conflicting_orphans(&config).await;
@@ -134,6 +139,7 @@ impl Controller {
         orphans.into_iter().for_each(|orphan| self.remove_orphan(orphan));
         self.verify_state(more);
         self.is_started = true;
+        self.health.update(|status| status.phase = Phase::Running);
         Ok(())
     }
 }

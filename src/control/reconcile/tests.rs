@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::sync::{broadcast, oneshot};
 
 use super::*;
-use crate::control::api::handle::Handle;
+use crate::control::api::handle::{ChangeOptions, Handle};
 use crate::control::config::{Network, parse_json};
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
 use crate::control::state::Precedence;
@@ -30,7 +30,7 @@ fn apply(networks: &[&str]) -> Change {
 
 /// Applies a configuration of these networks.
 async fn change(handle: &Handle, networks: &[&str]) -> Result<ChangeResult, ChangeError> {
-    handle.change(apply(networks), None, Box::new(())).await.unwrap()
+    handle.change(apply(networks), ChangeOptions::default(), Box::new(())).await.unwrap()
 }
 
 async fn networks(handle: &Handle) -> Vec<String> {
@@ -96,6 +96,7 @@ async fn run_prepared(
         probe_key,
         state: state_store,
         pool,
+        health: Health::default(),
     };
     let mut controller = Controller::new(beginning);
     controller.begin(first).await.unwrap();
@@ -313,7 +314,16 @@ async fn while_the_disk_hangs_requests_are_answered_and_changes_wait_in_order() 
                 there = networks(&handle) => assert_eq!(there, ["a"]),
             }
             assert_eq!(handle.workers().await.unwrap().len(), 1, "the watchdog's request is answered");
-            assert_eq!(handle.diff(apply(&["b"]), Box::new(())).await.unwrap().unwrap().changes.len(), 2);
+            assert_eq!(
+                handle
+                    .diff(apply(&["b"]), ChangeOptions::default(), Box::new(()))
+                    .await
+                    .unwrap()
+                    .unwrap()
+                    .changes
+                    .len(),
+                2
+            );
         }
         let (mut messages, mut live) = handle.events(EventFilter::default()).await.unwrap().unwrap();
         assert!(messages.remove(0).text.contains("stored events are missing here"), "the reply reports missing events");
@@ -336,7 +346,7 @@ async fn while_the_disk_hangs_an_unconfirmed_change_is_reverted() {
     while_running(async |handle, store| {
         // Possible orphans are stored before they are created.
         let confirm = Some(Duration::from_millis(200));
-        handle.change(apply(&["a", "b"]), confirm, Box::new(())).await.unwrap().unwrap();
+        handle.change(apply(&["a", "b"]), confirm.into(), Box::new(())).await.unwrap().unwrap();
         let go_on = hang(&store).await;
         // It cannot be confirmed: that would have to be stored.
         while networks(&handle).await != ["a"] {}

@@ -174,6 +174,11 @@ impl EventLog {
         self.recent.values().cloned().collect()
     }
 
+    /// Identifies this start of the switch.
+    pub fn start(&self) -> &str {
+        &self.start
+    }
+
     /// A receiver of later events.
     pub fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.live.subscribe()

@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::Value;
 use tokio::sync::Mutex;
@@ -123,7 +123,9 @@ impl StateStore {
     fn at(backend: Backend, file: ConfigFile) -> (Config, StateStore) {
         let (last_applied, unknown) = (last_applied(&file).into(), Arc::default());
         let (orphans, is_due, events) = (Orphans::new(), false, Vec::new());
-        (file.config, StateStore { backend, last_applied, unknown, orphans, is_due, events })
+        // Greater than those of earlier starts.
+        let generation = time::wall().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs());
+        (file.config, StateStore { backend, last_applied, unknown, orphans, is_due, events, generation })
     }
 }
 
@@ -261,7 +263,10 @@ fn merge_over(
         Precedence::Merge => unknown.clone().into(),
         Precedence::Replace => Arc::default(),
     };
-    let store = StateStore { backend, last_applied: last_applied.into(), unknown, orphans, is_due: false, events };
+    let generation = before.generation
+        + u64::from(config.networks != state.networks || config.vms != state.vms || config.uplinks != state.uplinks);
+    let last_applied = last_applied.into();
+    let store = StateStore { backend, last_applied, unknown, orphans, is_due: false, events, generation };
     Ok(OpenedState { config, store, before: Some(before) })
 }
 

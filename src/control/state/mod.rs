@@ -40,6 +40,8 @@ pub struct StateStore {
     is_due: bool,
     /// Events about changes of the configuration file that the start merged into the state.
     events: Vec<Event>,
+    /// Number of the desired configuration.
+    generation: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -68,6 +70,7 @@ impl StateStore {
             last_applied: self.last_applied.as_ref().clone(),
             config: stored,
             orphans: orphans::to_value(orphans),
+            generation: self.generation,
         }
     }
 
@@ -111,12 +114,27 @@ impl StateStore {
         self.is_due = false;
     }
 
-    /// Stores orphans beside the stored configuration, and events, durably.
-    pub async fn commit_orphans(&self, orphans: &Orphans, events: Vec<Event>) -> Result<(), StoreError> {
+    /// Stores orphans beside the stored configuration, a generation if given, and events, durably.
+    pub async fn commit_orphans(
+        &self,
+        orphans: &Orphans,
+        generation: Option<u64>,
+        events: Vec<Event>,
+    ) -> Result<(), StoreError> {
         match self.store() {
-            Some(store) => store.commit_orphans(orphans::to_value(orphans), events).await,
+            Some(store) => store.commit_orphans(orphans::to_value(orphans), generation, events).await,
             None => Ok(()),
         }
+    }
+
+    /// Number of the desired configuration: each accepted change has a greater one, also over restarts.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Records the number of another configuration.
+    pub fn set_generation(&mut self, generation: u64) {
+        self.generation = generation;
     }
 
     /// The configuration file as last applied, without `[switch]`.
@@ -298,7 +316,7 @@ mod tests {
         // As if `mtu` had been 1400 by default when this was stored.
         let (store, _) = Store::open(path.clone()).await.unwrap();
         let last_applied = json!({"networks": [{"id": "a"}]});
-        let desired = DesiredState { last_applied, config: changed.to_sparse(), orphans: Value::Null };
+        let desired = DesiredState { last_applied, config: changed.to_sparse(), orphans: Value::Null, generation: 1 };
         store.commit(desired, Vec::new()).await.unwrap();
         store.close().await;
         let (begun, state_store) = begin(Some(file), &path).await;
@@ -312,7 +330,7 @@ mod tests {
         let path = dir.path().join("state.db");
         let later = json!({"planets": 8, "networks": [{"id": "a", "colour": "blue"}, {"id": "b"}]});
         let (store, _) = Store::open(path.clone()).await.unwrap();
-        let desired = DesiredState { last_applied: Value::Null, config: later, orphans: Value::Null };
+        let desired = DesiredState { last_applied: Value::Null, config: later, orphans: Value::Null, generation: 1 };
         store.commit(desired, Vec::new()).await.unwrap();
         store.close().await;
         let (begun, state_store) = begin(Some(config(&["a"])), &path).await;
@@ -343,7 +361,7 @@ mod tests {
         end(store).await;
         let (_, store) = begin(None, &path).await;
         assert_eq!(ids(&store), ["a"]);
-        store.commit_orphans(&orphans::netdevs(&with_port("c")), Vec::new()).await.unwrap();
+        store.commit_orphans(&orphans::netdevs(&with_port("c")), None, Vec::new()).await.unwrap();
         end(store).await;
         // The file's port has the address of the attached one, which is dropped with its netdev.
         let (begun, store) = begin(Some(with_port("d")), &path).await;
@@ -354,7 +372,7 @@ mod tests {
         assert_eq!(ids(&store), ["c", "d"]);
         end(store).await;
         let (_, store) = begin(None, &path).await;
-        store.commit_orphans(&Orphans::new(), Vec::new()).await.unwrap();
+        store.commit_orphans(&Orphans::new(), None, Vec::new()).await.unwrap();
         end(store).await;
         assert_eq!(ids(&begin(None, &path).await.1), [""; 0]);
     }
@@ -387,7 +405,12 @@ mod tests {
         std::fs::write(&rubbish, [7; 5000]).unwrap();
         let strange = dir.path().join("strange.db");
         let (store, _) = Store::open(strange.clone()).await.unwrap();
-        let desired = DesiredState { last_applied: Value::Null, config: json!({"networks": 8}), orphans: Value::Null };
+        let desired = DesiredState {
+            last_applied: Value::Null,
+            config: json!({"networks": 8}),
+            orphans: Value::Null,
+            generation: 1,
+        };
         store.commit(desired, Vec::new()).await.unwrap();
         store.close().await;
         for path in [&rubbish, &strange] {

@@ -6,6 +6,7 @@ mod ports;
 use std::collections::HashMap;
 use std::time::SystemTime;
 
+use crate::control::api::handle::ConfigForm;
 use crate::control::api::responses::{
     AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, Direction, DropView, NetworkView, VmView,
     WorkerView,
@@ -57,6 +58,7 @@ impl StatusBuilder<'_> {
             .enumerate()
             .map(|(index, vm)| VmView {
                 device_id: vm.id.clone(),
+                owner: vm.owner.clone(),
                 ports: vm.ports.iter().map(|port| port.port_id.clone()).collect(),
                 networks: vm.ports.iter().map(|port| port.network_id.clone()).collect(),
                 active: of(index).filter(|port| self.is_active(port)).count(),
@@ -81,6 +83,7 @@ impl StatusBuilder<'_> {
             .enumerate()
             .map(|(index, network)| NetworkView {
                 network_id: network.id.clone(),
+                owner: network.owner.clone(),
                 mtu: network.mtu,
                 ports: of(index).count(),
                 active: of(index).filter(|port| self.is_active(port)).count(),
@@ -223,7 +226,10 @@ impl StatusBuilder<'_> {
     }
 
     /// The configuration, as raw tables.
-    pub fn config(&self) -> serde_json::Value {
+    pub fn config(&self, form: ConfigForm) -> serde_json::Value {
+        if form == ConfigForm::Sparse {
+            return self.config.to_sparse();
+        }
         // Serialising fails only for maps with keys that are no strings.
         serde_json::to_value(self.config).unwrap_or_default()
     }

@@ -1,6 +1,6 @@
 //! Status of ports and uplinks: state with its reason, device, counters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::StatusBuilder;
 use crate::control::api::responses::{CountsView, DeviceView, PortView, Status, UplinkNetworkView, UplinkView};
@@ -14,6 +14,15 @@ impl StatusBuilder<'_> {
     /// All ports, in the order of the configuration.
     pub fn ports(&self) -> Vec<PortView> {
         self.ports.iter().filter_map(|port| self.port(port)).collect()
+    }
+
+    /// The ports with these ids, those that exist, in the order of the configuration.
+    pub fn ports_of(&self, ids: &HashSet<String>) -> Vec<PortView> {
+        let is_asked = |port: &&Port| match port.endpoint.config_ref {
+            ConfigRef::Port { vm, position, .. } => ids.contains(&self.config.vms[vm].ports[position].port_id),
+            ConfigRef::Uplink { .. } => false,
+        };
+        self.ports.iter().filter(is_asked).filter_map(|port| self.port(port)).collect()
     }
 
     fn port(&self, port: &Port) -> Option<PortView> {
@@ -34,6 +43,7 @@ impl StatusBuilder<'_> {
             },
             status_reason: reason.unwrap_or_else(|| self.reason(port)),
             admin_state_up: wanted.admin_state_up,
+            owner: wanted.owner.clone(),
             port_security: wanted.port_security.name().into(),
             unknown_unicast: wanted.unknown_unicast.name().into(),
             promiscuous: wanted.promiscuous,
@@ -88,6 +98,7 @@ impl StatusBuilder<'_> {
                 status: if is_up { Status::Active } else { Status::Down },
                 status_reason: reason,
                 admin_state_up: wanted.admin_state_up,
+                owner: wanted.owner.clone(),
                 networks: wanted.networks.iter().map(tagged).collect(),
                 device: device(&wanted.device, port),
                 worker: worker(port),

@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 
 use vifswitch::control::compile::plan::plan;
 use vifswitch::control::config::{
-    Config, SwitchSettings, parse_json_over, parse_port_keys_json, parse_ports_json, parse_toml,
+    Config, SwitchSettings, parse_json_over, parse_json_part, parse_network_json, parse_port_json,
+    parse_port_keys_json, parse_ports_json, parse_toml, parse_uplink_json, parse_vm_json,
 };
 use vifswitch::control::desired::change::Change;
 use vifswitch::control::desired::diff::describe_changes;
@@ -19,7 +20,7 @@ pub fn run(data: &[u8]) {
     static CONFIG: OnceLock<Config> = OnceLock::new();
     let before = CONFIG.get_or_init(|| parse_toml(BEFORE, "before.toml").unwrap());
     let mut input = Input(data);
-    let (kind, name) = (input.byte() % 4, input.byte());
+    let (kind, name) = (input.byte() % 9, input.byte());
     let Ok(body) = std::str::from_utf8(input.0) else { return };
     let ports: Vec<_> = before.ports().map(|(_, port)| port.id().to_owned()).collect();
     let port = ports[usize::from(name) % ports.len()].clone();
@@ -29,7 +30,17 @@ pub fn run(data: &[u8]) {
         0 => parse_json_over(body, "body", before.switch.clone()).map(Change::Apply),
         1 => parse_ports_json(body, "body", vm).map(|ports| Change::Attach { vm: vm.to_owned(), ports }),
         2 => parse_port_keys_json(body, "body").map(|keys| Change::Set { port, keys }),
-        _ => parse_json_over(body, "body", SwitchSettings::default()).map(Change::Apply),
+        3 => parse_json_over(body, "body", SwitchSettings::default()).map(Change::Apply),
+        4 => parse_port_json(body, "body", &port).map(|(vm, port)| Change::PutPort { vm, port }),
+        5 => parse_network_json(body, "body", &before.networks[0].id).map(Change::PutNetwork),
+        6 => parse_uplink_json(body, "body", "up").map(Change::PutUplink),
+        7 => parse_vm_json(body, "body", vm).map(|(settings, ports)| Change::PutVm {
+            vm: vm.to_owned(),
+            settings,
+            ports,
+        }),
+        _ => parse_json_part(body, "body", before.switch.clone())
+            .map(|config| Change::ApplyOwned { owner: "neutron".to_owned(), config }),
     };
     let change = match change {
         Ok(change) => change,

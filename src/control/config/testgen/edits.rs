@@ -74,11 +74,12 @@ fn mend(config: &mut Config) {
     let before = uplinks.clone();
     for uplink in uplinks.iter_mut().filter(|uplink| uplink.group.is_some()) {
         let mut group = before.iter().filter(|other| other.group == uplink.group);
-        if group.clone().count() != 2 || !group.all(|other| other.carries_same_as(uplink)) {
+        if group.clone().count() > 2 || !group.all(|other| other.carries_same_as(uplink)) {
             uplink.group = None;
         }
     }
     untangle(config);
+    config.order_ports();
 }
 
 /// Defines an edit of a configuration, and the list of all edits.

@@ -11,6 +11,8 @@ pub enum ErrorKind {
     Unknown,
     /// The request conflicts with the current state (409).
     Conflict,
+    /// The desired configuration is not the one that the request was made for (412).
+    Outdated,
     /// The switch cannot do it: the store fails, a limit is reached, or it is stopping (503).
     Switch,
 }
@@ -46,6 +48,16 @@ impl ChangeError {
     /// An error of category [`ErrorKind::Switch`].
     pub fn switch(kind: &'static str, message: impl Into<String>) -> ChangeError {
         ChangeError { category: ErrorKind::Switch, kind, message: message.into() }
+    }
+
+    /// The request is for other generations of the desired configuration than this one.
+    pub fn outdated(wanted: &[u64], generation: u64) -> ChangeError {
+        let wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
+        let message = format!(
+            "the desired configuration has generation {generation}, and the change is for {}; read it again, and decide again",
+            wanted.join(", ")
+        );
+        ChangeError { category: ErrorKind::Outdated, kind: "generation_moved", message }
     }
 
     /// `config` has no such port. Suggests a similar id.

@@ -5,8 +5,10 @@
 //! access to the host is checked later, when devices are opened.
 
 mod conflicts;
+mod entities;
 mod error;
 mod keys;
+mod owned;
 #[cfg(test)]
 mod tests;
 
@@ -18,9 +20,10 @@ use utoipa::ToSchema;
 pub use self::error::{ChangeError, ErrorKind};
 use crate::control::compile::endpoints;
 use crate::control::config::{
-    Config, ConfigError, Network, Port, PortKeys, SwitchSettings, Vm, check_part, check_raw, kind, raw, trunk,
+    Config, ConfigError, ConfigErrors, Network, Port, PortKeys, SwitchSettings, Uplink, Vm, VmSettings, check_part,
+    check_raw, kind, raw, trunk,
 };
-use crate::control::desired::diff;
+use crate::control::desired::diff::{self, Difference};
 
 /// A change of the desired state.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,11 +38,44 @@ pub enum Change {
         /// Its new ports.
         ports: Vec<Port>,
     },
-    /// Removes a port. Its siblings keep their order.
+    /// Replaces what bears an owner's label by this configuration, whose `[switch]` is not used.
+    ApplyOwned {
+        /// The label.
+        owner: String,
+        /// What the owner wants.
+        config: Config,
+    },
+    /// Makes a port of a VM as given, whether it exists or not.
+    PutPort {
+        /// The VM.
+        vm: String,
+        /// The port.
+        port: Port,
+    },
+    /// Removes a port, if it exists. Its siblings keep their order.
     Detach {
         /// The port.
         port: String,
     },
+    /// Makes a network as given.
+    PutNetwork(Network),
+    /// Removes a network that nothing uses, if it exists.
+    DeleteNetwork(String),
+    /// Makes an uplink as given.
+    PutUplink(Uplink),
+    /// Removes an uplink, if it exists.
+    DeleteUplink(String),
+    /// Gives a VM these settings.
+    PutVm {
+        /// The VM.
+        vm: String,
+        /// Its settings.
+        settings: VmSettings,
+        /// Its ports in their order; `None`: those that it has.
+        ports: Option<Vec<Port>>,
+    },
+    /// Removes a VM with its ports, if it exists.
+    DeleteVm(String),
     /// Changes some keys of a port; the other keys keep their values.
     Set {
         /// The port.
@@ -54,11 +90,37 @@ pub enum Change {
 pub struct ChangeResult {
     /// What has changed, one sentence each; empty if nothing has.
     pub changes: Vec<String>,
+    /// The same for programs.
+    #[serde(default)]
+    pub differences: Vec<Difference>,
     /// Ports that have no device yet, and why.
     pub warnings: Vec<String>,
+    /// Number of the desired configuration with this change.
+    #[serde(default)]
+    pub generation: u64,
+}
+
+impl ChangeResult {
+    /// The result of a change between two configurations.
+    pub fn between(old: &Config, new: &Config, generation: u64) -> ChangeResult {
+        let differences = diff::differences(old, new);
+        let changes = differences.iter().map(ToString::to_string).collect();
+        ChangeResult { changes, differences, warnings: Vec::new(), generation }
+    }
 }
 
 impl Change {
+    /// Ids of the ports that it names.
+    pub fn ports(&self) -> impl Iterator<Item = &str> {
+        let (one, several): (Option<&str>, &[Port]) = match self {
+            Change::Attach { ports, .. } | Change::PutVm { ports: Some(ports), .. } => (None, ports),
+            Change::PutPort { port, .. } => (Some(port.id()), &[]),
+            Change::Set { port, .. } => (Some(port), &[]),
+            _ => (None, &[]),
+        };
+        one.into_iter().chain(several.iter().map(Port::id))
+    }
+
     /// The configuration after this change of `now`.
     ///
     /// Detaching the last port of a VM removes the VM, unless it has settings. Other VMs without ports come from an
@@ -67,7 +129,15 @@ impl Change {
         let wanted = match self {
             Change::Apply(config) => apply(now, config),
             Change::Attach { vm, ports } => attach(now, vm, ports),
-            Change::Detach { port } => detach(now, port),
+            Change::ApplyOwned { owner, config } => owned::replace(now, owner, config),
+            Change::PutPort { vm, port } => entities::put_port(now, vm, port),
+            Change::Detach { port } => entities::delete_port(now, port),
+            Change::PutNetwork(network) => entities::put_network(now, network),
+            Change::DeleteNetwork(network) => entities::delete_network(now, network),
+            Change::PutUplink(uplink) => entities::put_uplink(now, uplink),
+            Change::DeleteUplink(uplink) => Ok(entities::delete_uplink(now, uplink)),
+            Change::PutVm { vm, settings, ports } => entities::put_vm(now, vm, settings, ports.as_deref()),
+            Change::DeleteVm(vm) => Ok(entities::delete_vm(now, vm)),
             Change::Set { port, keys } => set(now, port, keys),
         }?;
         endpoints::check_capacity(&wanted).map_err(|e| ChangeError::conflict("too_many", e.to_string()))?;
@@ -76,10 +146,8 @@ impl Change {
 }
 
 fn apply(now: &Config, config: &Config) -> Result<Config, ChangeError> {
-    let decided = check_raw(&config.to_raw()).map_err(|errors| {
-        let messages: Vec<String> = errors.errors().iter().map(ConfigError::without_location).collect();
-        ChangeError::request(errors.kind(), messages.join("\n"))
-    })?;
+    let decided =
+        check_raw(&config.to_raw()).map_err(|errors| ChangeError::request(errors.kind(), messages(&errors)))?;
     let fixed = fixed_at_start(&now.switch, &decided.switch);
     if fixed.is_empty() { Ok(decided) } else { Err(ChangeError::conflict("fixed_at_start", fixed.join("\n"))) }
 }
@@ -87,44 +155,41 @@ fn apply(now: &Config, config: &Config) -> Result<Config, ChangeError> {
 /// Error messages for the keys of `[switch]` that differ.
 fn fixed_at_start(runs: &SwitchSettings, wanted: &SwitchSettings) -> Vec<String> {
     let (runs, wanted) = (diff::keys(&runs.to_raw()), diff::keys(&wanted.to_raw()));
-    let messages = |(name, runs, _)| {
+    let messages = |(name, runs, _): (String, serde_json::Value, _)| {
+        let runs = if runs.is_null() { "not set".to_owned() } else { runs.to_string() };
         format!("switch.{name} is fixed at start and is {runs} now; keep that value, or restart the switch")
     };
     diff::changed_keys(&runs, &wanted).map(messages).collect()
+}
+
+/// Validates a configuration of which a part was replaced by a valid one: what is wrong is a conflict with the rest.
+fn check_all(config: &Config) -> Result<Config, ChangeError> {
+    let switch = config.switch.clone();
+    let checked = check_raw(&raw::Config { switch: None, ..config.to_raw() });
+    checked.map(|checked| Config { switch, ..checked }).map_err(|errors| match errors.kind() {
+        kind::UNKNOWN_NETWORK => ChangeError::unknown(kind::UNKNOWN_NETWORK, messages(&errors)),
+        kind => ChangeError::conflict(kind, messages(&errors)),
+    })
+}
+
+fn messages(errors: &ConfigErrors) -> String {
+    let messages: Vec<String> = errors.errors().iter().map(ConfigError::without_location).collect();
+    messages.join("\n")
 }
 
 fn attach(now: &Config, vm: &str, ports: &[Port]) -> Result<Config, ChangeError> {
     if ports.is_empty() {
         return Err(ChangeError::request(kind::MISSING, "no port to attach; list at least one"));
     }
-    let mut ids = HashSet::new();
-    if let Some(twice) = ports.iter().find(|port| !ids.insert(port.port_id.as_str())) {
-        let message = format!("port {:?} is listed twice; list each port once", twice.port_id);
+    if let Some(twice) = entities::duplicate(ports) {
+        let message = format!("port {twice:?} is listed twice; list each port once");
         return Err(ChangeError::request(kind::DUPLICATE_PORT, message));
     }
     let ports = check_ports(now, vm, ports.iter().map(Port::to_raw).collect(), "vms[0].")?;
     conflicts::check(now, &ports, None)?;
     let mut wanted = now.clone();
-    match wanted.vms.iter_mut().find(|known| known.id == vm) {
-        Some(known) => known.ports.extend(ports),
-        None => wanted.vms.push(Vm { id: vm.to_owned(), ports, ..Vm::default() }),
-    }
+    entities::add_ports(&mut wanted, vm, ports);
     check_subports(&wanted)?;
-    Ok(wanted)
-}
-
-fn detach(now: &Config, port: &str) -> Result<Config, ChangeError> {
-    let (vm, position) = find(now, port)?;
-    let subports: Vec<String> = now.subports_of(port).map(|id| format!("{id:?}")).collect();
-    if !subports.is_empty() {
-        let message = format!("port {port:?} has the subports {}; detach them first", subports.join(", "));
-        return Err(ChangeError::conflict("has_subports", message));
-    }
-    let mut wanted = now.clone();
-    wanted.vms[vm].ports.remove(position);
-    if wanted.vms[vm].ports.is_empty() && !wanted.vms[vm].has_settings() {
-        wanted.vms.remove(vm);
-    }
     Ok(wanted)
 }
 
@@ -141,15 +206,16 @@ fn set(now: &Config, port: &str, keys: &PortKeys) -> Result<Config, ChangeError>
         share_mac: Some(before.share_mac),
         sibling_split_horizon: Some(before.sibling_split_horizon),
     };
+    let owner = before.owner.clone();
     let raw::VmKeys { storm, share_mac, sibling_split_horizon } = keys::apply_vm_patch(of_vm, keys);
     let (id, ports) = (Some(before.id.clone()), Some(vec![raw]));
-    let of_vm = raw::Vm { id, storm, share_mac, sibling_split_horizon, ports };
+    let of_vm = raw::Vm { id, storm, share_mac, sibling_split_horizon, owner, ports };
     let Vm { storm, share_mac, sibling_split_horizon, ports, .. } = check_vm(now, of_vm, "vms[0].ports[0].")?;
     conflicts::check(now, &ports, Some(port))?;
     let mut wanted = now.clone();
     let changed = &mut wanted.vms[vm];
     (changed.storm, changed.share_mac, changed.sibling_split_horizon) = (storm, share_mac, sibling_split_horizon);
-    changed.ports.splice(position..=position, ports);
+    ports.into_iter().for_each(|port| changed.replace_port(position, port));
     check_subports(&wanted)?;
     Ok(wanted)
 }

@@ -368,6 +368,6 @@ impl Controller {
         self.mitigation.persistence.is_due |= !changes.is_empty();
         self.enforce(events, Vec::new()).await;
         self.persist_loops();
-        ChangeResult { changes, warnings }
+        ChangeResult { changes, warnings, generation: self.state.generation(), ..ChangeResult::default() }
     }
 }

@@ -26,7 +26,7 @@ use tracing::warn;
 use self::stations::StationSave;
 use super::error::StoreError;
 use super::rows::{parts, put_parts, text, version};
-use super::{DesiredState, file, renamed};
+use super::{DesiredState, file, renamed, rows};
 use crate::control::state::events::Event;
 
 /// Bounds of the history; the newest events are kept.
@@ -112,7 +112,11 @@ impl Database {
             (Some(last_applied), Some(config)) => {
                 // Earlier versions had none.
                 let orphans = read("leftovers")?.unwrap_or_default();
-                Ok(Some(DesiredState { last_applied, config, orphans }))
+                let stored = read(rows::GENERATION)?.and_then(|number| number.as_u64()).unwrap_or_default();
+                // Another version may have stored another configuration, and not its generation.
+                let is_ours = read("version")?.is_some_and(|by| by == version());
+                let generation = if is_ours { stored } else { stored.saturating_add(1) };
+                Ok(Some(DesiredState { last_applied, config, orphans, generation }))
             }
             (None, None) => Ok(None),
             _ => Err(self.corrupt("half of the desired state is missing".into())),
@@ -125,12 +129,19 @@ impl Database {
 
     /// Stores a desired state and events durably, all or nothing.
     pub fn commit(&mut self, desired: &DesiredState, events: &[Event]) -> Result<(), StoreError> {
-        self.put(&parts(desired, &version()), events)
+        self.put(&parts(desired, &desired.generation.into(), &version()), events)
     }
 
-    /// Stores orphans, if given, and events durably, all or nothing.
-    pub fn append_events(&mut self, orphans: Option<&Value>, events: &[Event]) -> Result<(), StoreError> {
-        let parts: Vec<_> = orphans.map(|orphans| ("leftovers", orphans)).into_iter().collect();
+    /// Stores orphans and a generation, if given, and events durably, all or nothing.
+    pub fn append_events(
+        &mut self,
+        orphans: Option<&Value>,
+        generation: Option<u64>,
+        events: &[Event],
+    ) -> Result<(), StoreError> {
+        let generation = generation.map(Value::from);
+        let parts = [("leftovers", orphans), (rows::GENERATION, generation.as_ref())];
+        let parts: Vec<_> = parts.into_iter().filter_map(|(part, value)| Some((part, value?))).collect();
         self.put(&parts, events)
     }
 

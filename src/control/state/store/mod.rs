@@ -44,6 +44,8 @@ pub struct DesiredState {
     pub config: Value,
     /// Netdevs to delete that may still exist; null without.
     pub orphans: Value,
+    /// Number of the configuration: each accepted change has a greater one.
+    pub generation: u64,
 }
 
 /// A learned station as stored over a restart.
@@ -125,12 +127,17 @@ impl Store {
 
     /// Stores events durably, all or nothing.
     pub async fn append_events(&self, events: Vec<Event>) -> Result<(), StoreError> {
-        self.request_handle(move |handle| handle.append_events(None, &events)).await
+        self.request_handle(move |handle| handle.append_events(None, None, &events)).await
     }
 
-    /// Stores orphans and events durably, all or nothing.
-    pub async fn commit_orphans(&self, orphans: Value, events: Vec<Event>) -> Result<(), StoreError> {
-        self.request_handle(move |handle| handle.append_events(Some(orphans), &events)).await
+    /// Stores orphans, a generation if given, and events durably, all or nothing.
+    pub async fn commit_orphans(
+        &self,
+        orphans: Value,
+        generation: Option<u64>,
+        events: Vec<Event>,
+    ) -> Result<(), StoreError> {
+        self.request_handle(move |handle| handle.append_events(Some(orphans), generation, &events)).await
     }
 
     /// The newest `max` of the events at `since` (RFC 3339, any offset) or later, the oldest first.

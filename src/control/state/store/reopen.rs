@@ -53,11 +53,17 @@ impl StoreHandle {
         Ok(())
     }
 
-    /// Stores orphans, if given, and events durably, all or nothing.
-    pub fn append_events(&mut self, orphans: Option<Value>, events: &[Event]) -> Result<(), StoreError> {
-        self.work(|database| database.append_events(orphans.as_ref(), events))?;
-        if let (Some(orphans), Some(desired)) = (orphans, &mut self.desired) {
-            desired.orphans = orphans;
+    /// Stores orphans and a generation, if given, and events durably, all or nothing.
+    pub fn append_events(
+        &mut self,
+        orphans: Option<Value>,
+        generation: Option<u64>,
+        events: &[Event],
+    ) -> Result<(), StoreError> {
+        self.work(|database| database.append_events(orphans.as_ref(), generation, events))?;
+        if let Some(desired) = &mut self.desired {
+            desired.orphans = orphans.unwrap_or_else(|| std::mem::take(&mut desired.orphans));
+            desired.generation = generation.unwrap_or(desired.generation);
         }
         Ok(())
     }

@@ -9,9 +9,12 @@ use super::DesiredState;
 /// in the file, the configuration without defaults, and with unknown parts.
 pub const VERSION: i64 = 2;
 
+/// Row of the generation.
+pub(super) const GENERATION: &str = "generation";
+
 /// Writes a complete desired state.
 pub(super) fn put_desired(transaction: &Transaction<'_>, desired: &DesiredState) -> rusqlite::Result<()> {
-    put_parts(transaction, &parts(desired, &version()))
+    put_parts(transaction, &parts(desired, &desired.generation.into(), &version()))
 }
 
 /// Version of the format and of the switch that writes it.
@@ -20,9 +23,13 @@ pub(super) fn version() -> Value {
 }
 
 /// Parts of a desired state, by row name.
-pub(super) fn parts<'v>(desired: &'v DesiredState, version: &'v Value) -> [(&'static str, &'v Value); 4] {
-    let DesiredState { last_applied, config, orphans } = desired;
-    [("base", last_applied), ("config", config), ("leftovers", orphans), ("version", version)]
+pub(super) fn parts<'v>(
+    desired: &'v DesiredState,
+    generation: &'v Value,
+    version: &'v Value,
+) -> [(&'static str, &'v Value); 5] {
+    let DesiredState { last_applied, config, orphans, generation: _ } = desired;
+    [("base", last_applied), ("config", config), ("leftovers", orphans), (GENERATION, generation), ("version", version)]
 }
 
 /// Writes these parts.

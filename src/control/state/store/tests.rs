@@ -90,7 +90,7 @@ fn stations() -> impl Strategy<Value = Vec<StoredStation>> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (value(), value(), value(), events()).prop_map(|(last_applied, config, orphans, events)| {
-            Step::Commit(DesiredState { last_applied, config, orphans }, events)
+            Step::Commit(DesiredState { last_applied, config, orphans, generation: 1 }, events)
         }),
         (prop::option::of(value()), events()).prop_map(|(orphans, events)| Step::Note(orphans, events)),
         (stations(), 0i64..1 << 40).prop_map(|(stations, now)| Step::Save(stations, now)),
@@ -136,7 +136,7 @@ proptest! {
                 Step::Note(orphans, new_events) => {
                     // Orphans exist only once there is a desired state.
                     let orphans = orphans.filter(|_| desired.is_some());
-                    database.append_events(orphans.as_ref(), &new_events).unwrap();
+                    database.append_events(orphans.as_ref(), None, &new_events).unwrap();
                     if let (Some(desired), Some(orphans)) = (&mut desired, orphans) {
                         desired.orphans = orphans;
                     }
@@ -203,7 +203,7 @@ proptest! {
         let (mut database, _) = open(&place.path().join("state.db"));
         let time: Result<jiff::Timestamp, _> = text.parse();
         prop_assert_eq!(database.events(Some(&text), 1).is_ok(), time.is_ok());
-        prop_assert_eq!(database.append_events(None, &[event(&text, "")]).is_ok(), time.is_ok());
+        prop_assert_eq!(database.append_events(None, None, &[event(&text, "")]).is_ok(), time.is_ok());
     }
 }
 
@@ -211,7 +211,7 @@ proptest! {
 fn an_event_with_an_invalid_time_fails_the_commit() {
     let place = TempDir::new().unwrap();
     let (mut database, _) = open(&place.path().join("state.db"));
-    let desired = DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null };
+    let desired = DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null, generation: 1 };
     let messages = database.commit(&desired, &[event(&written(0), "good"), event("yesterday", "bad")]);
     let why = messages.unwrap_err().to_string();
     assert!(why.contains("\"yesterday\" is not a time") && why.contains("2026-01-31T12:00:00.000Z"), "{why}");
@@ -236,7 +236,7 @@ fn events_of_unknown_kinds_are_skipped() {
     let path = place.path().join("state.db");
     let (mut database, _) = open(&path);
     let events = ["one", "two", "three"].map(|text| event(&written(0), text));
-    database.append_events(None, &events).unwrap();
+    database.append_events(None, None, &events).unwrap();
     drop(database);
     let other = rusqlite::Connection::open(&path).unwrap();
     let changed = other.execute("UPDATE events SET json = replace(json, 'config', 'eclipse') WHERE number = 2", []);
@@ -253,7 +253,7 @@ fn the_last_event_id_is_the_greatest_one() {
     let (mut database, _) = open(&path);
     assert_eq!(database.last_event().unwrap(), 0);
     let events = [1, 7, 1 << 52, 2].map(|id| Event { id, ..event(&written(0), "some") });
-    database.append_events(None, &events).unwrap();
+    database.append_events(None, None, &events).unwrap();
     assert_eq!(database.last_event().unwrap(), 1 << 52);
     drop(database);
     let other = rusqlite::Connection::open(&path).unwrap();
@@ -269,7 +269,8 @@ fn the_last_event_id_is_the_greatest_one() {
 fn a_file_contains_the_desired_state_as_soon_as_it_has_its_name() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("state.db");
-    let desired = DesiredState { last_applied: json!({"a": 1}), config: json!({"b": 2}), orphans: json!([3]) };
+    let desired =
+        DesiredState { last_applied: json!({"a": 1}), config: json!({"b": 2}), orphans: json!([3]), generation: 1 };
     super::file::provide(&path, Some(&desired)).unwrap();
     assert_eq!(super::peek(&path).unwrap(), Some(desired.clone()));
     assert_eq!(Database::open(&path, None).unwrap().1, Some(desired.clone()));
@@ -304,7 +305,12 @@ fn an_incomplete_desired_state_is_damage() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("state.db");
     let (mut database, _) = open(&path);
-    database.commit(&DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null }, &[]).unwrap();
+    database
+        .commit(
+            &DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null, generation: 1 },
+            &[],
+        )
+        .unwrap();
     drop(database);
     for sql in ["UPDATE desired SET json = '{' WHERE part = 'config'", "DELETE FROM desired WHERE part = 'config'"] {
         let other = rusqlite::Connection::open(&path).unwrap();

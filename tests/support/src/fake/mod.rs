@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::{broadcast, mpsc, oneshot};
-use vifswitch::control::api::handle::{Flush, Handle, Request};
+use vifswitch::control::api::handle::{ChangeOptions, Flush, Handle, Request};
 use vifswitch::control::api::responses::{
     AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CountsView, DeviceView, Direction, DropView,
     NetworkView, PortView, StationKind, StationView, Status, UplinkNetworkView, UplinkView, VmView, WorkerView,
@@ -21,6 +20,9 @@ use vifswitch::control::state::events::{Event, EventKind};
 
 /// A valid id that needs escaping everywhere.
 pub const ODD: &str = "a\"b\\c";
+
+/// Generation of the fake configuration.
+pub const GENERATION: u64 = 7;
 
 /// Views of the fake switch.
 #[derive(Debug, Clone, Default)]
@@ -42,9 +44,10 @@ pub struct Views {
 /// Requests that the fake switch has received, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Received {
-    Change(Change, Option<Duration>),
+    Change(Change, ChangeOptions),
     Diff(Change),
     Confirm,
+    Cancel,
     Flush(Flush),
     Release(String),
     Events(Option<String>),
@@ -65,7 +68,11 @@ impl FakeBehaviour {
     /// A behaviour that accepts every change, and its received requests.
     pub fn willing() -> (FakeBehaviour, mpsc::UnboundedReceiver<Received>) {
         let (requests, received) = mpsc::unbounded_channel();
-        let answer = Ok(ChangeResult { changes: vec!["port p9 is new".into()], warnings: vec!["no namespace".into()] });
+        let answer = Ok(ChangeResult {
+            changes: vec!["port p9 is new".into()],
+            warnings: vec!["no namespace".into()],
+            ..ChangeResult::default()
+        });
         (FakeBehaviour { answer, requests, happening: broadcast::channel(16).0 }, received)
     }
 
@@ -103,6 +110,7 @@ impl Views {
     /// Two ports of two VMs on one network, one of them with a name that needs escaping.
     pub fn made_up() -> Views {
         let port = |port_id: &str, device_id: &str, status, status_reason: &str| PortView {
+            owner: None,
             port_id: port_id.into(),
             device_id: device_id.into(),
             network_id: "net1".into(),
@@ -154,6 +162,7 @@ impl Views {
             },
         };
         let vm = |device_id: &str, port: &str| VmView {
+            owner: None,
             device_id: device_id.into(),
             ports: vec![port.into()],
             networks: vec!["net1".into()],
@@ -165,6 +174,7 @@ impl Views {
             drops: 2,
         };
         let uplink = |uplink_id: &str, active, status_reason: &str| UplinkView {
+            owner: None,
             uplink_id: uplink_id.into(),
             group: Some("wire".into()),
             active,
@@ -210,6 +220,7 @@ impl Views {
             ports: vec![port("p1", "fw-3", Status::Active, ""), port(ODD, "web", Status::Down, "no such namespace")],
             vms: vec![vm("fw-3", "p1"), vm("web", ODD)],
             networks: vec![NetworkView {
+                owner: None,
                 network_id: "net1".into(),
                 mtu: 1500,
                 ports: 2,
@@ -309,15 +320,26 @@ impl Views {
                 Request::Storms(reply) => drop(reply.send(self.storms.clone())),
                 Request::LoopCounts(reply) => drop(reply.send(self.loop_counts)),
                 Request::Audit(reply) => drop(reply.send(self.audit.clone())),
-                Request::Config(reply) => drop(reply.send(json!({ "switch": { "cores": [1] } }))),
-                Request::Change(change, confirm, reply) => {
-                    mind.record(Received::Change(change, confirm));
+                Request::PortsOf(ids, reply) => {
+                    let ports = self.ports.iter().filter(|port| ids.contains(&port.port_id));
+                    drop(reply.send(ports.cloned().collect()));
+                }
+                Request::Config(_, reply) => drop(reply.send((json!({ "switch": { "cores": [1] } }), GENERATION))),
+                Request::Generation(reply) => drop(reply.send(GENERATION)),
+                Request::Subscribe(reply) => drop(reply.send(mind.happening.subscribe())),
+                Request::Change(change, options, reply) => {
+                    mind.record(Received::Change(change, options));
                     drop(reply.send(mind.answer.clone()));
                 }
-                Request::Diff(change, reply) => {
+                Request::Diff(change, _, reply) => {
                     mind.record(Received::Diff(change));
                     drop(reply.send(mind.answer.clone()));
                 }
+                Request::Cancel(reply) => {
+                    mind.record(Received::Cancel);
+                    drop(reply.send(mind.answer.clone()));
+                }
+                Request::Unconfirmed(reply) => drop(reply.send(None)),
                 Request::Confirm(reply) => {
                     mind.record(Received::Confirm);
                     drop(reply.send(mind.answer.clone()));

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
-use vifswitch::control::api::handle::Handle;
+use vifswitch::control::api::handle::{ChangeOptions, Handle};
 use vifswitch::control::api::responses::{PortView, StationView, Status};
 use vifswitch::control::config::{Config, Port, parse_toml};
 use vifswitch::control::desired::change::{Change, ChangeError, ChangeResult};
@@ -55,6 +55,7 @@ impl Inside {
     /// A switch with this many workers, over a file, a state, or both.
     pub fn new(workers: u16, file: Option<Config>, state: Option<&Path>) -> Inside {
         let (handle, requests) = Handle::new();
+        let health = handle.health().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, is_ready) = mpsc::channel();
         let state = state.map(Path::to_owned);
@@ -88,6 +89,7 @@ impl Inside {
                     probe_key,
                     state: store,
                     pool,
+                    health,
                 };
                 let mut controller = Controller::new(beginning);
                 controller.begin(config).await.unwrap();
@@ -108,7 +110,7 @@ impl Inside {
     }
 
     pub fn try_change(&self, change: Change) -> Result<ChangeResult, ChangeError> {
-        self.wait(self.handle.change(change, None, Box::new(()))).unwrap()
+        self.wait(self.handle.change(change, ChangeOptions::default(), Box::new(()))).unwrap()
     }
 
     pub fn change(&self, change: Change) -> ChangeResult {

@@ -168,7 +168,11 @@ impl Lab {
     }
 
     /// Assigns ports to workers round-robin. `wrap` may wrap each device.
-    pub fn with_devices(setup: Setup, port_specs: &[PortSpec], wrap: impl FnMut(usize, Loopback) -> Box<dyn Device>) -> Lab {
+    pub fn with_devices(
+        setup: Setup,
+        port_specs: &[PortSpec],
+        wrap: impl FnMut(usize, Loopback) -> Box<dyn Device>,
+    ) -> Lab {
         Lab::build(setup, port_specs, &[], wrap)
     }
 
@@ -199,8 +203,10 @@ impl Lab {
             anti_spoof: true,
             reserved: setup.reserved,
         });
-        let ports: Vec<_> = (0..port_specs.len() + uplink_specs.len()).map(|index| PortId::new(index as u16, 0)).collect();
-        let trunks: Vec<_> = port_specs.iter().map(|spec| spec.trunk).chain(uplink_specs.iter().map(|_| None)).collect();
+        let ports: Vec<_> =
+            (0..port_specs.len() + uplink_specs.len()).map(|index| PortId::new(index as u16, 0)).collect();
+        let trunks: Vec<_> =
+            port_specs.iter().map(|spec| spec.trunk).chain(uplink_specs.iter().map(|_| None)).collect();
         let subports = |parent: usize| {
             let all = trunks.iter().zip(&ports);
             all.filter_map(move |(trunk, &id)| trunk.filter(|of| of.0 == parent).map(|of| (Vid::new(of.1), id)))
@@ -233,17 +239,17 @@ impl Lab {
         }
         for (number, uplink) in uplink_specs.iter().enumerate() {
             let id = ports[port_specs.len() + number];
-            let shared = wire.backup_of.unwrap_or(number);
-            let places = wire.networks.iter().map(|&(vid, network)| (Vid::new(vid), uplink_port(shared, network)));
+            let shared = uplink.backup_of.unwrap_or(number);
+            let places = uplink.networks.iter().map(|&(vid, network)| (Vid::new(vid), uplink_port(shared, network)));
             let places: Vec<_> = places.collect();
-            let uplinks = wire.networks.iter().zip(&places).map(|(&(_, network), &(vlan, port))| PortConfig {
+            let uplinks = uplink.networks.iter().zip(&places).map(|(&(_, network), &(vlan, port))| PortConfig {
                 worker: worker(id),
                 ..PortConfig::uplink(port, NetworkId::new(network), VmId(u32::MAX), id, vlan)
             });
-            if wire.backup_of.is_none() {
+            if uplink.backup_of.is_none() {
                 config.extend(uplinks);
             }
-            let backup = wire.backup_of.is_some();
+            let backup = uplink.backup_of.is_some();
             all_trunks.push(TrunkConfig { id, admin_up: true, worker: worker(id), backup, ports: places });
         }
         let config = Arc::new(ForwardingConfig::compile(hash_key, networks.collect(), config, all_trunks));
