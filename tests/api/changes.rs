@@ -220,6 +220,8 @@ fn a_change_says_whether_it_made_or_deleted_anything() {
         assert_eq!(answer.0, status, "{answer:?}");
         assert!(answer.1.to_lowercase().contains("etag: \"18\""), "{answer:?}");
     }
+    let tried = answer_to(vec![new("n", None)], "PUT", "/v1/networks/n?dry_run=true", "{}");
+    assert_eq!(tried.0, 200, "a dry run makes nothing");
     for path in ["/v1/networks/n", "/v1/uplinks/n", "/v1/vms/n", "/v1/ports/n"] {
         let gone = answer_to(vec![], "DELETE", path, "");
         assert_eq!((gone.0, gone.2.as_str()), (204, ""), "{path}");

@@ -127,7 +127,8 @@ impl Conditions {
     pub async fn make(self, state: &AppState, change: Change, room: BodyPermit) -> Result<Changed, ApiError> {
         let hold = Box::new((state.limits.change()?, room));
         if self.is_dry_run {
-            return Ok(Changed::new(state.handle.diff(change, self.options, hold).await??));
+            let changed = Changed::new(state.handle.diff(change, self.options, hold).await??);
+            return Ok(Changed { is_dry_run: true, ..changed });
         }
         let named: Vec<String> = change.ports().map(str::to_owned).collect();
         let result = state.handle.change(change, self.options, hold).await??;
@@ -136,7 +137,7 @@ impl Conditions {
         let ids = differences.map(|of| of.id.clone()).chain(named).collect();
         let not_active = Some(await_active(state, ids, wait).await?);
         let answer = ChangeAnswer { result, not_active };
-        Ok(Changed { answer, status: StatusCode::OK })
+        Ok(Changed { answer, status: StatusCode::OK, is_dry_run: false })
     }
 }
 
@@ -195,11 +196,13 @@ pub struct ChangeAnswer {
 pub struct Changed {
     answer: ChangeAnswer,
     status: StatusCode,
+    is_dry_run: bool,
 }
 
 impl Changed {
     fn new(result: ChangeResult) -> Changed {
-        Changed { answer: ChangeAnswer { result, not_active: None }, status: StatusCode::OK }
+        let answer = ChangeAnswer { result, not_active: None };
+        Changed { answer, status: StatusCode::OK, is_dry_run: false }
     }
 
     /// The result.
@@ -210,7 +213,7 @@ impl Changed {
     /// 201 if it has made this entity.
     pub fn or_created(mut self, kind: Entity, id: &str) -> Changed {
         let is_new = |of: &Difference| of.kind == kind && of.id == id && of.key.is_none() && !of.after.is_null();
-        if self.answer.result.differences.iter().any(is_new) {
+        if !self.is_dry_run && self.answer.result.differences.iter().any(is_new) {
             self.status = StatusCode::CREATED;
         }
         self
