@@ -56,9 +56,12 @@ pub fn api(handle: Handle) -> Router {
     let changing = Router::new()
         .route("/v1/config", put(write_routes::apply))
         .route("/v1/config/diff", post(write_routes::diff))
-        .route("/v1/confirm", get(write_routes::pending).post(write_routes::confirm).delete(write_routes::cancel))
+        .route("/v1/confirm", get(write_routes::unconfirmed).post(write_routes::confirm).delete(write_routes::cancel))
         .route("/v1/vms/{id}/ports", post(write_routes::attach))
-        .route("/v1/ports/{id}", put(entity_routes::put_port).patch(write_routes::set).delete(write_routes::detach))
+        .route(
+            "/v1/ports/{id}",
+            put(entity_routes::put_port).patch(write_routes::set).delete(entity_routes::delete_port),
+        )
         .route("/v1/networks/{id}", put(entity_routes::put_network).delete(entity_routes::delete_network))
         .route("/v1/uplinks/{id}", put(entity_routes::put_uplink).delete(entity_routes::delete_uplink))
         .route("/v1/vms/{id}", put(entity_routes::put_vm).delete(entity_routes::delete_vm))

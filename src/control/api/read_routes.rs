@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
+use std::future::Future;
 use std::sync::Arc;
 
 use axum::Json;
@@ -43,11 +44,6 @@ pub fn port_id(id: Name) -> Result<String, ApiError> {
     }
 }
 
-/// A list of desired state, with the generation that it has at least.
-fn listed<T: Serialize>(generation: u64, items: Vec<T>) -> Response {
-    (etag(generation), Json(items)).into_response()
-}
-
 /// Query of a list.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -58,10 +54,18 @@ pub struct ListQuery {
 /// Query of a list, as axum extracts it.
 type Filtered = Result<Query<ListQuery>, QueryRejection>;
 
-/// Keeps what bears the label, if the query has one.
-fn of_owner<T>(query: Filtered, items: Vec<T>, owner: impl Fn(&T) -> &Option<String>) -> Result<Vec<T>, ApiError> {
+/// A list of desired state, with the generation that it has at least: all, or what bears the label of the query.
+async fn list<T: Serialize>(
+    state: &AppState,
+    query: Filtered,
+    items: impl Future<Output = Result<Vec<T>, ShuttingDown>>,
+    owner: fn(&T) -> &Option<String>,
+) -> Result<Response, ApiError> {
     let ListQuery { owner: wanted } = query_of(query)?;
-    Ok(items.into_iter().filter(|item| wanted.is_none() || *owner(item) == wanted).collect())
+    let generation = state.handle.generation().await?;
+    let mut items = items.await?;
+    items.retain(|item| wanted.is_none() || *owner(item) == wanted);
+    Ok((etag(generation), Json(items)).into_response())
 }
 
 /// All ports, by VM, in the order of the configuration
@@ -69,9 +73,7 @@ fn of_owner<T>(query: Filtered, items: Vec<T>, owner: impl Fn(&T) -> &Option<Str
     params(("owner" = Option<String>, Query, description = "only those with this label")),
     responses((status = 200, body = Vec<PortView>), (status = 400, body = ErrorBody)))]
 pub async fn ports(State(state): State<AppState>, query: Filtered) -> Result<Response, ApiError> {
-    let generation = state.handle.generation().await?;
-    let ports = of_owner(query, state.handle.ports().await?, |port| &port.owner)?;
-    Ok(listed(generation, ports))
+    list(&state, query, state.handle.ports(), |port| &port.owner).await
 }
 
 /// One port
@@ -96,9 +98,7 @@ pub async fn port(State(state): State<AppState>, id: Name) -> Result<Response, A
     params(("owner" = Option<String>, Query, description = "only those with this label")),
     responses((status = 200, body = Vec<UplinkView>), (status = 400, body = ErrorBody)))]
 pub async fn uplinks(State(state): State<AppState>, query: Filtered) -> Result<Response, ApiError> {
-    let generation = state.handle.generation().await?;
-    let uplinks = of_owner(query, state.handle.uplinks().await?, |uplink| &uplink.owner)?;
-    Ok(listed(generation, uplinks))
+    list(&state, query, state.handle.uplinks(), |uplink| &uplink.owner).await
 }
 
 /// All VMs, with the sums over their ports
@@ -106,9 +106,7 @@ pub async fn uplinks(State(state): State<AppState>, query: Filtered) -> Result<R
     params(("owner" = Option<String>, Query, description = "only those with this label")),
     responses((status = 200, body = Vec<VmView>), (status = 400, body = ErrorBody)))]
 pub async fn vms(State(state): State<AppState>, query: Filtered) -> Result<Response, ApiError> {
-    let generation = state.handle.generation().await?;
-    let vms = of_owner(query, state.handle.vms().await?, |vm| &vm.owner)?;
-    Ok(listed(generation, vms))
+    list(&state, query, state.handle.vms(), |vm| &vm.owner).await
 }
 
 /// All networks
@@ -116,9 +114,7 @@ pub async fn vms(State(state): State<AppState>, query: Filtered) -> Result<Respo
     params(("owner" = Option<String>, Query, description = "only those with this label")),
     responses((status = 200, body = Vec<NetworkView>), (status = 400, body = ErrorBody)))]
 pub async fn networks(State(state): State<AppState>, query: Filtered) -> Result<Response, ApiError> {
-    let generation = state.handle.generation().await?;
-    let networks = of_owner(query, state.handle.networks().await?, |network| &network.owner)?;
-    Ok(listed(generation, networks))
+    list(&state, query, state.handle.networks(), |network| &network.owner).await
 }
 
 /// The forwarding database: the port of each station

@@ -14,7 +14,6 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::body::{BodyPermit, CONFIGURATION, REQUEST, RequestBody};
 use super::conditions::{ChangeAnswer, ChangeQuery, Changed, Conditions, ConfigQuery, etag, query_of};
-use super::entity_routes::id_of;
 use super::error::{ApiError, ErrorBody};
 use super::read_routes::{Name, port_id};
 use crate::control::api::handle::{ChangeOptions, ConfigForm, Flush};
@@ -92,7 +91,7 @@ pub async fn confirm(State(state): State<AppState>) -> ChangeResponse {
 
 /// Whether a change waits to be confirmed.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct Pending {
+pub struct Unconfirmed {
     /// Whether one does.
     pending: bool,
     /// The change.
@@ -102,10 +101,10 @@ pub struct Pending {
 
 /// The change that waits to be confirmed, and the time that is left
 #[utoipa::path(get, path = "/v1/confirm", tag = "configuration",
-    responses((status = 200, body = Pending), (status = 503, body = ErrorBody)))]
-pub async fn pending(State(state): State<AppState>) -> Result<Json<Pending>, ApiError> {
+    responses((status = 200, body = Unconfirmed), (status = 503, body = ErrorBody)))]
+pub async fn unconfirmed(State(state): State<AppState>) -> Result<Json<Unconfirmed>, ApiError> {
     let change = state.handle.unconfirmed().await?;
-    Ok(Json(Pending { pending: change.is_some(), change }))
+    Ok(Json(Unconfirmed { pending: change.is_some(), change }))
 }
 
 /// Reverts the unconfirmed change now
@@ -182,21 +181,6 @@ pub async fn set(
     let text = RequestBody::receive(&headers, body, REQUEST, &state.limits).await?;
     let (keys, room) = text.read(|text| Ok(config::parse_port_keys_json(text, BODY)?)).await?;
     conditions.make(&state, Change::Set { port, keys }, room).await
-}
-
-/// Detaches a port; its siblings keep their order
-#[utoipa::path(delete, path = "/v1/ports/{id}", tag = "ports",
-    params(("id" = String, Path, description = "the port"), ("dry_run" = Option<bool>, Query, description = "change nothing")),
-    responses((status = 200, body = ChangeAnswer), (status = 204, description = "there is none"),
-        (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
-pub async fn detach(
-    State(state): State<AppState>,
-    id: Name,
-    query: ChangeQuery,
-    headers: HeaderMap,
-) -> Result<Changed, ApiError> {
-    let port = id_of("port", id)?;
-    Ok(Conditions::of(query, &headers)?.make(&state, Change::Detach { port }, None).await?.or_gone())
 }
 
 /// Releases a port from loop or storm quarantine

@@ -168,45 +168,40 @@ table! {
     later {}
 }
 
-/// Keys of [`Port`] and `vm`; for the API description only.
-#[derive(Debug)]
-pub struct PortPatch;
+/// The keys of a port, and another one; for the API description only.
+macro_rules! port_with {
+    ($(#[$about:meta])* $name:ident, $key:literal: $type:ty) => {
+        $(#[$about])*
+        #[derive(Debug)]
+        pub struct $name;
 
-impl utoipa::PartialSchema for PortPatch {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        let mut schema = Port::schema();
-        if let utoipa::openapi::RefOr::T(utoipa::openapi::Schema::Object(object)) = &mut schema {
-            object.properties.insert("vm".into(), VmKeys::schema());
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                let mut schema = Port::schema();
+                if let utoipa::openapi::RefOr::T(utoipa::openapi::Schema::Object(object)) = &mut schema {
+                    object.properties.insert($key.into(), <$type as utoipa::PartialSchema>::schema());
+                }
+                schema
+            }
         }
-        schema
-    }
-}
 
-impl ToSchema for PortPatch {
-    fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) {
-        Port::schemas(schemas);
-        VmKeys::schemas(schemas);
-    }
-}
-
-/// Keys of [`Port`] and its VM; for the API description only.
-#[derive(Debug)]
-pub struct PortOfVm;
-
-impl utoipa::PartialSchema for PortOfVm {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        let mut schema = Port::schema();
-        if let utoipa::openapi::RefOr::T(utoipa::openapi::Schema::Object(object)) = &mut schema {
-            object.properties.insert("device_id".into(), String::schema());
+        impl ToSchema for $name {
+            fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) {
+                Port::schemas(schemas);
+                <$type as ToSchema>::schemas(schemas);
+            }
         }
-        schema
-    }
+    };
 }
 
-impl ToSchema for PortOfVm {
-    fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) {
-        Port::schemas(schemas);
-    }
+port_with! {
+    /// Keys of [`Port`] and of its VM, to be changed.
+    PortPatch, "vm": VmKeys
+}
+
+port_with! {
+    /// Keys of [`Port`] and the id of its VM.
+    PortOfVm, "device_id": String
 }
 
 mod storm;

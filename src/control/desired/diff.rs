@@ -25,6 +25,19 @@ pub enum Entity {
     Uplink,
 }
 
+impl Entity {
+    /// Word for people.
+    pub fn noun(self) -> &'static str {
+        match self {
+            Entity::Switch => "switch",
+            Entity::Network => "network",
+            Entity::Vm => "VM",
+            Entity::Port => "port",
+            Entity::Uplink => "uplink",
+        }
+    }
+}
+
 /// A difference between two configurations: an entity that is new or gone, a key that changed, or the order of a list.
 ///
 /// Its text ([`fmt::Display`]) is a sentence for people.
@@ -74,13 +87,7 @@ impl Difference {
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Difference { kind, id, key, before, after } = self;
-        let (noun, plural) = match kind {
-            Entity::Switch => ("switch", "switches"),
-            Entity::Network => ("network", "networks"),
-            Entity::Vm => ("VM", "VMs"),
-            Entity::Port => ("port", "ports"),
-            Entity::Uplink => ("uplink", "uplinks"),
-        };
+        let noun = kind.noun();
         let text = |value: &'_ Value| value.as_str().unwrap_or_default().to_owned();
         match (kind, key.as_deref()) {
             (_, None) if after.is_null() => {
@@ -102,7 +109,7 @@ impl fmt::Display for Difference {
             (Entity::Vm, Some(ORDER)) if !id.is_empty() => {
                 write!(f, "the order of the ports of VM {id:?} is now {}", shown_list(after))
             }
-            (_, Some(ORDER)) => write!(f, "the order of the {plural} is now {}", shown_list(after)),
+            (_, Some(ORDER)) => write!(f, "the order of the {noun}s is now {}", shown_list(after)),
             (Entity::Port, Some(OWNER)) => write!(f, "port {id:?} was of VM {before} and is of VM {after}"),
             (Entity::Switch, Some(key)) => write!(f, "switch: {key} was {} and is {}", shown(before), shown(after)),
             (_, Some(key)) => write!(f, "{noun} {id:?}: {key} was {} and is {}", shown(before), shown(after)),

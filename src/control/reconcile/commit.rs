@@ -18,7 +18,6 @@ use crate::control::config::Config;
 use crate::control::desired::change::ChangeError;
 use crate::control::desired::diff::describe_changes;
 use crate::control::desired::orphans::Orphans;
-use crate::control::health::StoreHealth;
 use crate::control::state::StateStore;
 use crate::control::state::event_log::EventFilter;
 use crate::control::state::events::{Event, EventKind, shorten};
@@ -261,15 +260,7 @@ impl Controller {
     fn emit_store_state(&mut self, failed: Option<String>) {
         let was = self.store_failure.take();
         let retry_at = time::now() + RETRY_AFTER;
-        self.health.update(|status| {
-            let is_kept = self.state.store().is_some();
-            status.state = match &failed {
-                Some(_) => StoreHealth::StoreFailed,
-                None if is_kept => StoreHealth::Ok,
-                None => StoreHealth::None,
-            };
-            status.state_reason.clone_from(&failed);
-        });
+        self.publish_store(failed.clone());
         if let Some(why) = failed {
             if was.is_none() {
                 self.emit_state(format!(

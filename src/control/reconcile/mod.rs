@@ -325,17 +325,21 @@ impl Controller {
 
     /// Publishes generation and state at the start, and when the state becomes usable.
     fn publish_state(&self) {
-        let failure = self.state.check().err().map(|error| error.message);
+        self.health.update(|status| {
+            status.desired_generation = self.state.generation();
+            status.start = self.event_log.start().to_owned();
+        });
+        self.publish_store(self.state.check().err().map(|error| error.message));
+    }
+
+    /// Publishes whether changes can be stored, and why not.
+    fn publish_store(&self, failure: Option<String>) {
         let health = match (&failure, self.state.store()) {
             (Some(_), _) => StoreHealth::StoreFailed,
             (None, None) => StoreHealth::None,
             (None, Some(_)) => StoreHealth::Ok,
         };
-        self.health.update(|status| {
-            status.desired_generation = self.state.generation();
-            (status.state, status.state_reason) = (health, failure);
-            status.start = self.event_log.start().to_owned();
-        });
+        self.health.update(|status| (status.state, status.state_reason) = (health, failure));
     }
 
     fn new_port(&mut self, endpoint: Endpoint) -> Port {

@@ -111,7 +111,7 @@ impl Database {
         match (read("base")?, read("config")?) {
             (Some(last_applied), Some(config)) => {
                 // Earlier versions had none.
-                let orphans = read("leftovers")?.unwrap_or_default();
+                let orphans = read(rows::ORPHANS)?.unwrap_or_default();
                 let stored = read(rows::GENERATION)?.and_then(|number| number.as_u64()).unwrap_or_default();
                 // Another version may have stored another configuration, and not its generation.
                 let is_ours = read("version")?.is_some_and(|by| by == version());
@@ -140,7 +140,7 @@ impl Database {
         events: &[Event],
     ) -> Result<(), StoreError> {
         let generation = generation.map(Value::from);
-        let parts = [("leftovers", orphans), (rows::GENERATION, generation.as_ref())];
+        let parts = [(rows::ORPHANS, orphans), (rows::GENERATION, generation.as_ref())];
         let parts: Vec<_> = parts.into_iter().filter_map(|(part, value)| Some((part, value?))).collect();
         self.put(&parts, events)
     }

@@ -9,6 +9,9 @@ use super::DesiredState;
 /// in the file, the configuration without defaults, and with unknown parts.
 pub const VERSION: i64 = 2;
 
+/// Row of orphaned netdevs, by its stored name.
+pub(super) const ORPHANS: &str = "leftovers";
+
 /// Row of the generation.
 pub(super) const GENERATION: &str = "generation";
 
@@ -29,7 +32,7 @@ pub(super) fn parts<'v>(
     version: &'v Value,
 ) -> [(&'static str, &'v Value); 5] {
     let DesiredState { last_applied, config, orphans, generation: _ } = desired;
-    [("base", last_applied), ("config", config), ("leftovers", orphans), (GENERATION, generation), ("version", version)]
+    [("base", last_applied), ("config", config), (ORPHANS, orphans), (GENERATION, generation), ("version", version)]
 }
 
 /// Writes these parts.
