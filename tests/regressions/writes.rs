@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::thread;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -166,6 +167,25 @@ fn a_bad_port_keeps_no_other_change_out() {
         gone.status.code() == Some(1) && String::from_utf8_lossy(&gone.stderr).contains("no such port"),
         "{gone:?}"
     );
+}
+
+/// The answer to a change that waits comes when its port is up, long before the time is over.
+#[test]
+fn a_change_waits_until_its_port_is_active() {
+    let Some(namespace) = Namespace::planned() else { return };
+    let daemon = stateful();
+    let (body, path) = (port(1, &namespace.0).to_string(), "/v1/ports/later?wait=300");
+    let answer = thread::scope(|scope| {
+        let waiting = scope.spawn(|| ask(&daemon, "PUT", path, "", &body));
+        await_that("the port", || (daemon.listed() == ["later"]).then_some(()));
+        assert!(!waiting.is_finished(), "its namespace does not exist");
+        namespace.make();
+        waiting.join().unwrap()
+    });
+    let Answer(201, _, changed) = answer else { panic!("{answer:?}") };
+    assert_eq!(changed["not_active"], json!([]));
+    let listed: Value = daemon.get("/v1/ports/later");
+    assert_eq!(listed["status"], "ACTIVE");
 }
 
 /// Siblings that are attached in any order are in the requested one.

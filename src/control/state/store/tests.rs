@@ -279,6 +279,27 @@ fn a_file_contains_the_desired_state_as_soon_as_it_has_its_name() {
     assert_eq!(Database::open(&path, Some(&other)).unwrap().1, Some(desired));
 }
 
+/// Another version may have stored a configuration without its generation.
+#[test]
+fn a_state_of_another_version_has_another_generation() {
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("state.db");
+    let desired = DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null, generation: 7 };
+    super::file::provide(&path, Some(&desired)).unwrap();
+    let generation = || Database::open(&path, None).unwrap().1.unwrap().generation;
+    assert_eq!(generation(), 7);
+    for (change, expected) in [
+        ("UPDATE desired SET json = replace(json, '\"switch\":\"', '\"switch\":\"9.') WHERE part = 'version'", 8),
+        ("DELETE FROM desired WHERE part = 'version'", 8),
+        ("DELETE FROM desired WHERE part = 'generation'", 1),
+    ] {
+        let other = rusqlite::Connection::open(&path).unwrap();
+        assert_eq!(other.execute(change, []).unwrap(), 1, "{change}");
+        other.close().unwrap();
+        assert_eq!(generation(), expected, "{change}");
+    }
+}
+
 #[test]
 fn newer_formats_and_foreign_files_are_refused() {
     let place = TempDir::new().unwrap();

@@ -162,6 +162,28 @@ fn a_put_port_is_attached_changed_or_moved() {
 }
 
 #[test]
+fn ports_of_a_put_vm_are_no_ones_else() {
+    let put = |vm: &str, wanted: &[Value]| Change::PutVm {
+        vm: vm.into(),
+        settings: VmSettings::default(),
+        ports: Some(ports(wanted)),
+    };
+    for (wanted, expected) in [
+        (port("p1", "net1", 9, "t9"), "port_in_use"),
+        (port("p9", "net1", 1, "t9"), "mac_in_use"),
+        (port("p9", "net1", 9, "t1"), "device_in_use"),
+    ] {
+        let (category, kind, message) = refused(&put("b", &[wanted]));
+        assert_eq!((category, kind), (ErrorKind::Conflict, expected), "{message}");
+    }
+    // Its own ones may change places, and what is not listed goes.
+    let now = put("a", &[port("p2", "net2", 2, "t2"), port("p1", "net1", 1, "t1")]).to(&there()).unwrap();
+    assert_eq!(listed(&now)[0], ("a", vec!["p2", "p1"]));
+    let now = put("a", &[port("p2", "net2", 2, "t2")]).to(&now).unwrap();
+    assert_eq!(listed(&now), [("a", vec!["p2"]), ("b", vec!["p3"])]);
+}
+
+#[test]
 fn an_entity_names_itself_or_nothing() {
     assert_eq!(parse_network_json(r#"{"mtu": 9000}"#, "body", "n").unwrap().id, "n");
     assert_eq!(parse_network_json(r#"{"id": "n", "mtu": 9000}"#, "body", "n").unwrap().mtu, 9000);
