@@ -27,6 +27,7 @@ use self::log::Log;
 use self::signals::Signals;
 use self::supervisor::notify_all;
 use crate::control::api::handle::{Handle, Request};
+use crate::control::api::peer::PeerOf;
 use crate::control::api::socket::Socket;
 use crate::control::api::{api, read_routes, serve};
 use crate::control::config::{self, Config, ConfigFile, Poll, SwitchSettings};
@@ -288,6 +289,7 @@ fn start(index: usize, worker: Worker, core: usize, pace: Pace) -> io::Result<th
 fn spawn_server<L>(listener: L, pages: Router, stopped: &watch::Receiver<()>) -> tokio::task::JoinHandle<()>
 where
     L: axum::serve::Listener,
+    L::Io: PeerOf,
     L::Addr: std::fmt::Debug,
 {
     let mut stopped = stopped.clone();

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod author;
 pub mod background;
 pub mod compile;
 pub mod config;

@@ -2,6 +2,7 @@
 //! controller; needs nothing of the host.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod authors;
 mod bounds;
 mod changes;
 mod events;

@@ -8,6 +8,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::control::api::responses::{
     AuditView, DropView, NetworkView, PortView, StationView, UnconfirmedView, UplinkView, VmView, WorkerView,
 };
+use crate::control::author::Author;
 use crate::control::config::ConfigFile;
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
 use crate::control::health::Health;
@@ -50,6 +51,7 @@ impl ChangeOptions {
 /// Channel of the reply. Dropping it frees the request's permit.
 pub struct Reply<T> {
     answer: oneshot::Sender<T>,
+    by: Option<Author>,
     _permit: Permit,
 }
 
@@ -57,6 +59,11 @@ impl<T> Reply<T> {
     /// Sends the reply. Returns it if the client has disconnected.
     pub fn send(self, answer: T) -> Result<(), T> {
         self.answer.send(answer)
+    }
+
+    /// Who makes the request; `None` if it is not one of the API.
+    pub fn by(&self) -> Option<&Author> {
+        self.by.as_ref()
     }
 
     /// Whether the client has disconnected.
@@ -203,7 +210,7 @@ impl Handle {
         permit: Permit,
         request: impl FnOnce(Reply<T>) -> Request,
     ) -> Result<T, ShuttingDown> {
-        self.request(|answer| request(Reply { answer, _permit: permit })).await
+        self.request(|answer| request(Reply { answer, by: Author::current(), _permit: permit })).await
     }
 
     /// All ports, in the order of the configuration.

@@ -19,6 +19,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
+use super::peer::PeerOf;
+
 /// Maximum connections of a listener; more wait to be accepted.
 const CONNECTIONS: usize = 64;
 
@@ -49,7 +51,11 @@ impl Shutdown {
 
 /// Serves `pages` at `listener` until `stop` is ready. Responses in progress are completed within a timeout. The
 /// listener is dropped before, so that no one connects any more.
-pub async fn serve<L: Listener>(mut listener: L, pages: Router, stop: impl Future<Output = ()>) {
+pub async fn serve<L>(mut listener: L, pages: Router, stop: impl Future<Output = ()>)
+where
+    L: Listener,
+    L::Io: PeerOf,
+{
     let mut stop = pin!(stop);
     let (leave, shutdown) = watch::channel(());
     let mut connections = JoinSet::new();
@@ -69,11 +75,11 @@ pub async fn serve<L: Listener>(mut listener: L, pages: Router, stop: impl Futur
 
 /// Serves one connection until either side closes it, or, after `leave`, until its current request is answered.
 async fn serve_connection(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    stream: impl AsyncRead + AsyncWrite + PeerOf + Unpin + Send + 'static,
     pages: Router,
     mut leave: Shutdown,
 ) {
-    let pages = pages.layer(Extension(leave.clone()));
+    let pages = pages.layer(Extension(leave.clone())).layer(Extension(stream.peer()));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_TIMEOUT)

@@ -28,7 +28,9 @@ mod health_routes;
 mod limits;
 mod listener;
 mod openapi;
+pub mod peer;
 mod read_routes;
+mod request_id;
 pub mod responses;
 pub mod socket;
 mod write_routes;
@@ -102,5 +104,6 @@ fn with_state(routes: Router<AppState>, handle: Handle) -> Router {
         .method_not_allowed_fallback(async |method: Method, uri: Uri| ApiError::method(&method, uri.path()))
         .layer(from_fn_with_state(limits.clone(), limits::admit))
         .layer(from_fn(body::drain))
+        .layer(from_fn(request_id::identify))
         .with_state(AppState { handle, limits })
 }

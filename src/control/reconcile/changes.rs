@@ -10,12 +10,13 @@ use super::commit::generation_of_revert;
 use super::results::{AfterCommit, Apply, ProvisionalChange, Reply};
 use crate::control::api::handle::ChangeOptions;
 use crate::control::api::responses::UnconfirmedView;
+use crate::control::author::Author;
 use crate::control::config::{Config, ConfigFile};
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
 use crate::control::desired::diff::describe_changes;
 use crate::control::desired::merge::Merged;
 use crate::control::state;
-use crate::control::state::events::{EventKind, shorten};
+use crate::control::state::events::{Event, EventKind, shorten};
 use crate::time::{self, MonoTime};
 
 /// Maximum changes listed in an event.
@@ -46,10 +47,11 @@ impl Controller {
             Ok(Some(admitted)) => admitted,
         };
         let (text, generation) = (summary(&result.changes), result.generation);
+        let by = reply.by().cloned();
         let apply = Apply { result, reply: Some(reply), ..Apply::default() }.into();
         match options.confirm {
             None => {
-                let event = self.event(EventKind::Config, text);
+                let event = Event { by, ..self.event(EventKind::Config, text) };
                 let orphans = self.orphans_after(&config, &config);
                 let then = AfterCommit::Apply { config: config.clone().into(), apply };
                 self.commit_change(config, generation, orphans, event, then, None);
@@ -67,7 +69,7 @@ impl Controller {
         let (file, merged, result) = match self.reloaded(file) {
             Ok(reloaded) => reloaded,
             Err(error) => {
-                self.emit_config(format!("reload failed; no changes: {}", error.message));
+                self.emit_config(format!("reload failed; no changes: {}", error.message), None);
                 return drop(reply.send(Err(error)));
             }
         };
@@ -101,7 +103,8 @@ impl Controller {
     /// Applies a change that is reverted unless confirmed.
     pub(super) async fn apply_provisionally(&mut self, provisional: ProvisionalChange) {
         let ProvisionalChange { config, apply, within, text } = provisional;
-        self.emit_config(format!("to be confirmed within {}: {text}", seconds(within)));
+        let by = apply.reply.as_ref().and_then(|reply| reply.by().cloned());
+        self.emit_config(format!("to be confirmed within {}: {text}", seconds(within)), by);
         let previous = self.config.clone();
         self.set_generation(apply.result.generation);
         self.unconfirmed =
@@ -143,7 +146,8 @@ impl Controller {
         };
         let generation = self.state.generation();
         let changed = ChangeResult::between(&unconfirmed.previous, &self.config, generation);
-        let event = self.event(EventKind::Config, format!("confirmed: {}", summary(&changed.changes)));
+        let text = format!("confirmed: {}", summary(&changed.changes));
+        let event = Event { by: reply.by().cloned(), ..self.event(EventKind::Config, text) };
         let orphans = self.orphans_after(&self.config, &self.config);
         let next = AfterCommit::Answer { changed, reply };
         self.commit_change(self.config.clone(), generation, orphans, event, next, None);
@@ -183,12 +187,13 @@ impl Controller {
             Some(_) => "cancelled".to_owned(),
             None => format!("not confirmed within {}", seconds(within)),
         };
-        self.emit_config(format!("{why}; reverted: {text}"));
+        let by = cancelled.as_ref().and_then(|reply| reply.by().cloned());
+        self.emit_config(format!("{why}; reverted: {text}"), by);
         self.apply(previous, Apply { result, reply: cancelled, ..Apply::default() }).await;
     }
 
-    fn emit_config(&mut self, text: String) {
-        let event = self.event(EventKind::Config, text);
+    fn emit_config(&mut self, text: String, by: Option<Author>) {
+        let event = Event { by, ..self.event(EventKind::Config, text) };
         self.emit(true, event);
     }
 }

@@ -5,6 +5,8 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::control::author::Author;
+
 /// Kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -83,6 +85,9 @@ pub struct Event {
     /// IP address.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ip: Option<String>,
+    /// Of a change by the API: who made it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub by: Option<Author>,
     /// Description.
     pub text: String,
 }
@@ -116,6 +121,7 @@ impl Event {
             network: None,
             mac: None,
             ip: None,
+            by: None,
             text: String::new(),
         }
     }
@@ -134,7 +140,8 @@ impl Event {
     pub fn size(&self) -> usize {
         let texts = [&self.vm, &self.network, &self.mac, &self.ip].map(|text| text.as_ref().map_or(0, String::len));
         let ports: usize = self.ports.iter().map(|port| port.len() + size_of::<String>()).sum();
-        size_of::<Event>() + self.text.len() + texts.iter().sum::<usize>() + ports
+        let by = self.by.as_ref().map_or(0, |by| by.request_id.len());
+        size_of::<Event>() + by + self.text.len() + texts.iter().sum::<usize>() + ports
     }
 }
 

@@ -24,6 +24,7 @@ fn event(time: &str, text: &str) -> Event {
         network,
         mac,
         ip: None,
+        by: None,
         text: text.into(),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use serde_json::json;
@@ -14,6 +15,7 @@ use vifswitch::control::api::responses::{
 };
 use vifswitch::control::api::socket::Socket;
 use vifswitch::control::api::{api, serve};
+use vifswitch::control::author::Author;
 use vifswitch::control::desired::change::{Change, ChangeError, ChangeResult, ErrorKind};
 use vifswitch::control::loops::status::{LoopCounts, LoopKind, LoopStatus, StormStatus};
 use vifswitch::control::state::events::{Event, EventKind};
@@ -62,6 +64,8 @@ pub struct FakeBehaviour {
     pub requests: mpsc::UnboundedSender<Received>,
     /// Emits events.
     pub happening: broadcast::Sender<Event>,
+    /// Authors of changes, in order.
+    pub authors: Arc<Mutex<Vec<Option<Author>>>>,
 }
 
 impl FakeBehaviour {
@@ -73,7 +77,7 @@ impl FakeBehaviour {
             warnings: vec!["no namespace".into()],
             ..ChangeResult::default()
         });
-        (FakeBehaviour { answer, requests, happening: broadcast::channel(16).0 }, received)
+        (FakeBehaviour { answer, requests, happening: broadcast::channel(16).0, authors: Arc::default() }, received)
     }
 
     /// A behaviour that refuses every change.
@@ -82,6 +86,10 @@ impl FakeBehaviour {
             answer: Err(ChangeError { category, kind, message: message.into() }),
             ..FakeBehaviour::willing().0
         }
+    }
+
+    fn note(&self, by: Option<&Author>) {
+        self.authors.lock().unwrap().push(by.cloned());
     }
 
     fn record(&self, requests: Received) {
@@ -102,6 +110,7 @@ pub fn event(time: &str, text: &str) -> Event {
         network: Some("net1".into()),
         mac: None,
         ip: None,
+        by: None,
         text: text.into(),
     }
 }
@@ -329,6 +338,7 @@ impl Views {
                 Request::Subscribe(reply) => drop(reply.send(mind.happening.subscribe())),
                 Request::Change(change, options, reply) => {
                     mind.record(Received::Change(change, options));
+                    mind.note(reply.by());
                     drop(reply.send(mind.answer.clone()));
                 }
                 Request::Diff(change, _, reply) => {
@@ -337,11 +347,13 @@ impl Views {
                 }
                 Request::Cancel(reply) => {
                     mind.record(Received::Cancel);
+                    mind.note(reply.by());
                     drop(reply.send(mind.answer.clone()));
                 }
                 Request::Unconfirmed(reply) => drop(reply.send(None)),
                 Request::Confirm(reply) => {
                     mind.record(Received::Confirm);
+                    mind.note(reply.by());
                     drop(reply.send(mind.answer.clone()));
                 }
                 // Not part of the API.
@@ -352,6 +364,7 @@ impl Views {
                 }
                 Request::Release(port, reply) => {
                     mind.record(Received::Release(port));
+                    mind.note(reply.by());
                     drop(reply.send(mind.answer.clone()));
                 }
                 Request::Events(which, reply) => {
