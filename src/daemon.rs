@@ -11,6 +11,7 @@ mod supervisor;
 mod watchdog;
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
@@ -28,8 +29,8 @@ use self::signals::Signals;
 use self::supervisor::notify_all;
 use crate::control::api::handle::{Handle, Request};
 use crate::control::api::peer::PeerOf;
-use crate::control::api::socket::Socket;
-use crate::control::api::{api, read_routes, serve};
+use crate::control::api::socket::{Callers, Socket};
+use crate::control::api::{api, metrics_routes, pages, read_only_api, serve};
 use crate::control::config::{self, Config, ConfigFile, Poll, SwitchSettings};
 use crate::control::health::Phase;
 use crate::control::reconcile::{Controller, Startup};
@@ -114,8 +115,7 @@ fn run_logged(
         Signals::receive(log).map_err(|why| StartError::new(format_args!("cannot receive signals: {why}"), 1))?;
     let served = runtime.block_on(async {
         // First of all: a second switch with the same socket ends before it opens anything.
-        let socket = Socket::bind(&settings.api).map_err(|why| why.to_string())?;
-        let server = ApiServer::start(socket);
+        let server = ApiServer::start(&settings).await.map_err(|why| why.to_string())?;
         let begun = tokio::select! {
             begun = StateStore::open(file, path_of_state.as_deref(), precedence) => begun,
             () = signals.stop() => {
@@ -131,7 +131,8 @@ fn run_logged(
 
 /// Capabilities that a running switch needs, for present devices and those that may be added later.
 fn needed(settings: &SwitchSettings) -> Vec<Privilege> {
-    let low_port = settings.metrics.is_some_and(|address| (1..1024).contains(&address.port()));
+    let mut addresses = [settings.metrics, settings.pages].into_iter().flatten();
+    let low_port = addresses.any(|address| (1..1024).contains(&address.port()));
     let mut needed = vec![
         privileges::NET_ADMIN,
         privileges::NET_RAW,
@@ -162,23 +163,42 @@ fn choose_cores(settings: &SwitchSettings) -> Result<Vec<usize>, String> {
     Ok(settings.cores.clone())
 }
 
-/// The API, which is served from the start on: health at once, other requests once the controller runs.
+/// The API at all its listeners, which is served from the start on: health at once, other requests once the controller runs.
 struct ApiServer {
     handle: Handle,
     requests: mpsc::Receiver<Request>,
     /// Stops all servers when dropped.
     stop: watch::Sender<()>,
-    stopped: watch::Receiver<()>,
-    task: tokio::task::JoinHandle<()>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl ApiServer {
-    fn start(socket: Socket) -> ApiServer {
+    async fn start(settings: &SwitchSettings) -> io::Result<ApiServer> {
         let (handle, requests) = Handle::new();
         let (stop, stopped) = watch::channel(());
-        let task = spawn_server(socket, api(handle.clone()), &stopped);
-        ApiServer { handle, requests, stop, stopped, task }
+        let at = &settings.api;
+        // The socket for changes first: it is what a second switch fails at.
+        let mut tasks = vec![spawn_server(Socket::bind(at)?, api(handle.clone()), &stopped)];
+        if let Some(path) = &settings.api_read {
+            let socket = Socket::bind_for(Callers::All, path)?;
+            tasks.push(spawn_server(socket, read_only_api(handle.clone(), at), &stopped));
+        }
+        if let Some(address) = settings.metrics {
+            let listener = listen("metrics", address).await?;
+            tasks.push(spawn_server(listener, metrics_routes(handle.clone()), &stopped));
+        }
+        if let Some(address) = settings.pages {
+            let listener = listen("pages", address).await?;
+            let routes = pages(handle.clone(), settings.pages_hosts.clone(), at);
+            tasks.push(spawn_server(listener, routes, &stopped));
+        }
+        Ok(ApiServer { handle, requests, stop, tasks })
     }
+}
+
+/// Listens at the address of a key.
+async fn listen(key: &str, address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|why| named(format!("{key} on {address}"), &why))
 }
 
 async fn serve_until_told(
@@ -189,13 +209,6 @@ async fn serve_until_told(
     signals: Signals,
     path: Option<PathBuf>,
 ) -> io::Result<()> {
-    let metrics = match config.switch.metrics {
-        Some(address) => {
-            Some(TcpListener::bind(address).await.map_err(|why| named(format!("metrics on {address}"), &why))?)
-        }
-        None => None,
-    };
-
     let mut random = [0; 16];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
     let hash_key = HashKey::new(random);
@@ -224,7 +237,7 @@ async fn serve_until_told(
     let mailboxes = worker_set.mailboxes.clone();
     let worker_handles = WorkerHandles::new(worker_set.mailboxes, worker_set.counters);
     let (notices, results) = (worker_set.notices, worker_set.events);
-    let ApiServer { handle, requests, stop, stopped, task } = server;
+    let ApiServer { handle, requests, stop, tasks } = server;
     let health = handle.health().clone();
     let mut controller = Controller::new(Startup {
         cores,
@@ -237,7 +250,6 @@ async fn serve_until_told(
         pool,
         health: health.clone(),
     });
-    let servers = [Some(task), metrics.map(|listener| spawn_server(listener, read_routes(handle.clone()), &stopped))];
 
     let begun = tokio::select! {
         begun = controller.begin(config) => Some(begun.map_err(io::Error::other)?),
@@ -258,7 +270,7 @@ async fn serve_until_told(
     health.update(|status| status.phase = Phase::Stopping);
     notify(NotifyState::Stopping);
     drop(stop);
-    for server in servers.into_iter().flatten() {
+    for server in tasks {
         let _ = server.await;
     }
     controller.close_all().await;
@@ -286,7 +298,7 @@ fn start(index: usize, worker: Worker, core: usize, pace: Pace) -> io::Result<th
     })
 }
 
-fn spawn_server<L>(listener: L, pages: Router, stopped: &watch::Receiver<()>) -> tokio::task::JoinHandle<()>
+fn spawn_server<L>(listener: L, routes: Router, stopped: &watch::Receiver<()>) -> tokio::task::JoinHandle<()>
 where
     L: axum::serve::Listener,
     L::Io: PeerOf,
@@ -294,7 +306,7 @@ where
 {
     let mut stopped = stopped.clone();
     tokio::spawn(async move {
-        serve(listener, pages, async move {
+        serve(listener, routes, async move {
             // Changed or closed: both stop the server.
             let _ = stopped.changed().await;
         })

@@ -6,23 +6,21 @@ mod authors;
 mod bounds;
 mod changes;
 mod events;
+mod listeners;
 mod openapi;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use serde_json::Value;
 use support::fake::{Fake, ODD, Views, exists, runtime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use vifswitch::control::api::client::{Client, Error};
-use vifswitch::control::api::handle::Handle;
 use vifswitch::control::api::responses::{PortView, StationView};
-use vifswitch::control::api::socket::Socket;
-use vifswitch::control::api::{read_routes, serve};
+use vifswitch::control::api::socket::{Callers, Socket};
 
 /// A response: status, head, body.
 #[derive(Debug)]
@@ -278,47 +276,16 @@ fn open_connections_do_not_delay_a_stop() {
     drop(silent);
 }
 
-#[test]
-fn the_pages_can_be_served_over_tcp() {
-    let (address, known) = std::sync::mpsc::channel();
-    let (stop, stopped) = oneshot::channel::<()>();
-    let server = std::thread::spawn(move || {
-        runtime().block_on(async {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            address.send(listener.local_addr().unwrap()).unwrap();
-            let (handle, requests) = Handle::new();
-            let served = serve(listener, read_routes(handle), async { drop(stopped.await) });
-            tokio::join!(served, Views::made_up().control(requests));
-        });
-    });
-    let address = known.recv().unwrap();
-    assert_eq!(talk(TcpStream::connect(address).unwrap(), "GET", "/metrics").0, 200);
-    assert_eq!(talk(TcpStream::connect(address).unwrap(), "GET", "/v1/ports").0, 200);
-    for (method, path, status) in [
-        ("PUT", "/v1/config", 405),
-        ("PATCH", "/v1/ports/p1", 405),
-        ("DELETE", "/v1/ports/p1", 405),
-        ("POST", "/v1/ports/p1/release", 404),
-        ("POST", "/v1/vms/fw-3/ports", 404),
-        ("POST", "/v1/fdb/flush", 404),
-        ("POST", "/v1/confirm", 404),
-        ("GET", "/v1/events", 404),
-    ] {
-        let answer = talk(TcpStream::connect(address).unwrap(), method, path);
-        assert_eq!(answer.0, status, "nothing is changed over TCP: {method} {path}");
-    }
-    drop(stop);
-    server.join().unwrap();
-}
-
 #[tokio::test]
-async fn the_socket_is_accessible_to_owner_and_group() {
+async fn a_socket_is_accessible_to_owner_and_group_or_to_all() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("made/on/the/way/api.sock");
     let socket = Socket::bind(&path).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o660);
     drop(socket);
     assert!(!exists(&path), "the socket is removed with the switch");
+    let _socket = Socket::bind_for(Callers::All, &path).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o666);
 }
 
 #[tokio::test]

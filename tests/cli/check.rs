@@ -201,6 +201,9 @@ fn conditions_that_prevent_a_start_are_errors() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let metrics = format!("metrics = \"{}\"", taken.local_addr().unwrap());
     ends_so(&CheckRun::about(&vifs).switch(&metrics), 1, "switch.metrics");
+    ends_so(&CheckRun::about(&vifs).switch(&metrics.replace("metrics", "pages")), 1, "switch.pages");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    ends_so(&CheckRun::about(&vifs).switch(&format!("api_read = {:?}", file.path())), 1, "switch.api_read");
 
     let requests = CheckRun::about(&vifs);
     fs::write(requests.daemon.socket(), "").unwrap();

@@ -140,7 +140,7 @@ fn a_switch_started_by_root_drops_capabilities() {
     assert_eq!(in_force(daemon.pid()), BTreeSet::from([all & ours]));
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
     // The address is not reachable here; binding to it suffices.
-    daemon.configure(&config(&daemon.socket(), "metrics = \"127.77.0.1:977\"", &[("net1", 1500)], &vifs));
+    daemon.configure(&config(&daemon.socket(), "pages = \"127.77.0.1:977\"", &[("net1", 1500)], &vifs));
     daemon.start();
     assert_eq!(in_force(daemon.pid()), BTreeSet::from([(all | NET_BIND_SERVICE) & ours]));
 }

@@ -32,6 +32,12 @@ const WAITING: usize = 16;
 /// Maximum pending changes; they are applied one at a time.
 const CHANGES: usize = 32;
 
+/// Audits per second, of which each takes all workers a pass over their counters.
+const AUDIT_RATE: NonZeroU32 = NonZeroU32::new(20).unwrap();
+
+/// Burst of audits.
+const AUDIT_BURST: NonZeroU32 = NonZeroU32::new(40).unwrap();
+
 /// Maximum bytes of bodies in memory: four of the longest.
 const BODIES: usize = 64 * 1024 * 1024;
 
@@ -57,6 +63,7 @@ impl Clock for Monotonic {
 #[derive(Debug, Clone)]
 pub struct Limits {
     limiter: Arc<RateLimitQueue<Monotonic>>,
+    audits: Arc<RateLimitQueue<Monotonic>>,
     changes: Arc<Semaphore>,
     subscribers: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
@@ -67,6 +74,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             limiter: Arc::new(RateLimitQueue::new(RATE, BURST, WAITING, Monotonic)),
+            audits: Arc::new(RateLimitQueue::new(AUDIT_RATE, AUDIT_BURST, WAITING, Monotonic)),
             changes: Arc::new(Semaphore::new(CHANGES)),
             subscribers: Arc::new(Semaphore::new(MAX_SUBSCRIBERS)),
             bodies: Arc::new(Semaphore::new(BODIES)),
@@ -80,6 +88,11 @@ impl Limits {
     pub fn change(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         let full = |_| ApiError::too_many(format!("{CHANGES} changes are queued; try again in a second"));
         self.changes.clone().try_acquire_owned().map_err(full)
+    }
+
+    /// Waits until an audit may be made.
+    pub async fn audit(&self) -> Result<(), ApiError> {
+        self.audits.acquire().await
     }
 
     /// Permit for a subscriber.

@@ -1,22 +1,27 @@
 //! The API: HTTP/1.1 and JSON over a [`Handle`].
 //!
 //! ```text
-//!   listener ─► limits ─► read_routes    reading, also over TCP
-//!   (connections) (rate)  write_routes   changes of the configuration and of ports, unix socket only
-//!                         entity_routes  single entities: put, delete, read
-//!                         health_routes  status of the switch, also while it starts
-//!                         conditions     of changes: If-Match, dry_run, wait
-//!                         event_stream   live events, unix socket only
-//!                         openapi        API description; responses: types of responses
+//!   listener ─► limits ─► access ─► read_routes    reading, also over TCP
+//!   (connections) (rate)  (who)   write_routes   changes of the configuration and of ports, unix socket only
+//!                                 entity_routes  single entities: put, delete, read
+//!                                 health_routes  status of the switch, also while it starts
+//!                                 conditions     of changes: If-Match, dry_run, wait
+//!                                 event_stream   live events, unix socket only
+//!                                 openapi        API description; responses: types of responses
 //! ```
 
+use std::path::Path;
+use std::sync::Arc;
+
 use axum::Router;
+use axum::handler::Handler;
 use axum::http::{Method, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post, put};
 
 use crate::control::api::handle::Handle;
 
+mod access;
 mod body;
 pub mod client;
 mod conditions;
@@ -48,13 +53,29 @@ struct AppState {
     limits: Limits,
 }
 
-/// Routes that change nothing. Each call creates its own limits.
-pub fn read_routes(handle: Handle) -> Router {
-    with_state(read_router(), handle)
+/// Metrics and health, for monitoring over TCP. Each call creates its own limits.
+pub fn metrics_routes(handle: Handle) -> Router {
+    with_state(with_errors(monitoring_router(), unserved_metrics), handle)
+}
+
+/// Reads over TCP, for clients that call the switch by an IP address or one of `hosts`. `socket`: where changes are made.
+/// Each call creates its own limits.
+pub fn pages(handle: Handle, hosts: Vec<String>, socket: &Path) -> Router {
+    let routes = reads_only(with_errors(read_router(), unknown_path), socket);
+    with_state(routes.layer(from_fn_with_state(hosts.into(), access::known_host)), handle)
+}
+
+/// All reads, for a second socket. `socket`: where changes are made. Each call creates its own limits.
+pub fn read_only_api(handle: Handle, socket: &Path) -> Router {
+    with_state(reads_only(with_errors(all_routes(), unknown_path), socket), handle)
 }
 
 /// All routes. Every client that can connect is trusted with the switch. Each call creates its own limits.
 pub fn api(handle: Handle) -> Router {
+    with_state(with_errors(all_routes(), unknown_path), handle)
+}
+
+fn all_routes() -> Router<AppState> {
     let changing = Router::new()
         .route("/v1/config", put(write_routes::apply))
         .route("/v1/config/diff", post(write_routes::diff))
@@ -71,11 +92,11 @@ pub fn api(handle: Handle) -> Router {
         .route("/v1/fdb/flush", post(write_routes::flush))
         .route("/v1/events", get(event_stream::events))
         .route("/v1/openapi.json", get(openapi::page));
-    with_state(read_router().merge(changing), handle)
+    read_router().merge(changing)
 }
 
 fn read_router() -> Router<AppState> {
-    Router::new()
+    monitoring_router()
         .route("/v1/ports", get(read_routes::ports))
         .route("/v1/ports/{id}", get(read_routes::port))
         .route("/v1/uplinks", get(read_routes::uplinks))
@@ -92,16 +113,43 @@ fn read_router() -> Router<AppState> {
         .route("/v1/audit", get(read_routes::audit))
         .route("/v1/config", get(read_routes::configuration))
         .route("/v1/status", get(health_routes::status))
+}
+
+fn monitoring_router() -> Router<AppState> {
+    Router::new()
         .route("/livez", get(health_routes::live))
         .route("/readyz", get(health_routes::ready))
         .route("/metrics", get(read_routes::metrics))
 }
 
+async fn unknown_path(uri: Uri) -> ApiError {
+    ApiError::unknown("unknown_path", format!("no such path {}", uri.path()))
+}
+
+async fn unserved_metrics(uri: Uri) -> ApiError {
+    const HERE: &str =
+        "`metrics` of [switch] serves /metrics, /livez and /readyz; set `pages` there for reads over TCP";
+    ApiError::unknown("unknown_path", format!("no such path {}: {HERE}", uri.path()))
+}
+
+/// The routes with answers to other paths and methods.
+fn with_errors<H, T>(routes: Router<AppState>, unknown: H) -> Router<AppState>
+where
+    H: Handler<T, AppState>,
+    T: 'static,
+{
+    let method = async |method: Method, uri: Uri| ApiError::method(&method, uri.path());
+    routes.fallback(unknown).method_not_allowed_fallback(method)
+}
+
+fn reads_only(routes: Router<AppState>, socket: &Path) -> Router<AppState> {
+    let changes: Arc<str> = format!("the unix socket {}, `api` of [switch]", socket.display()).into();
+    routes.layer(from_fn_with_state(changes, access::reads_only))
+}
+
 fn with_state(routes: Router<AppState>, handle: Handle) -> Router {
     let limits = Limits::default();
     routes
-        .fallback(async |uri: Uri| ApiError::unknown("unknown_path", format!("no such path {}", uri.path())))
-        .method_not_allowed_fallback(async |method: Method, uri: Uri| ApiError::method(&method, uri.path()))
         .layer(from_fn_with_state(limits.clone(), limits::admit))
         .layer(from_fn(body::drain))
         .layer(from_fn(request_id::identify))

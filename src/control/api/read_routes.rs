@@ -182,6 +182,7 @@ pub async fn storms(State(state): State<AppState>) -> Result<Json<Vec<StormStatu
 /// Counter audit: whether every frame is accounted for
 #[utoipa::path(get, path = "/v1/audit", tag = "state", responses((status = 200, body = AuditView)))]
 pub async fn audit(State(state): State<AppState>) -> Result<Json<AuditView>, ApiError> {
+    state.limits.audit().await?;
     answer(state.handle.audit().await)
 }
 

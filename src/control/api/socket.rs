@@ -1,4 +1,4 @@
-//! The unix socket of the API: bound exclusively, removed at exit.
+//! The unix sockets of the API: bound exclusively, removed at exit.
 
 use std::fs;
 use std::io;
@@ -17,8 +17,24 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 
-/// File mode: owner and group may connect.
-const MODE: u32 = 0o660;
+/// Who may connect to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Callers {
+    /// Owner and group.
+    Group,
+    /// Everyone who can reach its path.
+    All,
+}
+
+impl Callers {
+    /// File mode.
+    fn mode(self) -> Mode {
+        Mode::from_raw_mode(match self {
+            Callers::Group => 0o660,
+            Callers::All => 0o666,
+        })
+    }
+}
 
 /// Listen backlog.
 const BACKLOG: i32 = 128;
@@ -36,11 +52,16 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Listens at `path` with mode 0660. Creates a missing directory. Replaces the socket of a dead switch; a live one,
+    /// Listens at `path` for owner and group.
+    pub fn bind(path: &Path) -> io::Result<Socket> {
+        Socket::bind_for(Callers::Group, path)
+    }
+
+    /// Listens at `path`. Creates a missing directory. Replaces the socket of a dead switch; a live one,
     /// or any other file, is an error. Of several switches that start simultaneously, one listens and the others fail.
     ///
     /// Must be called in a tokio runtime.
-    pub fn bind(path: &Path) -> io::Result<Socket> {
+    pub fn bind_for(callers: Callers, path: &Path) -> io::Result<Socket> {
         let error = |what: &str, e: io::Error| io::Error::new(e.kind(), format!("{what} {}: {e}", path.display()));
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(|e| error("cannot create the directory of", e))?;
@@ -48,7 +69,7 @@ impl Socket {
         // A socket that is bound but not listening refuses connections, like that of a dead switch.
         let _locked = lock_directory(path).map_err(|e| error("cannot lock the directory of", e))?;
         remove_stale(path)?;
-        let listener = listen(path).map_err(|e| error("cannot listen at", e.into()))?;
+        let listener = listen(path, callers.mode()).map_err(|e| error("cannot listen at", e.into()))?;
         let file = identity(path)?;
         Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.to_owned(), file })
     }
@@ -147,13 +168,13 @@ fn stream() -> rustix::io::Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
-fn listen(path: &Path) -> rustix::io::Result<StdListener> {
+fn listen(path: &Path, mode: Mode) -> rustix::io::Result<StdListener> {
     let socket = stream()?;
-    // The file gets the socket's mode less the umask, so that at no moment more than owner and group may connect. Then
+    // The file gets the socket's mode less the umask, so that at no moment more than these callers may connect. Then
     // restores the bits removed by the umask.
-    rustix::fs::fchmod(socket.as_fd(), Mode::from_raw_mode(MODE))?;
+    rustix::fs::fchmod(socket.as_fd(), mode)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    rustix::fs::chmod(path, Mode::from_raw_mode(MODE))?;
+    rustix::fs::chmod(path, mode)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(StdListener::from(socket))
 }

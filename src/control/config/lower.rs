@@ -1,18 +1,16 @@
 //! Lowers raw tables to the model.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::diagnostics::{Diagnostics, Path};
 use super::error::kind;
+use super::listeners::LONGEST_SOCKET_PATH;
 use super::lowering::{Lowering, lower_each};
 use super::model::{Config, IpAllocation, Network, Port, SwitchSettings, Vm};
 use super::policy::Activation;
 use super::raw;
 use super::storm::Of;
 
-/// `sun_path` without its final zero.
-const LONGEST_SOCKET_PATH: usize = 107;
 /// `CPU_SETSIZE`: what the kernel's affinity masks hold by default.
 const CORES: i64 = 1024;
 
@@ -45,16 +43,15 @@ impl Lowering<'_, '_> {
                 Some(path) if self.is_path("api", path, LONGEST_SOCKET_PATH) => PathBuf::from(path),
                 _ => default.api,
             },
+            api_read: self.read_socket(raw),
             state: match raw.state.as_deref() {
                 Some("") => None,
                 Some(path) if self.is_path("state", path, 4095) => Some(PathBuf::from(path)),
                 _ => default.state,
             },
-            metrics: raw.metrics.as_deref().and_then(|text| {
-                let remedy = "not an address and port; use one such as 127.0.0.1:9477, or remove the key to have no \
-                              metrics listener";
-                text.parse::<SocketAddr>().map_err(|_| self.report("metrics", kind::BAD_VALUE, remedy)).ok()
-            }),
+            metrics: self.listener("metrics", raw.metrics.as_deref(), "127.0.0.1:9477"),
+            pages: self.pages(raw),
+            pages_hosts: self.pages_hosts(raw),
             poll: self.keyword("poll", raw.poll.as_deref(), default.poll),
             frames: self.number("frames", raw.frames, 1024..=4_194_304, default.frames),
             stations: self.number("stations", raw.stations, 1024..=8_388_608, default.stations),

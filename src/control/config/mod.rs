@@ -17,6 +17,7 @@ mod device;
 mod diagnostics;
 mod error;
 mod lint;
+mod listeners;
 mod lower;
 mod lowering;
 mod model;
@@ -152,13 +153,13 @@ mod tests {
         let raw = Config { networks: vec![Network::new("net1")], ..Config::default() }.to_raw();
         let json = serde_json::to_value(&raw).unwrap();
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-        let all = |known: &[&str], but: &str| {
-            let mut known: Vec<_> = known.iter().filter(|key| **key != but).map(ToString::to_string).collect();
+        let all = |known: &[&str], but: &[&str]| {
+            let mut known: Vec<_> = known.iter().filter(|key| !but.contains(key)).map(ToString::to_string).collect();
             known.sort();
             known
         };
-        assert_eq!(keys(&json["networks"][0]), all(raw::Network::KEYS, "owner"));
+        assert_eq!(keys(&json["networks"][0]), all(raw::Network::KEYS, &["owner"]));
         // a disabled setting has no value
-        assert_eq!(keys(&json["switch"]), all(raw::Switch::KEYS, "metrics"));
+        assert_eq!(keys(&json["switch"]), all(raw::Switch::KEYS, &["api_read", "metrics", "pages"]));
     }
 }

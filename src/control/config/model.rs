@@ -70,10 +70,16 @@ pub struct SwitchSettings {
     pub cores: Vec<usize>,
     /// Path of the API socket.
     pub api: PathBuf,
+    /// Path of the socket for reads, if any.
+    pub api_read: Option<PathBuf>,
     /// Path of the state file; `None`: changes are not stored.
     pub state: Option<PathBuf>,
-    /// Address of the metrics listener, if any.
+    /// Address of the listener for metrics and health, if any.
     pub metrics: Option<SocketAddr>,
+    /// Address of the listener for reads, if any.
+    pub pages: Option<SocketAddr>,
+    /// Names of the switch by which clients of `pages` may call it.
+    pub pages_hosts: Vec<String>,
     /// Poll mode.
     pub poll: Poll,
     /// Slots of the frame pool.
@@ -87,8 +93,11 @@ impl Default for SwitchSettings {
         SwitchSettings {
             cores: Vec::new(),
             api: PathBuf::from("/run/vifswitch/api.sock"),
+            api_read: None,
             state: Some(PathBuf::from("/var/lib/vifswitch/state.db")),
             metrics: None,
+            pages: None,
+            pages_hosts: Vec::new(),
             poll: Poll::Adaptive,
             frames: 65536,
             stations: 262_144,

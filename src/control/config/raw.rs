@@ -230,10 +230,16 @@ table! {
         cores: Vec<i64>,
         /// Path of the API socket.
         api: String,
+        /// Path of a second socket, for reads only.
+        api_read: String,
         /// Path of the state file.
         state: String,
-        /// Address and port of the metrics listener.
+        /// Address and port of the listener for metrics and health.
         metrics: String,
+        /// Address and port of the listener for reads.
+        pages: String,
+        /// Names of the switch by which clients of `pages` may call it.
+        pages_hosts: Vec<String>,
         /// Poll mode: `adaptive` or `busy`.
         poll: String,
         /// Slots of the frame pool.

@@ -34,8 +34,11 @@ impl SwitchSettings {
             // no parsed core exceeds an i64
             cores: Some(self.cores.iter().filter_map(|core| i64::try_from(*core).ok()).collect()),
             api: Some(self.api.to_string_lossy().into_owned()),
+            api_read: self.api_read.as_ref().map(|path| path.to_string_lossy().into_owned()),
             state: Some(self.state.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()),
             metrics: self.metrics.map(|address| address.to_string()),
+            pages: self.pages.map(|address| address.to_string()),
+            pages_hosts: Some(self.pages_hosts.clone()),
             poll: Some(self.poll.name().to_string()),
             frames: Some(self.frames.into()),
             stations: Some(self.stations.into()),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
-use proptest::sample::{Index, select};
+use proptest::sample::{Index, select, subsequence};
 
 use crate::device::xdp::Mode;
 use crate::switch::{AtLimit, MacLimit, Rate, ReservedMask};
@@ -163,20 +163,35 @@ fn path() -> impl Strategy<Value = PathBuf> {
 }
 
 fn switch() -> impl Strategy<Value = SwitchSettings> {
-    let metrics = option::of(any::<(IpAddr, u16)>().prop_map(SocketAddr::from));
+    let listeners = option::weighted(0.5, address()).prop_flat_map(|metrics| {
+        let pages =
+            option::weighted(0.5, address()).prop_map(move |pages| pages.filter(|pages| Some(*pages) != metrics));
+        (Just(metrics), pages, subsequence(&["switch-1.example.net", "a_b", "localhost"], 0..=3))
+    });
+    let sockets = (path(), option::of(path())).prop_map(|(api, read)| {
+        let read = read.filter(|read| *read != api);
+        (api, read)
+    });
     let poll = select(&[Poll::Adaptive, Poll::Busy]);
     let cores = btree_set(0usize..1024, 0..4).prop_map(|cores| cores.into_iter().rev().collect());
-    (cores, path(), option::of(path()), metrics, poll, 1024u32..=4_194_304, 1024u32..=8_388_608).prop_map(
-        |(cores, api, state, metrics, poll, frames, stations)| SwitchSettings {
+    (cores, sockets, option::of(path()), listeners, poll, 1024u32..=4_194_304, 1024u32..=8_388_608).prop_map(
+        |(cores, (api, api_read), state, (metrics, pages, hosts), poll, frames, stations)| SwitchSettings {
             cores,
             api,
+            api_read,
             state,
             metrics,
+            pages,
+            pages_hosts: hosts.into_iter().filter(|_| pages.is_some()).map(str::to_owned).collect(),
             poll,
             frames,
             stations,
         },
     )
+}
+
+fn address() -> impl Strategy<Value = SocketAddr> {
+    any::<(IpAddr, u16)>().prop_map(SocketAddr::from)
 }
 
 fn network() -> impl Strategy<Value = Network> {

@@ -1,5 +1,5 @@
 //! Checks a configuration against the host: cores, paths, namespaces, netdevs, capabilities. Reads /proc and file
-//! permissions, binds the metrics address for a moment, and changes nothing.
+//! permissions, binds the addresses of TCP listeners for a moment, and changes nothing.
 
 use std::collections::HashSet;
 use std::fs;
@@ -79,7 +79,7 @@ fn cores(config: &Config, results: &mut Vec<CheckResult>) {
     }
 }
 
-/// Checks the API's socket and the metrics listener. Whether a switch listens at the socket.
+/// Checks the API's sockets and TCP listeners. Whether a switch listens at the socket for changes.
 fn sockets(config: &Config, results: &mut Vec<CheckResult>) -> bool {
     let path = &config.switch.api;
     let shown = path.display();
@@ -98,17 +98,39 @@ fn sockets(config: &Config, results: &mut Vec<CheckResult>) -> bool {
     if running {
         let why = format!("a switch is already running at {shown}; a second one would not start");
         results.push(result(Severity::Warning, "switch.api", why));
-    } else if let Some(why) = unwritable(path) {
+        // It may itself listen at the other addresses.
+        return true;
+    }
+    if let Some(why) = unwritable(path) {
         results.push(result(Severity::InTheWay, "switch.api", why));
     }
-    // A running switch may itself be bound to the address.
-    if let Some(address) = config.switch.metrics.filter(|_| !running)
-        && let Err(why) = try_address(address)
+    if let Some(path) = &config.switch.api_read
+        && let Some(why) = occupied(path).or_else(|| unwritable(path))
     {
-        let why = format!("cannot listen at {address}: {}", std::io::Error::from(why));
-        results.push(result(Severity::InTheWay, "switch.metrics", why));
+        results.push(result(Severity::InTheWay, "switch.api_read", why));
     }
-    running
+    for (key, address) in [("switch.metrics", config.switch.metrics), ("switch.pages", config.switch.pages)] {
+        if let Some(address) = address
+            && let Err(why) = try_address(address)
+        {
+            let why = format!("cannot listen at {address}: {}", std::io::Error::from(why));
+            results.push(result(Severity::InTheWay, key, why));
+        }
+    }
+    false
+}
+
+/// Why no socket can be made at `path`, because of what is there.
+fn occupied(path: &Path) -> Option<String> {
+    let shown = path.display();
+    match is_listened_at(path) {
+        Ok(false) => None,
+        Ok(true) => Some(format!("another process listens at {shown}; set another path")),
+        Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => {
+            Some(format!("{shown} exists and is not a socket; remove it or set another path"))
+        }
+        Err(why) => Some(format!("{shown}: {why}")),
+    }
 }
 
 /// Binds an address for a moment, without listening.
