@@ -23,6 +23,8 @@ pub mod config;
 pub mod desired;
 pub mod health;
 pub mod loops;
+pub mod problem;
+pub mod reason;
 pub mod reconcile;
 pub mod state;
 mod status;

@@ -213,13 +213,18 @@ impl WorkerHandles {
 
     /// Merged FDB of all workers; the most recently seen entry of a station wins. `None` if a worker hangs or has ended.
     pub async fn stations(&self) -> Option<Vec<FdbEntry>> {
+        self.stations_where(|_| true).await
+    }
+
+    /// The same, of the stations to keep.
+    pub async fn stations_where(&self, keep: impl Fn(Station) -> bool) -> Option<Vec<FdbEntry>> {
         let mut all: HashMap<Station, FdbEntry> = HashMap::new();
         for worker in 0..self.mailboxes.len() {
             let mut cursor = Some(0);
             while cursor.is_some() {
                 let page = FdbPage { entries: Vec::with_capacity(PAGE), cursor };
                 let page = self.question(worker, |reply| Command::Stations(page, reply)).await?;
-                for learned in page.entries {
+                for learned in page.entries.into_iter().filter(|learned| keep(learned.station)) {
                     match all.entry(learned.station) {
                         Entry::Occupied(known) if known.get().last_seen >= learned.last_seen => {}
                         Entry::Occupied(mut known) => *known.get_mut() = learned,

@@ -31,11 +31,11 @@ pub(super) fn find(location: &DeviceLocation, mtu: u16) -> Result<(Link, Vec<Str
     }
     if !link.up {
         let reason = format!("link is down; set it up with `ip link set dev {} up` there", location.device);
-        return Err(OpenError::Down { at: location.clone(), reason });
+        return Err(OpenError::Down { at: location.clone(), is_up: false, reason });
     }
     if !link.carrier {
         let reason = "no carrier: its peer is down or not connected".to_owned();
-        return Err(OpenError::Down { at: location.clone(), reason });
+        return Err(OpenError::Down { at: location.clone(), is_up: true, reason });
     }
     let mut warnings = Vec::new();
     if let Some(warning) = vxlan::warning(location, &link, mtu) {

@@ -173,6 +173,8 @@ pub enum OpenError {
     Down {
         /// Device concerned.
         at: DeviceLocation,
+        /// True if it is administratively up, and has no peer.
+        is_up: bool,
         /// Which part is down.
         reason: String,
     },
@@ -185,6 +187,30 @@ pub enum OpenError {
     /// These settings cannot work; permanent.
     #[error("{at}: {reason}")]
     Refused {
+        /// Device concerned.
+        at: DeviceLocation,
+        /// Cause and remedy.
+        reason: String,
+    },
+    /// An XDP program of others is attached to the device; it may be detached.
+    #[error("{at}: {reason}")]
+    Occupied {
+        /// Device concerned.
+        at: DeviceLocation,
+        /// Cause and remedy.
+        reason: String,
+    },
+    /// The process lacks a capability.
+    #[error("{at}: {reason}")]
+    Denied {
+        /// Device concerned.
+        at: DeviceLocation,
+        /// Cause and remedy.
+        reason: String,
+    },
+    /// A resource of the host is exhausted, or limited for the process.
+    #[error("{at}: {reason}")]
+    Exhausted {
         /// Device concerned.
         at: DeviceLocation,
         /// Cause and remedy.

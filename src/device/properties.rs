@@ -126,17 +126,46 @@ fn is_relevant(settings: &Settings) -> Option<fn(&str) -> bool> {
     }
 }
 
+/// Why a device on a foreign netdev has to be reopened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outdated {
+    /// What has become of the netdev.
+    pub kind: OutdatedKind,
+    /// Cause and remedy.
+    pub text: String,
+}
+
+/// What has become of a netdev whose device has to be reopened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutdatedKind {
+    /// It does not exist.
+    Gone,
+    /// It is set down.
+    LinkDown,
+    /// It is another one, or has other properties.
+    Changed,
+}
+
 /// Why a device on a foreign netdev has to be reopened; `None`: it need not. `was`: the properties at opening.
-pub fn outdated(settings: &Settings, was: Option<&Properties>, now: Option<&Properties>) -> Option<String> {
+pub fn outdated(settings: &Settings, was: Option<&Properties>, now: Option<&Properties>) -> Option<Outdated> {
     let name = settings.name();
     if !settings.is_foreign() {
         return None;
     }
-    let Some(now) = now else { return Some("its netdev is gone; the device is reopened when it is back".into()) };
+    let because = |kind, text: String| Some(Outdated { kind, text });
+    let Some(now) = now else {
+        return because(OutdatedKind::Gone, "its netdev is gone; the device is reopened when it is back".into());
+    };
     if !now.link.up {
-        return Some(format!("link is down; set it up with `ip link set dev {name} up`; the device is reopened then"));
+        let text = format!("link is down; set it up with `ip link set dev {name} up`; the device is reopened then");
+        return because(OutdatedKind::LinkDown, text);
     }
-    let was = was?;
+    let text = changed(settings, was?, now)?;
+    because(OutdatedKind::Changed, text)
+}
+
+/// Why a device has to be reopened on a netdev that is up.
+fn changed(settings: &Settings, was: &Properties, now: &Properties) -> Option<String> {
     if was.link.index != now.link.index {
         return Some("its netdev was replaced by another one of the same name; reopening".into());
     }
@@ -457,7 +486,8 @@ mod tests {
             assert_eq!(why(|now| now.queues = None), None, "not known");
             let said = |change: fn(&mut Properties), piece: &str| {
                 let why = why(change).unwrap();
-                assert!(why.contains(piece), "{why}");
+                assert!(why.text.contains(piece), "{why:?}");
+                assert_eq!(why.kind == OutdatedKind::LinkDown, piece.contains("up"), "{why:?}");
             };
             said(|now| now.link.up = false, "`ip link set dev eth1 up`");
             said(|now| now.link.index = 8, "replaced");
@@ -472,7 +502,7 @@ mod tests {
             let said = changes(&settings, &up, &now).concat();
             let iovecs = ["a off, c on", "gso_max_size was 0 and is 9000"];
             assert!(iovecs.iter().all(|piece| said.contains(piece) == is_packet), "{said}");
-            assert!(outdated(&settings, Some(&up), None).unwrap().contains("gone"));
+            assert_eq!(outdated(&settings, Some(&up), None).unwrap().kind, OutdatedKind::Gone);
             assert_eq!(outdated(&settings, None, Some(&up)), None, "no earlier value is known");
         }
         assert_eq!(outdated(&tap(Netns::Host), None, None), None, "a tap of the switch is not reopened");

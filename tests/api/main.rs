@@ -5,8 +5,10 @@
 mod authors;
 mod bounds;
 mod changes;
+mod errors;
 mod events;
 mod listeners;
+mod lists;
 mod openapi;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

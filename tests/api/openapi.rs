@@ -253,14 +253,15 @@ fn responses_to_changes_match_their_schemas() {
             for (fake, wanted) in [(&yes, 200..300), (&no, 409..410)] {
                 let answer = ask_with(fake, &method.to_uppercase(), &path.replace("{id}", "p1"), body);
                 assert!(wanted.contains(&answer.0), "{method} {path}: {answer:?}");
-                let schema = answers(&document, method, &path, answer.0, "application/json");
+                let media = if answer.0 < 400 { "application/json" } else { "application/problem+json" };
+                let schema = answers(&document, method, &path, answer.0, media);
                 check(&document, schema, &answer.json(), &path).unwrap();
             }
         }
     }
     // Errors match their schema too.
     let wrong = ask_with(&yes, "PUT", "/v1/config", r#"{"networks": [{"id": ""}, {}]}"#);
-    let schema = answers(&document, "put", "/v1/config", wrong.0, "application/json");
+    let schema = answers(&document, "put", "/v1/config", wrong.0, "application/problem+json");
     check(&document, schema, &wrong.json(), "problems").unwrap();
 }
 
@@ -294,6 +295,25 @@ fn request_bodies_match_their_schemas() {
         check(&document, &body(path, method), &right, path).unwrap();
         assert!(check(&document, &body(path, method), &wrong, path).is_err(), "{method} {path}");
     }
+}
+
+/// Examples are what the API takes and answers.
+#[test]
+fn examples_match_their_schemas() {
+    let document = document(&Fake::with_views(Views::default()));
+    let mut seen = 0;
+    for item in document["paths"].as_object().unwrap().values() {
+        for operation in item.as_object().unwrap().values() {
+            let bodies = operation["responses"].as_object().unwrap().values().chain([&operation["requestBody"]]);
+            for content in bodies.filter_map(|body| body["content"].as_object()).flat_map(Map::values) {
+                if let Some(example) = content.get("example") {
+                    check(&document, &content["schema"], example, operation["operationId"].as_str().unwrap()).unwrap();
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert!(seen > 12, "{seen}");
 }
 
 #[test]

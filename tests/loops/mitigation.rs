@@ -87,6 +87,7 @@ fn a_loop_is_reported_mitigated_and_released() {
         let port = daemon.port(&vifs[1]);
         assert_eq!(port.status, Status::Quarantined);
         assert!(port.status_reason.contains("release port-2"), "{}", port.status_reason);
+        assert_eq!(port.status_code, "quarantined");
         // The loop still exists: once released it is detected again, from level 1.
         unbridge(&spaces[0]);
         assert!(daemon.done(&["release", "port-1"], "").contains("mitigation has ended"));
@@ -152,6 +153,7 @@ fn a_storming_port_is_disabled(on: DeviceKind) {
     (0..300u16).for_each(|number| nic.send(&experiment(Mac::BROADCAST, vifs[0].mac, &number.to_be_bytes())));
     let port = daemon.await_port("QUARANTINED", &vifs[0], |port| port.status == Status::Quarantined);
     assert!(port.status_reason.contains("broadcast storm"), "{}", port.status_reason);
+    assert_eq!(port.status_code, "quarantined");
     let start = await_told(&daemon, EventKind::StormStart);
     assert_eq!((start.vm.as_deref(), &start.ports), (Some("fw"), &vec!["port-1".to_owned()]), "{start:?}");
     assert!(start.text.contains("100 frames a second (burst 100)"), "{}", start.text);

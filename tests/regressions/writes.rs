@@ -151,12 +151,17 @@ fn a_bad_port_keeps_no_other_change_out() {
     let daemon = stateful();
     let Answer(201, _, bad) = put(&daemon, "/v1/ports/bad?wait=1", &port(1, "missing")) else { panic!() };
     assert_eq!(bad["not_active"][0]["port_id"], "bad", "{bad}");
+    assert_eq!(bad["not_active"][0]["status_code"], "no_namespace", "{bad}");
     assert!(bad["not_active"][0]["status_reason"].as_str().unwrap().contains("missing"), "{bad}");
     let Answer(201, _, good) = put(&daemon, "/v1/ports/good?wait=60", &port(2, &namespace.0)) else { panic!() };
     assert_eq!(good["not_active"], json!([]));
     // It names an address in use: refused, and nothing else is.
     let Answer(409, _, taken) = put(&daemon, "/v1/ports/taken", &port(2, "elsewhere")) else { panic!() };
     assert!(taken["error"]["message"].as_str().unwrap().contains("\"good\""), "{taken}");
+    assert_eq!(
+        (&taken["problems"][0]["port_id"], &taken["problems"][0]["key"]),
+        (&json!("taken"), &json!("mac_address"))
+    );
     let Answer(200, _, same) = put(&daemon, "/v1/ports/good", &port(2, &namespace.0)) else { panic!() };
     assert_eq!(same["changes"], json!([]));
     let Answer(200, ..) = ask(&daemon, "DELETE", "/v1/ports/good", "", "") else { panic!() };
@@ -164,7 +169,8 @@ fn a_bad_port_keeps_no_other_change_out() {
     let Answer(204, ..) = ask(&daemon, "DELETE", "/v1/ports/good", "", "") else { panic!() };
     let gone = daemon.run_command(&["detach", "good"], "");
     assert!(
-        gone.status.code() == Some(1) && String::from_utf8_lossy(&gone.stderr).contains("no such port"),
+        gone.status.code() == Some(1)
+            && String::from_utf8_lossy(&gone.stderr).contains("; `vifswitch show ports` lists them"),
         "{gone:?}"
     );
 }

@@ -134,6 +134,7 @@ fn a_port_is_down_while_its_device_is_in_use() {
     let [free, held] = second.ports().try_into().unwrap();
     assert_eq!((free.status, held.status), (Status::Active, Status::Down));
     assert!(held.status_reason.contains("in use") && held.status_reason.contains("tap2"), "{}", held.status_reason);
+    assert_eq!(held.status_code, "in_use");
     let nics = [setup.nic(0), setup.nic(1)];
     setup.send_and_await((0, &nics[0]), (1, &nics[1]), "undisturbed");
     drop(setup.daemon);

@@ -188,10 +188,12 @@ fn subports_are_shown_and_checked() {
     daemon.done(&["set", "port-1", "admin_state_up=false"], "");
     let down = daemon.await_down(&subports[0]);
     assert!(down.status_reason.contains("its parent, port \"port-1\", is down: administratively down"), "{down:?}");
+    assert_eq!(down.status_code, "parent_down");
     daemon.done(&["set", "port-1", "admin_state_up=true"], "");
     daemon.await_active(&subports[0]);
     daemon.done(&["set", "port-11", "admin_state_up=false"], "");
     assert_eq!(daemon.port(&subports[0]).status_reason, "administratively down");
+    assert_eq!(daemon.port(&subports[0]).status_code, "admin_down");
     assert_eq!((daemon.port(&vifs[0]).status, daemon.port(&subports[1]).status), (Status::Active, Status::Active));
     daemon.done(&["set", "port-11", "admin_state_up=true", "vlan=105"], "");
     assert_eq!(daemon.port(&subports[0]).vlan, Some(105));

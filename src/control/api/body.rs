@@ -62,17 +62,18 @@ impl RequestBody {
             return Err(too_large(limit));
         }
         let collected = timeout(BODY_TIMEOUT, collect(&mut body, limit, limits)).await.map_err(|_| {
-            let message = format!("the body was not received within {} seconds", BODY_TIMEOUT.as_secs());
+            let message =
+                format!("the body was not received within {} seconds; send it at once", BODY_TIMEOUT.as_secs());
             ApiError::new(StatusCode::REQUEST_TIMEOUT, "slow_body", message)
         })?;
         let (bytes, permit) = collected?;
         if !bytes.is_empty() && !is_json(headers) {
-            let message = "the body must be JSON, with the header content-type: application/json";
+            let message = "the body is not declared as JSON; send the header content-type: application/json";
             return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", message));
         }
         let text = String::from_utf8(bytes).map_err(|e| {
             let at = e.utf8_error().valid_up_to();
-            ApiError::wrong(kind::SYNTAX, format!("the body is not JSON: byte {at} is not UTF-8"))
+            ApiError::wrong(kind::SYNTAX, format!("the body is not JSON: byte {at} is not UTF-8; encode it as UTF-8"))
         })?;
         Ok(RequestBody { text, permit })
     }
@@ -158,7 +159,7 @@ async fn drain_body(mut body: Body) {
 async fn collect(body: &mut Body, limit: usize, limits: &Limits) -> Result<(Vec<u8>, BodyPermit), ApiError> {
     let (mut bytes, mut room) = (Vec::new(), None::<OwnedSemaphorePermit>);
     while let Some(frame) = body.frame().await {
-        let broken = |e| ApiError::wrong("broken_body", format!("the body is incomplete: {e}"));
+        let broken = |e| ApiError::wrong("broken_body", format!("the body is incomplete: {e}; send it again"));
         let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
         if bytes.len() + data.len() > limit {
             return Err(too_large(limit));

@@ -20,6 +20,7 @@ use crate::control::api::handle::ChangeOptions;
 use crate::control::api::responses::{PortView, Status};
 use crate::control::desired::change::{Change, ChangeResult};
 use crate::control::desired::diff::{Difference, Entity};
+use crate::control::reason::ReasonCode;
 
 /// Maximum time to confirm a change, in seconds: a day.
 const LONGEST_CONFIRM: u64 = 86_400;
@@ -63,7 +64,7 @@ pub struct Conditions {
 pub fn query_of<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
     match query {
         Ok(Query(query)) => Ok(query),
-        Err(e) => Err(ApiError::wrong("bad_query", e.body_text())),
+        Err(e) => Err(ApiError::query(&e)),
     }
 }
 
@@ -71,10 +72,7 @@ fn seconds(key: &str, text: Option<&str>, most: u64) -> Result<Option<Duration>,
     let Some(text) = text else { return Ok(None) };
     match text.parse() {
         Ok(seconds) if (1..=most).contains(&seconds) => Ok(Some(Duration::from_secs(seconds))),
-        _ => {
-            let message = format!("{key} = {text:?}: expected a whole number of seconds, 1 to {most}");
-            Err(ApiError::wrong("bad_query", message))
-        }
+        _ => Err(ApiError::query_value(key, text, &format!("a whole number of seconds, 1 to {most}"))),
     }
 }
 
@@ -171,13 +169,17 @@ pub struct NotActive {
     port_id: String,
     /// Its status.
     status: Status,
+    /// Why, for programs.
+    #[schema(value_type = ReasonCode)]
+    status_code: String,
     /// Why.
     status_reason: String,
 }
 
 impl NotActive {
     fn of(port: PortView) -> NotActive {
-        NotActive { port_id: port.port_id, status: port.status, status_reason: port.status_reason }
+        let PortView { port_id, status, status_code, status_reason, .. } = port;
+        NotActive { port_id, status, status_code, status_reason }
     }
 }
 

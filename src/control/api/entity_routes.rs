@@ -22,6 +22,7 @@ use crate::control::api::responses::{NetworkView, UplinkView, VmView};
 use crate::control::config::{self, ConfigErrors, kind, raw};
 use crate::control::desired::change::Change;
 use crate::control::desired::diff::Entity;
+use crate::control::problem::Subject;
 
 /// A request to write the entity whose id is in its path.
 pub struct Write {
@@ -66,15 +67,30 @@ impl Write {
         let conditions = Conditions::of(query, &headers)?;
         let text = RequestBody::receive(&headers, body, limit, &state.limits).await?;
         let parsed = id.clone();
-        let (entity, room) = text.read(move |text| Ok(parse(text, BODY, &parsed)?)).await?;
-        let changed = conditions.make(&state, change(id.clone(), entity), room).await?;
-        Ok(changed.or_created(of, &id))
+        let made = async {
+            let (entity, room) = text.read(move |text| Ok(parse(text, BODY, &parsed)?)).await?;
+            conditions.make(&state, change(id.clone(), entity), room).await
+        };
+        Ok(made.await.map_err(|error| error.of(&subject(of, &id)))?.or_created(of, &id))
     }
 
     /// Deletes the entity.
     async fn delete(mut self, of: Entity, change: impl FnOnce(String) -> Change) -> Result<Changed, ApiError> {
-        let change = change(self.take_id(of)?);
-        Ok(Conditions::of(self.query, &self.headers)?.make(&self.state, change, None).await?.or_gone())
+        let id = self.take_id(of)?;
+        let change = change(id.clone());
+        let made = Conditions::of(self.query, &self.headers)?.make(&self.state, change, None).await;
+        Ok(made.map_err(|error| error.of(&subject(of, &id)))?.or_gone())
+    }
+}
+
+/// The entity with this id.
+fn subject(of: Entity, id: &str) -> Subject {
+    match of {
+        Entity::Switch => Subject::default(),
+        Entity::Network => Subject::network(id),
+        Entity::Vm => Subject::vm(id),
+        Entity::Port => Subject::port(id),
+        Entity::Uplink => Subject::uplink(id),
     }
 }
 
@@ -197,10 +213,19 @@ async fn one<T: Serialize>(
     items: impl Future<Output = Result<Vec<T>, ShuttingDown>>,
     id_of: fn(&T) -> &String,
 ) -> Result<Response, ApiError> {
-    let Ok(Path(id)) = id else { return Err(ApiError::unknown(unknown, format!("no such {}", of.noun()))) };
+    let noun = of.noun();
+    let Ok(Path(id)) = id else {
+        return Err(ApiError::unknown(
+            unknown,
+            format!("the {noun}'s id in the path is not UTF-8; escape it as UTF-8"),
+        ));
+    };
     let generation = state.handle.generation().await?;
     match items.await?.into_iter().find(|item| *id_of(item) == id) {
         Some(item) => Ok((etag(generation), Json(item)).into_response()),
-        None => Err(ApiError::unknown(unknown, format!("no such {} {id:?}", of.noun()))),
+        None => {
+            let message = format!("no such {noun} {id:?}; `vifswitch show {}s` lists them", noun.to_lowercase());
+            Err(ApiError::unknown(unknown, message).of(&subject(of, &id)))
+        }
     }
 }

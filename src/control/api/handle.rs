@@ -8,6 +8,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::control::api::responses::{
     AuditView, DropView, NetworkView, PortView, StationView, UnconfirmedView, UplinkView, VmView, WorkerView,
 };
+use crate::control::api::selection::{PortSelection, StationSelection};
 use crate::control::author::Author;
 use crate::control::config::ConfigFile;
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
@@ -85,14 +86,16 @@ pub enum Request {
     Ports(oneshot::Sender<Vec<PortView>>),
     /// The ports with these ids, those that exist, in the order of the configuration.
     PortsOf(HashSet<String>, oneshot::Sender<Vec<PortView>>),
+    /// The ports selected; of a page up to one more than it has.
+    SelectPorts(PortSelection, oneshot::Sender<Vec<PortView>>),
     /// All uplinks.
     Uplinks(oneshot::Sender<Vec<UplinkView>>),
     /// All VMs.
     Vms(oneshot::Sender<Vec<VmView>>),
     /// All networks.
     Networks(oneshot::Sender<Vec<NetworkView>>),
-    /// All FDB entries.
-    Fdb(Reply<Vec<StationView>>),
+    /// The FDB entries selected; of a page up to one more than it has.
+    Fdb(StationSelection, Reply<Vec<StationView>>),
     /// All workers.
     Workers(oneshot::Sender<Vec<WorkerView>>),
     /// All drop counters.
@@ -141,7 +144,7 @@ impl Request {
             | Request::Cancel(reply) => reply.is_abandoned(),
             Request::Release(_, reply) => reply.is_abandoned(),
             Request::Flush(_, reply) => reply.is_abandoned(),
-            Request::Fdb(reply) => reply.is_abandoned(),
+            Request::Fdb(_, reply) => reply.is_abandoned(),
             _ => false,
         }
     }
@@ -175,8 +178,8 @@ pub struct Flush {
 /// Why there is no reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the switch is shutting down, or a worker hangs, see its log; a change that was in progress may have been \
-     stored"
+    "the switch is shutting down, or a worker hangs, see its log; repeat the request: a change that was in progress may \
+     have been stored"
 )]
 pub struct ShuttingDown;
 
@@ -223,6 +226,11 @@ impl Handle {
         self.request(|reply| Request::PortsOf(ids, reply)).await
     }
 
+    /// The ports selected; of a page up to one more than it has.
+    pub async fn select_ports(&self, which: PortSelection) -> Result<Vec<PortView>, ShuttingDown> {
+        self.request(|reply| Request::SelectPorts(which, reply)).await
+    }
+
     /// All uplinks, in the order of the configuration.
     pub async fn uplinks(&self) -> Result<Vec<UplinkView>, ShuttingDown> {
         self.request(Request::Uplinks).await
@@ -238,9 +246,10 @@ impl Handle {
         self.request(Request::Networks).await
     }
 
-    /// All FDB entries: pinned, then dampened, then learned ones, each by network and MAC address.
-    pub async fn fdb(&self, permit: Permit) -> Result<Vec<StationView>, ShuttingDown> {
-        self.request_with(permit, Request::Fdb).await
+    /// The FDB entries selected, of a page up to one more than it has: pinned, then dampened, then learned ones, each by
+    /// network and MAC address.
+    pub async fn fdb(&self, which: StationSelection, permit: Permit) -> Result<Vec<StationView>, ShuttingDown> {
+        self.request_with(permit, |reply| Request::Fdb(which, reply)).await
     }
 
     /// All workers.

@@ -97,7 +97,11 @@ impl Limits {
 
     /// Permit for a subscriber.
     pub fn subscriber(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        let full = |_| ApiError::too_many(format!("{MAX_SUBSCRIBERS} clients follow the events already"));
+        let full = |_| {
+            ApiError::too_many(format!(
+                "{MAX_SUBSCRIBERS} clients follow the events already; end one of them, or try again later"
+            ))
+        };
         self.subscribers.clone().try_acquire_owned().map_err(full)
     }
 

@@ -6,6 +6,7 @@
 //!                                 entity_routes  single entities: put, delete, read
 //!                                 health_routes  status of the switch, also while it starts
 //!                                 conditions     of changes: If-Match, dry_run, wait
+//!                                 lists          filters, fields, pages; selection: which items
 //!                                 event_stream   live events, unix socket only
 //!                                 openapi        API description; responses: types of responses
 //! ```
@@ -28,15 +29,18 @@ mod conditions;
 mod entity_routes;
 mod error;
 mod event_stream;
+mod fields;
 pub mod handle;
 mod health_routes;
 mod limits;
 mod listener;
+mod lists;
 mod openapi;
 pub mod peer;
 mod read_routes;
 mod request_id;
 pub mod responses;
+pub mod selection;
 pub mod socket;
 mod write_routes;
 
@@ -123,13 +127,13 @@ fn monitoring_router() -> Router<AppState> {
 }
 
 async fn unknown_path(uri: Uri) -> ApiError {
-    ApiError::unknown("unknown_path", format!("no such path {}", uri.path()))
+    ApiError::unknown("unknown_path", format!("no such path {}; `GET /v1/openapi.json` describes all", uri.path()))
 }
 
 async fn unserved_metrics(uri: Uri) -> ApiError {
     const HERE: &str =
         "`metrics` of [switch] serves /metrics, /livez and /readyz; set `pages` there for reads over TCP";
-    ApiError::unknown("unknown_path", format!("no such path {}: {HERE}", uri.path()))
+    ApiError::unknown("unknown_path", format!("no such path {}; {HERE}", uri.path()))
 }
 
 /// The routes with answers to other paths and methods.

@@ -1,33 +1,30 @@
 //! Routes that read: one per part of the state.
 
 use std::collections::HashSet;
-use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::{Body, Bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
 use serde::{Deserialize, Serialize};
-use tokio::sync::OwnedSemaphorePermit;
+use utoipa::ToSchema;
 
 use super::AppState;
 use super::conditions::{etag, query_of};
 use super::error::{ApiError, ErrorBody};
+use super::lists::{Extracted, ItemQuery, List, ListQuery, PortQuery, StationQuery};
+use super::selection::{self, StationKey};
 use crate::control::api::handle::{ConfigForm, ShuttingDown};
 use crate::control::api::responses::{
-    AuditView, DropView, NetworkView, PortView, StationView, UplinkView, VmView, WorkerView,
+    AuditView, DropView, NetworkView, PortView, StationKind, StationView, Status, UplinkView, VmView, WorkerView,
 };
 use crate::control::config::{self, raw};
 use crate::control::loops::status::{LoopStatus, StormStatus};
+use crate::control::problem::Subject;
 use crate::telemetry::exposition::{self, Mitigation};
-
-/// Items of a long list per chunk.
-const PIECE: usize = 512;
 
 /// Name in a path, as extracted by axum.
 pub type Name = Result<Path<String>, PathRejection>;
@@ -40,117 +37,122 @@ fn answer<T: Serialize>(found: Result<T, ShuttingDown>) -> Result<Json<T>, ApiEr
 pub fn port_id(id: Name) -> Result<String, ApiError> {
     match id {
         Ok(Path(id)) => Ok(id),
-        Err(_) => Err(ApiError::unknown("unknown_port", "no such port")),
+        Err(_) => Err(ApiError::unknown("unknown_port", "the port's id in the path is not UTF-8; escape it as UTF-8")),
     }
 }
 
-/// Query of a list.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ListQuery {
-    owner: Option<String>,
-}
-
-/// Query of a list, as axum extracts it.
-type Filtered = Result<Query<ListQuery>, QueryRejection>;
-
 /// A list of desired state, with the generation that it has at least: all, or what bears the label of the query.
-async fn list<T: Serialize>(
+async fn list<T: Serialize + ToSchema + Send + 'static>(
     state: &AppState,
-    query: Filtered,
+    path: &'static str,
+    query: Extracted<ListQuery>,
     items: impl Future<Output = Result<Vec<T>, ShuttingDown>>,
-    owner: fn(&T) -> &Option<String>,
+    (id, owner): (fn(&T) -> &String, fn(&T) -> &Option<String>),
 ) -> Result<Response, ApiError> {
-    let ListQuery { owner: wanted } = query_of(query)?;
+    let (list, wanted) = List::of::<T>(path, query)?;
     let generation = state.handle.generation().await?;
     let mut items = items.await?;
     items.retain(|item| wanted.is_none() || *owner(item) == wanted);
-    Ok((etag(generation), Json(items)).into_response())
+    let items = selection::paged(items, list.page.as_ref(), |item| id(item).clone());
+    Ok((etag(generation), list.response(items, |item| Some(id(item).clone()), None)).into_response())
 }
 
 /// All ports, by VM, in the order of the configuration
+///
+/// With `limit` or `after` a page, in the order of their ids; `Link` has the next one.
 #[utoipa::path(get, path = "/v1/ports", tag = "state",
-    params(("owner" = Option<String>, Query, description = "only those with this label")),
+    params(("owner" = Option<String>, Query, description = "only those with this label"),
+        ("network_id" = Option<String>, Query, description = "only those on this network"),
+        ("device_id" = Option<String>, Query, description = "only those of this VM"),
+        ("status" = Option<Status>, Query, description = "only those with this status"),
+        ("fields" = Option<String>, Query, description = "only these fields, separated by commas"),
+        ("limit" = Option<u64>, Query, description = "at most so many, 1 to 10000"),
+        ("after" = Option<String>, Query, description = "only those with a greater id")),
     responses((status = 200, body = Vec<PortView>), (status = 400, body = ErrorBody)))]
-pub async fn ports(State(state): State<AppState>, query: Filtered) -> Result<Response, ApiError> {
-    list(&state, query, state.handle.ports(), |port| &port.owner).await
+pub async fn ports(State(state): State<AppState>, query: Extracted<PortQuery>) -> Result<Response, ApiError> {
+    let (list, which) = List::of_ports(query)?;
+    let generation = state.handle.generation().await?;
+    let ports = state.handle.select_ports(which).await?;
+    Ok((etag(generation), list.response(ports, |port| Some(port.port_id.clone()), None)).into_response())
 }
 
 /// One port
-#[utoipa::path(get, path = "/v1/ports/{id}", tag = "state", params(("id" = String, Path, description = "the port")),
+#[utoipa::path(get, path = "/v1/ports/{id}", tag = "state",
+    params(("id" = String, Path, description = "the port"),
+        ("fields" = Option<String>, Query, description = "only these fields, separated by commas")),
     responses((status = 200, body = PortView), (status = 404, body = ErrorBody)))]
-pub async fn port(State(state): State<AppState>, id: Name) -> Result<Response, ApiError> {
-    let id = port_id(id)?;
+pub async fn port(State(state): State<AppState>, id: Name, query: Extracted<ItemQuery>) -> Result<Response, ApiError> {
+    let (id, fields) = (port_id(id)?, ItemQuery::fields::<PortView>(query)?);
     let generation = state.handle.generation().await?;
     match state.handle.ports_of(HashSet::from([id.clone()])).await?.pop() {
+        Some(port) if fields.is_partial() => Ok((etag(generation), Json(fields.of_item(&port))).into_response()),
         Some(port) => Ok((etag(generation), Json(port)).into_response()),
         None => {
             let ports = state.handle.ports().await?;
             let similar = config::nearest(&id, ports.iter().map(|port| port.port_id.as_str()));
-            let question = similar.map(|similar| format!("; did you mean {similar:?}?")).unwrap_or_default();
-            Err(ApiError::unknown("unknown_port", format!("no such port {id:?}{question}")))
+            let remedy = similar
+                .map_or("`vifswitch show ports` lists them".to_owned(), |similar| format!("did you mean {similar:?}?"));
+            Err(ApiError::unknown("unknown_port", format!("no such port {id:?}; {remedy}")).of(&Subject::port(id)))
         }
     }
 }
 
 /// All uplinks
 #[utoipa::path(get, path = "/v1/uplinks", tag = "state",
-    params(("owner" = Option<String>, Query, description = "only those with this label")),
+    params(("owner" = Option<String>, Query, description = "only those with this label"),
+        ("fields" = Option<String>, Query, description = "only these fields, separated by commas"),
+        ("limit" = Option<u64>, Query, description = "at most so many, 1 to 10000, in the order of their ids"),
+        ("after" = Option<String>, Query, description = "only those with a greater id, in the order of their ids")),
     responses((status = 200, body = Vec<UplinkView>), (status = 400, body = ErrorBody)))]
-pub async fn uplinks(State(state): State<AppState>, query: Filtered) -> Result<Response, ApiError> {
-    list(&state, query, state.handle.uplinks(), |uplink| &uplink.owner).await
+pub async fn uplinks(State(state): State<AppState>, query: Extracted<ListQuery>) -> Result<Response, ApiError> {
+    let keys: (fn(&UplinkView) -> &String, fn(&UplinkView) -> &Option<String>) =
+        (|uplink| &uplink.uplink_id, |uplink| &uplink.owner);
+    list(&state, "/v1/uplinks", query, state.handle.uplinks(), keys).await
 }
 
 /// All VMs, with the sums over their ports
 #[utoipa::path(get, path = "/v1/vms", tag = "state",
-    params(("owner" = Option<String>, Query, description = "only those with this label")),
+    params(("owner" = Option<String>, Query, description = "only those with this label"),
+        ("fields" = Option<String>, Query, description = "only these fields, separated by commas"),
+        ("limit" = Option<u64>, Query, description = "at most so many, 1 to 10000, in the order of their ids"),
+        ("after" = Option<String>, Query, description = "only those with a greater id, in the order of their ids")),
     responses((status = 200, body = Vec<VmView>), (status = 400, body = ErrorBody)))]
-pub async fn vms(State(state): State<AppState>, query: Filtered) -> Result<Response, ApiError> {
-    list(&state, query, state.handle.vms(), |vm| &vm.owner).await
+pub async fn vms(State(state): State<AppState>, query: Extracted<ListQuery>) -> Result<Response, ApiError> {
+    let keys: (fn(&VmView) -> &String, fn(&VmView) -> &Option<String>) = (|vm| &vm.device_id, |vm| &vm.owner);
+    list(&state, "/v1/vms", query, state.handle.vms(), keys).await
 }
 
 /// All networks
 #[utoipa::path(get, path = "/v1/networks", tag = "state",
-    params(("owner" = Option<String>, Query, description = "only those with this label")),
+    params(("owner" = Option<String>, Query, description = "only those with this label"),
+        ("fields" = Option<String>, Query, description = "only these fields, separated by commas"),
+        ("limit" = Option<u64>, Query, description = "at most so many, 1 to 10000, in the order of their ids"),
+        ("after" = Option<String>, Query, description = "only those with a greater id, in the order of their ids")),
     responses((status = 200, body = Vec<NetworkView>), (status = 400, body = ErrorBody)))]
-pub async fn networks(State(state): State<AppState>, query: Filtered) -> Result<Response, ApiError> {
-    list(&state, query, state.handle.networks(), |network| &network.owner).await
+pub async fn networks(State(state): State<AppState>, query: Extracted<ListQuery>) -> Result<Response, ApiError> {
+    let keys: (fn(&NetworkView) -> &String, fn(&NetworkView) -> &Option<String>) =
+        (|network| &network.network_id, |network| &network.owner);
+    list(&state, "/v1/networks", query, state.handle.networks(), keys).await
 }
 
 /// The forwarding database: the port of each station
 ///
-/// Sent in chunks, as it may be long, to few clients at a time.
-#[utoipa::path(get, path = "/v1/fdb", tag = "state", responses((status = 200, body = Vec<StationView>)))]
-pub async fn fdb(State(state): State<AppState>) -> Result<Response, ApiError> {
+/// Sent in chunks, as it may be long, to few clients at a time. With `limit` or `after` a page; `Link` has the next one.
+#[utoipa::path(get, path = "/v1/fdb", tag = "state",
+    params(("network_id" = Option<String>, Query, description = "only entries on this network"),
+        ("port_id" = Option<String>, Query, description = "only entries at this port or uplink"),
+        ("mac_address" = Option<String>, Query, description = "only entries with this address"),
+        ("kind" = Option<StationKind>, Query, description = "only entries of this kind"),
+        ("fields" = Option<String>, Query, description = "only these fields, separated by commas"),
+        ("limit" = Option<u64>, Query, description = "at most so many, 1 to 10000"),
+        ("after" = Option<String>, Query, description = "only entries behind this one: `KIND/NETWORK/MAC`, as in `Link`")),
+    responses((status = 200, body = Vec<StationView>), (status = 400, body = ErrorBody)))]
+pub async fn fdb(State(state): State<AppState>, query: Extracted<StationQuery>) -> Result<Response, ApiError> {
+    let (list, which) = List::of_stations(query)?;
     // Held until the last chunk is sent, and until control has collected the entries even if the client disconnects.
     let place = state.limits.long_answer().await.map(Arc::new);
-    Ok(long_list(state.handle.fdb(Box::new(place.clone())).await?, place))
-}
-
-/// Serialises a list to JSON while it is sent, so that its whole text is never in memory. Holds `place` until the last
-/// chunk is sent.
-fn long_list<T: Serialize + Send + 'static>(items: Vec<T>, place: Option<Arc<OwnedSemaphorePermit>>) -> Response {
-    if items.len() <= PIECE {
-        return Json(items).into_response();
-    }
-    let begun = (items.into_iter(), Some(b'['), place);
-    let chunks = stream::unfold(begun, async |(mut items, open, place)| {
-        // Text before the next item: bracket or comma. `None` after the end.
-        let mut before = open?;
-        let mut piece = Vec::new();
-        for item in items.by_ref().take(PIECE) {
-            piece.push(before);
-            // Serialising a view to a vector cannot fail.
-            let _ = serde_json::to_writer(&mut piece, &item);
-            before = b',';
-        }
-        let more = items.len() > 0;
-        if !more {
-            piece.push(b']');
-        }
-        Some((Ok::<_, Infallible>(Bytes::from(piece)), (items, more.then_some(before), place)))
-    });
-    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(chunks)).into_response()
+    let stations = state.handle.fdb(which, Box::new(place.clone())).await?;
+    Ok(list.response(stations, |station| StationKey::of(station).map(|key| key.to_string()), place))
 }
 
 /// All workers

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::control::reason::ReasonCode;
+
 /// Operational status of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
@@ -19,6 +21,14 @@ pub enum Status {
 }
 
 impl Status {
+    /// All.
+    pub const ALL: [Status; 3] = [Status::Active, Status::Down, Status::Quarantined];
+
+    /// The one with this name.
+    pub fn named(name: &str) -> Option<Status> {
+        Status::ALL.into_iter().find(|status| status.name() == name)
+    }
+
     /// Name in JSON and tables.
     pub fn name(self) -> &'static str {
         match self {
@@ -115,6 +125,10 @@ pub struct PortView {
     pub position: usize,
     /// Operational status.
     pub status: Status,
+    /// Reason of the status, for programs.
+    #[serde(default)]
+    #[schema(required = true, value_type = ReasonCode)]
+    pub status_code: String,
     /// Reason of the status, and warnings; empty for a port that is up without warnings.
     pub status_reason: String,
     /// Administrative state.
@@ -184,6 +198,10 @@ pub struct UplinkView {
     pub active: bool,
     /// Operational status, active or backup.
     pub status: Status,
+    /// Reason of the status, for programs.
+    #[serde(default)]
+    #[schema(required = true, value_type = ReasonCode)]
+    pub status_code: String,
     /// Reason of the status, and warnings; empty for an uplink that is up without warnings.
     pub status_reason: String,
     /// Administrative state.
@@ -262,6 +280,25 @@ pub enum StationKind {
     Dampened,
     /// Pinned by the configuration.
     Pinned,
+}
+
+impl StationKind {
+    /// All.
+    pub const ALL: [StationKind; 3] = [StationKind::Pinned, StationKind::Dampened, StationKind::Learned];
+
+    /// The one with this name.
+    pub fn named(name: &str) -> Option<StationKind> {
+        StationKind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            StationKind::Learned => "learned",
+            StationKind::Dampened => "dampened",
+            StationKind::Pinned => "pinned",
+        }
+    }
 }
 
 /// An FDB entry.

@@ -14,12 +14,13 @@ use utoipa::ToSchema;
 use super::AppState;
 use super::body::{BodyPermit, CONFIGURATION, REQUEST, RequestBody};
 use super::conditions::{ChangeAnswer, ChangeQuery, Changed, Conditions, ConfigQuery, etag, query_of};
-use super::error::{ApiError, ErrorBody};
+use super::error::{ApiError, BAD_QUERY, ErrorBody};
 use super::read_routes::{Name, port_id};
 use crate::control::api::handle::{ChangeOptions, ConfigForm, Flush};
 use crate::control::api::responses::{Attached, Flushed, UnconfirmedView};
 use crate::control::config::{self, Config, ConfigErrors, SwitchSettings, kind, raw};
 use crate::control::desired::change::{Change, ChangeResult};
+use crate::control::problem::{Problem, Subject};
 
 /// Name of the request body in errors.
 pub(super) const BODY: &str = "body";
@@ -51,7 +52,8 @@ pub async fn apply(
 ) -> Result<Changed, ApiError> {
     let (conditions, owner) = Conditions::of_config(query, &headers)?;
     if let Some(wrong) = owner.as_deref().and_then(config::wrong_id) {
-        return Err(ApiError::wrong("bad_query", format!("owner is {wrong}")));
+        let problem = Problem::new(BAD_QUERY, format!("owner is {wrong}")).at("owner", owner);
+        return Err(ApiError::wrong(BAD_QUERY, problem.message.clone()).with(problem));
     }
     let (change, room) = match owner {
         Some(owner) => {
@@ -153,7 +155,9 @@ pub async fn attach(
     let (ports, room) = text.read(move |text| Ok(config::parse_ports_json(text, BODY, &owner)?)).await?;
     let ids: HashSet<String> = ports.iter().map(|port| port.port_id.clone()).collect();
     let is_dry_run = conditions.is_dry_run();
-    let changed = conditions.make(&state, Change::Attach { vm, ports }, room).await?;
+    let subject = Subject::vm(&vm);
+    let changed = conditions.make(&state, Change::Attach { vm, ports }, room).await;
+    let changed = changed.map_err(|error| error.of(&subject))?;
     if is_dry_run {
         return Ok(changed.into_response());
     }
@@ -179,8 +183,10 @@ pub async fn set(
 ) -> Result<Changed, ApiError> {
     let (port, conditions) = (port_id(id)?, Conditions::of(query, &headers)?);
     let text = RequestBody::receive(&headers, body, REQUEST, &state.limits).await?;
-    let (keys, room) = text.read(|text| Ok(config::parse_port_keys_json(text, BODY)?)).await?;
-    conditions.make(&state, Change::Set { port, keys }, room).await
+    let keys = text.read(|text| Ok(config::parse_port_keys_json(text, BODY)?)).await;
+    let (keys, room) = keys.map_err(|error| error.of(&Subject::port(&port)))?;
+    let subject = Subject::port(&port);
+    conditions.make(&state, Change::Set { port, keys }, room).await.map_err(|error| error.of(&subject))
 }
 
 /// Releases a port from loop or storm quarantine
@@ -226,7 +232,11 @@ fn flush_of(text: &str) -> Result<Flush, ApiError> {
     };
     let FlushRequest { network_id: network, port_id: port, mac_address } = wanted;
     let mac = mac_address.map(|text| {
-        text.parse().map_err(|e| ApiError::wrong(kind::BAD_VALUE, format!("{BODY}: mac_address = {text:?}: {e}")))
+        text.parse().map_err(|e| {
+            let message = format!("{BODY}: mac_address = {text:?}: {e}");
+            let problem = Problem::new(kind::BAD_VALUE, format!("{e}")).at("mac_address", Some(format!("{text:?}")));
+            ApiError::wrong(kind::BAD_VALUE, message).with(problem)
+        })
     });
     Ok(Flush { network, port, mac: mac.transpose()? })
 }

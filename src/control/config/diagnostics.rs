@@ -5,7 +5,9 @@
 use std::fmt;
 
 use super::error::{ConfigError, ConfigErrors, MAX_VALUE_LEN, kind, quoted, shortened};
+use super::lowering::LONGEST_ID;
 use super::parse::{Node, Value};
+use crate::control::problem::Subject;
 
 /// Maximum errors reported in full: each takes a look-up.
 const MAX_ERRORS: usize = 1000;
@@ -91,6 +93,7 @@ impl<'d> Diagnostics<'d> {
             column: None,
             key: path.to_string(),
             owner: (!found.owner.is_empty()).then(|| found.owner.join(", ")),
+            subject: found.subject,
             value: found.node.map(|node| shortened(&shown(node))),
             message: message.into(),
             kind,
@@ -126,7 +129,8 @@ impl<'d> Diagnostics<'d> {
     }
 
     fn walk(&self, path: &Path) -> FoundValue<'d> {
-        let mut found = FoundValue { node: Some(self.root), line: self.root.line, owner: Vec::new() };
+        let mut found =
+            FoundValue { node: Some(self.root), line: self.root.line, owner: Vec::new(), subject: Subject::default() };
         // a list at the root is one of ports
         let mut list = if matches!(self.root.value, Value::List(_)) { "ports" } else { "" };
         for (index, step) in path.0.iter().enumerate() {
@@ -139,13 +143,15 @@ impl<'d> Diagnostics<'d> {
             match step {
                 Step::Key(key) => list = key,
                 Step::Item(_) => {
-                    let (word, id) = match list {
-                        "vms" => ("VM", "id"),
-                        "networks" => ("network", "id"),
-                        "ports" => ("port", "port_id"),
-                        "uplinks" => ("uplink", "id"),
+                    let subject = &mut found.subject;
+                    let (word, id, named) = match list {
+                        "vms" => ("VM", "id", &mut subject.vm),
+                        "networks" => ("network", "id", &mut subject.network),
+                        "ports" => ("port", "port_id", &mut subject.port),
+                        "uplinks" => ("uplink", "id", &mut subject.uplink),
                         _ => continue,
                     };
+                    *named = found.node.and_then(|node| node.get(id)).and_then(id_of);
                     // an error of the id itself needs no owner
                     let is_the_value = path.0.get(index + 1) == Some(&Step::Key(id.to_string()));
                     let id = found.node.and_then(|node| node.get(id)).filter(|_| !is_the_value);
@@ -162,6 +168,13 @@ struct FoundValue<'d> {
     node: Option<&'d Node>,
     line: Option<usize>,
     owner: Vec<String>,
+    subject: Subject,
+}
+
+/// An id, cut if it is too long for one.
+fn id_of(node: &Node) -> Option<String> {
+    let Value::Text(text) = &node.value else { return None };
+    Some(if text.len() > LONGEST_ID { shortened(text) } else { text.clone() })
 }
 
 /// A value on one line.

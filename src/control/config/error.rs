@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::control::problem::{Problem, Subject};
+
 /// Maximum length of a value or key in a message; longer ones are cut.
 pub(super) const MAX_VALUE_LEN: usize = 60;
 
@@ -67,6 +69,8 @@ pub struct ConfigError {
     pub key: String,
     /// VM, port, network or uplink of the key, as text.
     pub owner: Option<String>,
+    /// The same, for programs.
+    pub subject: Subject,
     /// The value, shortened if long. Absent for a missing one.
     pub value: Option<String>,
     /// Message with remedy.
@@ -79,12 +83,29 @@ impl ConfigError {
     /// Error of the whole file.
     pub(super) fn of_file(file: &str, kind: &'static str, message: String) -> ConfigError {
         let file = file.to_string();
-        ConfigError { file, line: None, column: None, key: String::new(), owner: None, value: None, message, kind }
+        ConfigError {
+            file,
+            line: None,
+            column: None,
+            key: String::new(),
+            owner: None,
+            subject: Subject::default(),
+            value: None,
+            message,
+            kind,
+        }
     }
 
     /// The error without file and line, for tables from another source.
     pub fn without_location(&self) -> String {
         ConfigError { file: String::new(), line: None, column: None, ..self.clone() }.to_string()
+    }
+
+    /// The error of a request whose keys are below `prefix`.
+    pub fn problem(&self, prefix: &str) -> Problem {
+        let key = self.key.strip_prefix(prefix).unwrap_or(&self.key);
+        let problem = Problem::new(self.kind, self.message.clone()).of(self.subject.clone());
+        problem.at(key, self.value.clone())
     }
 
     /// Syntax error of a text.

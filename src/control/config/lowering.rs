@@ -13,7 +13,7 @@ use super::raw;
 use crate::wire::Mac;
 
 /// Maximum length of an id in bytes.
-const LONGEST_ID: usize = 255;
+pub(super) const LONGEST_ID: usize = 255;
 
 /// Maximum length of a port's or uplink's id in bytes: its netdev's alias is `vifswitch:` and the id, and the kernel
 /// limits an alias to 255 bytes with the final zero (`IFALIASZ`; tested).

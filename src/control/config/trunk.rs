@@ -40,7 +40,7 @@ impl Lowering<'_, '_> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::control) struct SubportError {
     /// Index of its VM.
-    vm: usize,
+    pub vm: usize,
     /// Its position there.
     position: usize,
     /// Invalid key.

@@ -17,6 +17,7 @@ use crate::control::compile::plan::{DeviceChange, Step, device_step_of_open, pla
 use crate::control::config::{self, Config};
 use crate::control::desired::change::ChangeResult;
 use crate::control::desired::orphans;
+use crate::control::reason::{Reason, ReasonCode};
 use crate::control::reconcile::jobs::OVERDUE_AFTER;
 use crate::device::Settings;
 use crate::switch::PortId;
@@ -183,9 +184,10 @@ impl Controller {
                 apply.pending_ops.insert(key);
                 apply.wanted.insert(key);
                 if queues.is_empty() {
-                    port.state = State::Down { reason: String::new() };
+                    port.state = State::Down { reason: Reason::default() };
                 } else {
-                    self.mark_down(index, "reopening device with new settings".into());
+                    let why = Reason::new(ReasonCode::Reopening, "reopening device with new settings");
+                    self.mark_down(index, why);
                 }
                 Some(DeviceOp::Close { port: key, queues, remove: was.device().filter(|_| recreate).cloned() })
             }

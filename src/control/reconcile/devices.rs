@@ -15,6 +15,7 @@ use super::watcher;
 use super::{Controller, Port, State};
 use crate::control::compile::forwarding::{self, ControlState};
 use crate::control::compile::plan::{DeviceChange, device_step_of_open};
+use crate::control::reason::{Reason, ReasonCode};
 use crate::control::reconcile::backoff::Backoff;
 use crate::device::properties;
 use crate::device::{self, OpenError, Opened, Settings};
@@ -187,7 +188,7 @@ impl Controller {
         if step != DeviceChange::Keep {
             // Its settings have changed meanwhile.
             (port.attempt, port.is_overdue) = (None, false);
-            port.state = State::Down { reason: String::new() };
+            port.state = State::Down { reason: Reason::default() };
             port.open_deferred = true;
             port.retry = Backoff::default();
             let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
@@ -234,7 +235,7 @@ impl Controller {
                     if !matches!(error, OpenError::Busy { .. }) {
                         port.in_use_since = None;
                     }
-                    self.mark_down(index, error.to_string());
+                    self.mark_down(index, Reason::from(&error));
                 }
             }
         }
@@ -255,7 +256,7 @@ impl Controller {
         self.close_queues(refused);
         for (index, worker) in without {
             let why = format!("worker {worker} has too many queues to poll; give the switch more cores");
-            self.close_devices(vec![(index, why)]).await;
+            self.close_devices(vec![(index, Reason::new(ReasonCode::WorkerFull, why))]).await;
         }
         // Link events that arrived while the devices were being opened were not assigned to them.
         self.read_netdevs_of(watched);
@@ -272,7 +273,8 @@ impl Controller {
             // A netdev of others fails in the same way when it is set down; the netdev watcher tells which.
             let what =
                 if port.endpoint.device().is_some_and(Settings::is_foreign) { "is gone or down" } else { "is gone" };
-            (index, format!("its netdev {what}; it is reopened when it is back"))
+            let why = format!("its netdev {what}; it is reopened when it is back");
+            (index, Reason::new(ReasonCode::NoDevice, why))
         });
         let gone = gone.collect();
         self.close_devices(gone).await;
@@ -291,13 +293,13 @@ impl Controller {
             _ => false,
         };
         let ports = self.ports.iter().enumerate().filter(|(_, port)| is_polled(port));
-        let why = "its worker hung and answers again; reopening device";
-        let ports = ports.map(|(index, _)| (index, why.to_owned())).collect();
+        let why = Reason::new(ReasonCode::Reopening, "its worker hung and answers again; reopening device");
+        let ports = ports.map(|(index, _)| (index, why.clone())).collect();
         self.close_devices(ports).await;
     }
 
     /// Closes the devices of ports that are up, and marks the ports as down.
-    pub(super) async fn close_devices(&mut self, ports: Vec<(usize, String)>) {
+    pub(super) async fn close_devices(&mut self, ports: Vec<(usize, Reason)>) {
         let mut rx_queues = Vec::new();
         for (index, why) in ports {
             // Each queue may have sent a notice; the first one suffices.

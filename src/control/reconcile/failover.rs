@@ -6,6 +6,7 @@ use super::{Controller, State};
 use crate::control::compile::endpoints::Kind;
 use crate::control::compile::failover::Fitness;
 use crate::control::compile::uplink_groups::{UplinkGroup, UplinkGroupName, uplink_groups};
+use crate::control::reason::{Reason, ReasonCode};
 use crate::control::state::events::{Event, EventKind};
 use crate::time;
 
@@ -73,16 +74,16 @@ impl Controller {
     }
 
     /// Why an uplink is unfit, if it is.
-    pub(super) fn why_unfit(&self, uplink: usize) -> Option<String> {
+    pub(super) fn why_unfit(&self, uplink: usize) -> Option<Reason> {
         let config = &self.config.uplinks[uplink];
         let Some(port) = self.ports.iter().find(|port| port.endpoint.key() == (Kind::Uplink, &config.id)) else {
-            return Some("missing".into());
+            return Some(Reason::new(ReasonCode::NoDevice, "missing"));
         };
         match &port.state {
-            _ if !config.admin_state_up => Some("administratively down".into()),
+            _ if !config.admin_state_up => Some(Reason::admin_down()),
             State::Tagged { .. } => None,
             State::Up { .. } => port.dead_link(),
-            State::Opening { reason } | State::Down { reason } if reason.is_empty() => Some("being opened".into()),
+            State::Opening { reason } | State::Down { reason } if reason.is_empty() => Some(Reason::opening()),
             State::Opening { reason } | State::Down { reason } => Some(reason.clone()),
         }
     }

@@ -78,6 +78,7 @@ use crate::control::desired::orphans::{self, Orphans};
 use crate::control::health::{Health, StoreHealth};
 use crate::control::loops::alarm::Alarm;
 use crate::control::loops::schedule::TICK;
+use crate::control::reason::Reason;
 use crate::control::reconcile::backoff::Backoff;
 use crate::control::reconcile::drift::Drift;
 use crate::control::reconcile::jobs::Jobs;
@@ -346,7 +347,7 @@ impl Controller {
         self.next_key += 1;
         let state = match endpoint.parent() {
             Some(_) => State::Tagged { reported: None },
-            None => State::Down { reason: String::new() },
+            None => State::Down { reason: Reason::default() },
         };
         Port {
             endpoint,

@@ -13,6 +13,7 @@ use tracing::debug;
 
 use super::results::{DeviceEvent, NamespaceIdentity};
 use super::{Controller, State};
+use crate::control::reason::{Reason, ReasonCode};
 use crate::control::reconcile::backoff::Backoff;
 use crate::device::OpenError;
 use crate::sys::netns::{Identity, Netns};
@@ -159,7 +160,7 @@ impl Controller {
         for index in 0..self.ports.len() {
             let port = &self.ports[index];
             let Some(device) = port.endpoint.device().filter(|device| device.netns() == netns) else { continue };
-            let why = OpenError::Unbound { at: device.at() }.to_string();
+            let why = Reason::from(&OpenError::Unbound { at: device.at() });
             if matches!(&port.state, State::Down { reason } if *reason != why && !reason.is_empty()) {
                 self.mark_down(index, why);
             }
@@ -190,7 +191,7 @@ impl Controller {
                 // An identification that began before the device was opened may be outdated.
                 State::Up { .. } if port.namespace != identity && began > port.opened => {
                     let why = format!("{netns} has been deleted; the device is reopened when it is back");
-                    lost.push((index, why));
+                    lost.push((index, Reason::new(ReasonCode::NoNamespace, why)));
                 }
                 State::Down { .. } | State::Opening { .. } if identity.is_some() && before != Some(identity) => {
                     port.retry.kick(now);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::control::compile::endpoints::Endpoint;
 use crate::control::loops::alarm::Alarm;
+use crate::control::reason::{Reason, ReasonCode};
 use crate::control::reconcile::backoff::Backoff;
 use crate::control::reconcile::drift::Drift;
 use crate::control::reconcile::jobs::Ticket;
@@ -82,12 +83,12 @@ pub enum State {
     /// Being opened.
     Opening {
         /// Why it was down before; empty at first.
-        reason: String,
+        reason: Reason,
     },
     /// Not open.
     Down {
         /// Reason; empty at first.
-        reason: String,
+        reason: Reason,
     },
     /// A subport, which uses its parent's device.
     Tagged {
@@ -98,12 +99,17 @@ pub enum State {
 
 impl Port {
     /// Why no frames pass an open device: its link, if watched.
-    pub fn dead_link(&self) -> Option<String> {
+    pub fn dead_link(&self) -> Option<Reason> {
         let name = self.endpoint.device()?.name();
         // The last properties of a missing netdev are outdated.
         match self.netdev.as_ref().filter(|_| !self.drift.is_lost())?.link {
-            LinkState { up: false, .. } => Some(format!("its link is down; `ip link set dev {name} up` sets it up")),
-            LinkState { carrier: false, .. } => Some("its link has no carrier: the other end is closed or down".into()),
+            LinkState { up: false, .. } => Some(Reason::new(
+                ReasonCode::LinkDown,
+                format!("its link is down; `ip link set dev {name} up` sets it up"),
+            )),
+            LinkState { carrier: false, .. } => {
+                Some(Reason::new(ReasonCode::NoCarrier, "its link has no carrier: the other end is closed or down"))
+            }
             _ => None,
         }
     }
@@ -130,15 +136,16 @@ impl Port {
     }
 
     /// Why an overdue attempt has not returned.
-    pub fn overdue(&self, now: MonoTime) -> Option<String> {
+    pub fn overdue(&self, now: MonoTime) -> Option<Reason> {
         let device = self.endpoint.device().filter(|_| self.is_overdue)?;
-        match self.attempt.as_ref()?.running_since() {
+        let text = match self.attempt.as_ref()?.running_since() {
             Some(since) => {
                 let seconds = now.since(since).as_secs();
-                Some(format!("opening {} has not returned for {seconds} seconds; continues when it does", device.at()))
+                format!("opening {} has not returned for {seconds} seconds; continues when it does", device.at())
             }
-            None => Some(format!("opening {} waits for earlier calls there that have not returned", device.at())),
-        }
+            None => format!("opening {} waits for earlier calls there that have not returned", device.at()),
+        };
+        Some(Reason::new(ReasonCode::OpenOverdue, text))
     }
 
     /// Whether the port has this id in the forwarding configuration.

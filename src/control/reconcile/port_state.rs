@@ -5,11 +5,12 @@ use tracing::{info, warn};
 use super::{Controller, Port, State};
 use crate::control::compile::endpoints::Labels;
 use crate::control::config::Config;
+use crate::control::reason::Reason;
 use crate::control::state::events::EventKind;
 
 impl Controller {
     /// Marks a port as down. Emits an event the first time; logs each new reason.
-    pub(super) fn mark_down(&mut self, index: usize, why: String) {
+    pub(super) fn mark_down(&mut self, index: usize, why: Reason) {
         let port = &mut self.ports[index];
         let is_new_reason = !matches!(&port.state, State::Opening { reason } if *reason == why);
         port.state = State::Down { reason: why.clone() };
@@ -17,7 +18,7 @@ impl Controller {
             return;
         }
         let was_reported = std::mem::replace(&mut self.ports[index].reported_down, true);
-        let is_reported = !was_reported && self.emit_for(EventKind::PortDown, index, &why);
+        let is_reported = !was_reported && self.emit_for(EventKind::PortDown, index, &why.text);
         self.emit_subports(index);
         let Labels { vm, network, .. } = self.names(index);
         let (port, uplink) = self.log_label(index);
@@ -50,9 +51,9 @@ impl Controller {
     }
 
     /// Emits an event that a port is down, once until it is up again.
-    pub(super) fn emit_down(&mut self, index: usize, why: &str) {
+    pub(super) fn emit_down(&mut self, index: usize, why: &Reason) {
         if !std::mem::replace(&mut self.ports[index].reported_down, true)
-            && self.emit_for(EventKind::PortDown, index, why)
+            && self.emit_for(EventKind::PortDown, index, &why.text)
         {
             let Labels { vm, network, .. } = self.names(index);
             let (port, uplink) = self.log_label(index);

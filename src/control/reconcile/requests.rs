@@ -50,15 +50,15 @@ impl Controller {
                     });
                 }
             },
-            Request::Fdb(reply) => {
+            Request::Fdb(which, reply) => {
                 // Runs in a task, because a large FDB would delay other requests.
                 let (workers, config) = (self.workers.clone(), self.forwarding.clone());
                 let index = self.fdb_index();
                 tokio::spawn(async move {
                     // A dropped reply channel tells the client to retry.
-                    let Some(learned) = workers.stations().await else { return };
+                    let Some(learned) = workers.stations_where(index.candidates(&which)).await else { return };
                     // Naming and sorting a million entries takes seconds.
-                    let views = move || drop(reply.send(index.responses(&config, learned, time::now())));
+                    let views = move || drop(reply.send(index.select(&config, learned, time::now(), &which)));
                     let _ = background::run(views).await;
                 });
             }
@@ -95,6 +95,7 @@ impl Controller {
         match request {
             Request::Ports(reply) => drop(reply.send(report.ports())),
             Request::PortsOf(ids, reply) => drop(reply.send(report.ports_of(&ids))),
+            Request::SelectPorts(which, reply) => drop(reply.send(report.select_ports(&which))),
             Request::Uplinks(reply) => drop(reply.send(report.uplinks())),
             Request::Vms(reply) => drop(reply.send(report.vms())),
             Request::Networks(reply) => drop(reply.send(report.networks().await)),
@@ -108,7 +109,7 @@ impl Controller {
             Request::Generation(reply) => drop(reply.send(self.state.generation())),
             Request::Subscribe(reply) => drop(reply.send(self.event_log.subscribe())),
             // Handled by `answer`.
-            Request::Fdb(_)
+            Request::Fdb(..)
             | Request::Change(..)
             | Request::Confirm(_)
             | Request::Cancel(_)

@@ -2,6 +2,7 @@
 
 use super::{Controller, State};
 use crate::control::compile::endpoints::{ConfigRef, EndpointAttachment};
+use crate::control::reason::Reason;
 use crate::control::state::events::EventKind;
 
 impl Controller {
@@ -47,25 +48,25 @@ impl Controller {
                 self.emit(false, event);
             }
             Some(why) => {
-                let event = self.event_for(&self.names(index), EventKind::PortDown, &why);
+                let event = self.event_for(&self.names(index), EventKind::PortDown, &why.text);
                 self.emit(true, event);
             }
         }
     }
 
     /// Why a subport is down; `None` if it is up, empty if not known yet.
-    fn why_no_frames(&self, index: usize) -> Option<String> {
+    fn why_no_frames(&self, index: usize) -> Option<Reason> {
         let endpoint = &self.ports[index].endpoint;
         let parent = self.ports.get(endpoint.parent()?)?;
         let of_parent = match &parent.state {
-            State::Opening { reason } | State::Down { reason } if reason.is_empty() => return Some(String::new()),
+            State::Opening { reason } | State::Down { reason } if reason.is_empty() => return Some(Reason::default()),
             State::Opening { reason } | State::Down { reason } => Some(reason.clone()),
-            _ if !parent.endpoint.labels(&self.config).admin_up => Some("administratively down".into()),
+            _ if !parent.endpoint.labels(&self.config).admin_up => Some(Reason::admin_down()),
             _ => parent.dead_link(),
         };
         match of_parent {
-            Some(why) => Some(format!("its parent, {}, is down: {why}", parent.endpoint)),
-            None if !endpoint.labels(&self.config).admin_up => Some("administratively down".into()),
+            Some(why) => Some(Reason::parent_down(&parent.endpoint, &why)),
+            None if !endpoint.labels(&self.config).admin_up => Some(Reason::admin_down()),
             None => None,
         }
     }

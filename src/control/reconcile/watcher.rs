@@ -23,6 +23,7 @@ use tracing::debug;
 
 use super::results::{DeviceEvent, NetdevReadings};
 use super::{Controller, Port, State};
+use crate::control::reason::Reason;
 use crate::control::reconcile::jobs::Jobs;
 use crate::device::properties::{self, Wanted};
 use crate::device::{Observed, Settings};
@@ -335,7 +336,7 @@ impl Controller {
                 // It is being changed, and read afterwards.
                 State::Up { .. } if self.is_awaited(port.key) => {}
                 State::Up { .. } => match properties::outdated(device, port.netdev.as_ref(), now.as_ref()) {
-                    Some(why) => gone.push((index, why)),
+                    Some(why) => gone.push((index, Reason::from(why))),
                     None => changed.push((index, now)),
                 },
                 State::Down { .. } | State::Opening { .. } | State::Tagged { .. } => {}

@@ -1,8 +1,10 @@
 //! FDB entries with configured names, for the API and the store.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use crate::control::api::responses::{StationKind, StationView};
+use crate::control::api::selection::StationSelection;
 use crate::control::compile::endpoints::ConfigRef;
 use crate::control::compile::failover::Groups;
 use crate::control::compile::forwarding::uplink_vlans;
@@ -12,6 +14,16 @@ use crate::control::reconcile::port::Port;
 use crate::control::state::store::StoredStation;
 use crate::switch::{FdbEntry, ForwardingConfig, NetworkId, PortId, Station};
 use crate::time::MonoTime;
+use crate::wire::Mac;
+
+/// Place of an entry in the order.
+type Key<'i> = (Reverse<StationKind>, &'i str, Mac);
+
+/// Whether an entry comes before the page selected.
+fn has_passed(which: &StationSelection, kind: StationKind, network: &str, mac: Mac) -> bool {
+    let after = which.page.as_ref().and_then(|page| page.after.as_ref());
+    after.is_some_and(|after| after.has_passed(kind, network, mac))
+}
 
 /// Names of ports and networks at one time, by id. Independent of later changes.
 #[derive(Debug)]
@@ -64,32 +76,63 @@ impl FdbIndex {
         (age < entry.ageing).then_some((entry, age))
     }
 
-    /// All stations at `now`: pinned, dampened, then learned, each by network and MAC address.
-    pub fn responses(&self, config: &ForwardingConfig, learned: Vec<FdbEntry>, now: MonoTime) -> Vec<StationView> {
-        let view = |learned: FdbEntry, kind| {
-            let (entry, age_seconds) = self.find(&learned, now)?;
-            Some(StationView {
-                network_id: entry.network_id.clone(),
-                mac_address: learned.station.mac().to_string(),
-                port_id: entry.id().to_owned(),
-                uplink_id: entry.is_uplink.then(|| entry.id().to_owned()),
-                kind,
-                age_seconds,
-            })
-        };
+    /// Whether a learned station can be among those selected, by its network, address, and place in the order.
+    pub fn candidates(&self, which: &StationSelection) -> impl Fn(Station) -> bool {
+        let networks: HashMap<NetworkId, &str> =
+            self.ports.values().map(|entry| (entry.network, entry.network_id.as_str())).collect();
+        move |station| {
+            let Some(&network) = networks.get(&station.network()) else { return false };
+            which.kind.is_none_or(|kind| kind == StationKind::Learned)
+                && which.network.as_ref().is_none_or(|wanted| wanted == network)
+                && which.mac.is_none_or(|mac| mac == station.mac())
+                && !has_passed(which, StationKind::Learned, network, station.mac())
+        }
+    }
+
+    /// The stations selected at `now`: pinned, dampened, then learned, each by network and MAC address. Of a page up to one
+    /// more than it has. Only what is returned is named.
+    pub fn select(
+        &self,
+        config: &ForwardingConfig,
+        learned: Vec<FdbEntry>,
+        now: MonoTime,
+        which: &StationSelection,
+    ) -> Vec<StationView> {
         let last_seen = now.secs();
-        let pinned = config
-            .pinned()
-            .filter_map(|(station, port)| view(FdbEntry { station, port, last_seen }, StationKind::Pinned));
         let dampened: HashMap<Station, PortId> = config.dampened().collect();
+        let of_config = |(station, port)| FdbEntry { station, port, last_seen };
+        let pinned = config.pinned().map(of_config).map(|of| (StationKind::Pinned, of));
         // A dampened station's learned entry is ignored.
         let learned = learned.into_iter().filter(|learned| !dampened.contains_key(&learned.station));
-        let learned = learned.filter_map(|learned| view(learned, StationKind::Learned));
-        let dampened = dampened.iter().map(|(&station, &port)| FdbEntry { station, port, last_seen });
-        let dampened = dampened.filter_map(|learned| view(learned, StationKind::Dampened));
-        let mut all: Vec<StationView> = pinned.chain(dampened).chain(learned).collect();
-        all.sort_by(|a, b| (b.kind, &a.network_id, &a.mac_address).cmp(&(a.kind, &b.network_id, &b.mac_address)));
-        all
+        let learned = learned.map(|of| (StationKind::Learned, of));
+        let moving = dampened.iter().map(|(&station, &port)| (StationKind::Dampened, of_config((station, port))));
+        let selected = pinned.chain(moving).chain(learned).filter_map(|(kind, of)| {
+            let (entry, age) = self.find(&of, now)?;
+            let (network, mac) = (entry.network_id.as_str(), of.station.mac());
+            let is_wanted = which.kind.is_none_or(|wanted| wanted == kind)
+                && which.network.as_ref().is_none_or(|wanted| wanted == network)
+                && which.port.as_ref().is_none_or(|wanted| wanted == entry.id())
+                && which.mac.is_none_or(|wanted| wanted == mac)
+                && !has_passed(which, kind, network, mac);
+            is_wanted.then_some(((Reverse(kind), network, mac), entry, age))
+        });
+        let mut all: Vec<_> = selected.collect();
+        if let Some(page) = &which.page
+            && page.wanted() < all.len()
+        {
+            all.select_nth_unstable_by_key(page.wanted(), |(key, ..)| *key);
+            all.truncate(page.wanted());
+        }
+        all.sort_unstable_by_key(|(key, ..)| *key);
+        let view = |((Reverse(kind), network, mac), entry, age_seconds): (Key<'_>, &Entry, u32)| StationView {
+            network_id: network.to_owned(),
+            mac_address: mac.to_string(),
+            port_id: entry.id().to_owned(),
+            uplink_id: entry.is_uplink.then(|| entry.id().to_owned()),
+            kind,
+            age_seconds,
+        };
+        all.into_iter().map(view).collect()
     }
 
     /// The stations to store at `now`.
@@ -127,7 +170,8 @@ impl FdbIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Mac;
+    use crate::control::api::selection::{Page, StationKey};
+    use crate::switch::HashKey;
 
     fn index() -> FdbIndex {
         let entry = |port: &str, network: u16, name: &str| Entry {
@@ -187,6 +231,52 @@ mod tests {
         let allocator: Vec<_> = back.iter().map(|learned| learned.port.index()).collect();
         assert_eq!(allocator, [8, 7]);
         assert_eq!(index.to_stored(back, now), [to_stored("m", "up1", 1, 0), to_stored("n", "up1", 2, 0)]);
+    }
+
+    #[test]
+    fn pages_have_each_station_once_and_in_order() {
+        let now = MonoTime::from_secs(1000);
+        let learned = |network, place, generation, mac| FdbEntry {
+            station: Station::new(NetworkId::new(network), Mac::from_bits(mac)),
+            port: PortId::new(place, generation),
+            last_seen: 990,
+        };
+        let table: Vec<_> = (0..50).map(|n| learned(5, 0, 3, 97 * n % 101)).collect();
+        let table: Vec<_> = table.into_iter().chain((0..50).map(|n| learned(6, 1, 0, 89 * n % 97))).collect();
+        let config = ForwardingConfig::none(HashKey::new([1; 16]));
+        let index = index();
+        let select = |which: &StationSelection| {
+            let candidates: Vec<_> = table.iter().copied().filter(|of| index.candidates(which)(of.station)).collect();
+            index.select(&config, candidates, now, which)
+        };
+        let all = select(&StationSelection::default());
+        assert_eq!((all.len(), all[0].network_id.as_str()), (100, "m"));
+        assert!(all.is_sorted_by_key(|of| (of.network_id.clone(), of.mac_address.clone())));
+        for limit in [1, 7, 50, 99, 100, 101] {
+            let (mut paged, mut after) = (Vec::new(), None);
+            loop {
+                let page = Some(Page { limit, after });
+                let mut found = select(&StationSelection { page, ..StationSelection::default() });
+                assert!(found.len() <= limit + 1, "one more than the page has");
+                let is_last = found.len() <= limit;
+                found.truncate(limit);
+                after = found.last().and_then(StationKey::of);
+                paged.extend(found);
+                if is_last {
+                    break;
+                }
+            }
+            assert_eq!(paged, all, "{limit}");
+        }
+        let of = |which: StationSelection| select(&which);
+        let network = of(StationSelection { network: Some("n".into()), ..StationSelection::default() });
+        assert!(network.len() == 50 && network.iter().all(|of| of.network_id == "n"));
+        let port = of(StationSelection { port: Some("q".into()), ..StationSelection::default() });
+        assert!(port.len() == 50 && port.iter().all(|of| of.port_id == "q"));
+        let mac = of(StationSelection { mac: Some(Mac::from_bits(97)), ..StationSelection::default() });
+        assert_eq!(mac.iter().map(|of| of.network_id.as_str()).collect::<Vec<_>>(), ["n"]);
+        let pinned = of(StationSelection { kind: Some(StationKind::Pinned), ..StationSelection::default() });
+        assert_eq!(pinned, []);
     }
 
     #[test]

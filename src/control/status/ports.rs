@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::StatusBuilder;
 use crate::control::api::responses::{CountsView, DeviceView, PortView, Status, UplinkNetworkView, UplinkView};
+use crate::control::api::selection::{Page, PortSelection};
 use crate::control::compile::endpoints::ConfigRef;
 use crate::control::compile::uplink_groups::uplink_groups;
 use crate::control::config::{Device, Named, UplinkNetwork};
+use crate::control::reason::{Reason, ReasonCode};
 use crate::control::reconcile::port::{Port, State};
 use crate::time;
 
@@ -25,23 +27,51 @@ impl StatusBuilder<'_> {
         self.ports.iter().filter(is_asked).filter_map(|port| self.port(port)).collect()
     }
 
+    /// The ports selected; of a page up to one more than it has.
+    pub fn select_ports(&self, which: &PortSelection) -> Vec<PortView> {
+        let is = |wanted: &Option<String>, value: &str| wanted.as_deref().is_none_or(|wanted| wanted == value);
+        let is_wanted = |port: &&Port| match port.endpoint.config_ref {
+            ConfigRef::Port { vm, position, .. } => {
+                let (vm, port) = (&self.config.vms[vm], &self.config.vms[vm].ports[position]);
+                is(&which.network, &port.network_id)
+                    && is(&which.vm, &vm.id)
+                    && (which.owner.is_none() || which.owner == port.owner)
+                    && which.page.as_ref().is_none_or(|page| page.has_not_passed(&port.port_id))
+            }
+            ConfigRef::Uplink { .. } => false,
+        };
+        let mut ports: Vec<&Port> = self.ports.iter().filter(is_wanted).collect();
+        if which.page.is_some() {
+            ports.sort_unstable_by(|a, b| a.endpoint.name.cmp(&b.endpoint.name));
+        }
+        let views = ports.into_iter().filter_map(|port| self.port(port));
+        let views = views.filter(|port| which.status.is_none_or(|status| status == port.status));
+        views.take(which.page.as_ref().map_or(usize::MAX, Page::wanted)).collect()
+    }
+
     fn port(&self, port: &Port) -> Option<PortView> {
         let ConfigRef::Port { vm, position, .. } = port.endpoint.config_ref else { return None };
         let vm = &self.config.vms[vm];
         let wanted = &vm.ports[position];
-        let reason = self.quarantined.get(&port.endpoint.id).cloned().flatten().filter(|_| self.could_flow(port));
+        let quarantine = self.quarantined.get(&port.endpoint.id).cloned().flatten().filter(|_| self.could_flow(port));
+        let status = match quarantine {
+            Some(_) => Status::Quarantined,
+            None if self.is_active(port) => Status::Active,
+            None => Status::Down,
+        };
+        let reason = match quarantine {
+            Some(text) => Reason::new(ReasonCode::Quarantined, text),
+            None => self.reason(port),
+        };
         Some(PortView {
             port_id: wanted.port_id.clone(),
             device_id: vm.id.clone(),
             network_id: wanted.network_id.clone(),
             mac_address: wanted.mac.to_string(),
             position,
-            status: match reason {
-                Some(_) => Status::Quarantined,
-                None if self.is_active(port) => Status::Active,
-                None => Status::Down,
-            },
-            status_reason: reason.unwrap_or_else(|| self.reason(port)),
+            status,
+            status_code: reason.code.name().into(),
+            status_reason: reason.text,
             admin_state_up: wanted.admin_state_up,
             owner: wanted.owner.clone(),
             port_security: wanted.port_security.name().into(),
@@ -83,7 +113,8 @@ impl StatusBuilder<'_> {
             let reason = match self.reason(port) {
                 reason if is_up && !carries => {
                     let standing_by = "backup: another uplink of its group is active";
-                    if reason.is_empty() { standing_by.into() } else { format!("{standing_by}; {reason}") }
+                    let warnings = if reason.is_empty() { String::new() } else { format!("; {reason}") };
+                    Reason::new(ReasonCode::Backup, format!("{standing_by}{warnings}"))
                 }
                 reason => reason,
             };
@@ -96,7 +127,8 @@ impl StatusBuilder<'_> {
                 group: wanted.group.clone(),
                 active: is_up && carries,
                 status: if is_up { Status::Active } else { Status::Down },
-                status_reason: reason,
+                status_code: reason.code.name().into(),
+                status_reason: reason.text,
                 admin_state_up: wanted.admin_state_up,
                 owner: wanted.owner.clone(),
                 networks: wanted.networks.iter().map(tagged).collect(),
@@ -109,7 +141,7 @@ impl StatusBuilder<'_> {
     }
 
     /// Reason of the status of a port or uplink.
-    fn reason(&self, port: &Port) -> String {
+    fn reason(&self, port: &Port) -> Reason {
         let Some(device_port) = port.endpoint.parent().and_then(|parent| self.ports.get(parent)) else {
             return self.own_reason(port);
         };
@@ -118,21 +150,21 @@ impl StatusBuilder<'_> {
             ConfigRef::Uplink { .. } => true,
         };
         match self.own_reason(device_port) {
-            _ if !own => "administratively down".into(),
-            _ if self.could_flow(device_port) => String::new(),
-            why => format!("its parent, {}, is down: {why}", device_port.endpoint),
+            _ if !own => Reason::admin_down(),
+            _ if self.could_flow(device_port) => Reason::active(String::new()),
+            why => Reason::parent_down(&device_port.endpoint, &why),
         }
     }
 
-    fn own_reason(&self, port: &Port) -> String {
+    fn own_reason(&self, port: &Port) -> Reason {
         let is_wanted = port.endpoint.labels(self.config).admin_up;
         match &port.state {
-            State::Tagged { .. } => String::new(),
-            State::Up { .. } if !is_wanted => "administratively down".into(),
-            State::Up { .. } => port.dead_link().unwrap_or_else(|| port.warnings()),
+            State::Tagged { .. } => Reason::active(String::new()),
+            State::Up { .. } if !is_wanted => Reason::admin_down(),
+            State::Up { .. } => port.dead_link().unwrap_or_else(|| Reason::active(port.warnings())),
             State::Opening { reason } => match port.overdue(time::now()) {
                 Some(why) => why,
-                None if reason.is_empty() => "being opened".into(),
+                None if reason.is_empty() => Reason::opening(),
                 None => reason.clone(),
             },
             State::Down { reason } => reason.clone(),

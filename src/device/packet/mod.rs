@@ -149,7 +149,10 @@ fn not_isolated(location: &DeviceLocation, why: &io::Error) -> OpenError {
         }
         _ => format!("isolate = true: cannot attach the program that keeps frames from the host's stack: {why}"),
     };
-    foreign::refused(location, reason)
+    match why.kind() {
+        io::ErrorKind::PermissionDenied => OpenError::Denied { at: location.clone(), reason },
+        _ => foreign::refused(location, reason),
+    }
 }
 
 /// Offloads that the netdev accepts. The kernel does not segment packets that bypass the queueing discipline, but

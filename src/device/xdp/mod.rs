@@ -289,14 +289,16 @@ fn is(e: &io::Error, errno: Errno) -> bool {
 fn not_bound(settings: &Settings, queue: u32, queues: u32, e: io::Error) -> OpenError {
     match e.kind() {
         io::ErrorKind::ResourceBusy => OpenError::Busy { at: settings.at() },
-        io::ErrorKind::PermissionDenied => foreign::refused(
-            &settings.at(),
-            "binding AF_XDP is not permitted; grant CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF",
-        ),
-        _ if is(&e, Errno::NOBUFS) || is(&e, Errno::NOMEM) => foreign::refused(
-            &settings.at(),
-            "the pool cannot be locked in memory; raise the limit (LimitMEMLOCK=infinity) or grant CAP_IPC_LOCK",
-        ),
+        io::ErrorKind::PermissionDenied => OpenError::Denied {
+            at: settings.at(),
+            reason: "binding AF_XDP is not permitted; grant CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF".into(),
+        },
+        _ if is(&e, Errno::NOBUFS) || is(&e, Errno::NOMEM) => OpenError::Exhausted {
+            at: settings.at(),
+            reason:
+                "the pool cannot be locked in memory; raise the limit (LimitMEMLOCK=infinity) or grant CAP_IPC_LOCK"
+                    .into(),
+        },
         _ if is(&e, Errno::INVAL) && queue > 0 => foreign::refused(
             &settings.at(),
             format!(
@@ -311,10 +313,10 @@ fn not_attached(settings: &Settings, link: &Link, failure: Failure) -> OpenError
     let e = match failure {
         Failure::Load(e) => {
             return match e.source.kind() {
-                io::ErrorKind::PermissionDenied => foreign::refused(
-                    &settings.at(),
-                    "loading an XDP program is not permitted; grant CAP_BPF and CAP_NET_ADMIN",
-                ),
+                io::ErrorKind::PermissionDenied => OpenError::Denied {
+                    at: settings.at(),
+                    reason: "loading an XDP program is not permitted; grant CAP_BPF and CAP_NET_ADMIN".into(),
+                },
                 _ => foreign::refused(&settings.at(), e.to_string()),
             };
         }
@@ -323,15 +325,15 @@ fn not_attached(settings: &Settings, link: &Link, failure: Failure) -> OpenError
     };
     match e.kind() {
         io::ErrorKind::ResourceBusy | io::ErrorKind::AlreadyExists => match link.xdp {
-            Some(other) => foreign::refused(
-                &settings.at(),
-                format!(
+            Some(other) => OpenError::Occupied {
+                at: settings.at(),
+                reason: format!(
                     "{other} is attached already; end its owner or, if that has ended, detach it: ip link set dev {} {} off, or \
                      replace_xdp_program = true",
                     settings.name,
                     other.mode.option()
                 ),
-            ),
+            },
             None => OpenError::Busy { at: settings.at() },
         },
         _ if is(&e, Errno::RANGE) => foreign::refused(

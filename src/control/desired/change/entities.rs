@@ -2,6 +2,7 @@
 
 use super::{ChangeError, Config, check_all, check_ports, check_subports, check_vm, conflicts, find};
 use crate::control::config::{Network, Port, Uplink, Vm, VmSettings, kind};
+use crate::control::problem::Subject;
 
 /// Names of users in a message.
 const MAX_USERS_NAMED: usize = 5;
@@ -42,7 +43,7 @@ pub(super) fn delete_port(now: &Config, port: &str) -> Result<Config, ChangeErro
     let subports: Vec<String> = now.subports_of(port).map(|id| format!("{id:?}")).collect();
     if !subports.is_empty() {
         let message = format!("port {port:?} has the subports {}; detach them first", subports.join(", "));
-        return Err(ChangeError::conflict("has_subports", message));
+        return Err(ChangeError::conflict("has_subports", message).of(Subject::port(port)));
     }
     let mut wanted = now.clone();
     wanted.vms[vm].ports.remove(place);
@@ -77,7 +78,7 @@ pub(super) fn delete_network(now: &Config, id: &str) -> Result<Config, ChangeErr
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let named = users[..users.len().min(MAX_USERS_NAMED)].join(", ");
         let message = format!("network {id:?} is in use by {named}{more}; detach or change these first");
-        return Err(ChangeError::conflict("network_in_use", message));
+        return Err(ChangeError::conflict("network_in_use", message).of(Subject::network(id)));
     }
     let mut wanted = now.clone();
     wanted.networks.retain(|network| network.id != id);
@@ -115,7 +116,7 @@ pub(super) fn put_vm(
     let vm = check_vm(now, settings.clone().vm(id.to_owned(), ports).to_raw(), "vms[0].")?;
     if let Some(twice) = duplicate(&vm.ports) {
         let message = format!("port {twice:?} is listed twice; list each port once");
-        return Err(ChangeError::request(kind::DUPLICATE_PORT, message));
+        return Err(ChangeError::request(kind::DUPLICATE_PORT, message).of(Subject::port(twice)));
     }
     conflicts::check(&wanted, &vm.ports, None)?;
     match index {

@@ -21,9 +21,11 @@ pub use self::error::{ChangeError, ErrorKind};
 use crate::control::compile::endpoints;
 use crate::control::config::{
     Config, ConfigError, ConfigErrors, Network, Port, PortKeys, SwitchSettings, Uplink, Vm, VmSettings, check_part,
-    check_raw, kind, raw, trunk,
+    check_raw, kind, raw,
+    trunk::{self, SubportError},
 };
 use crate::control::desired::diff::{self, Difference};
+use crate::control::problem::{Problem, Subject};
 
 /// A change of the desired state.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,29 +148,42 @@ impl Change {
 }
 
 fn apply(now: &Config, config: &Config) -> Result<Config, ChangeError> {
-    let decided =
-        check_raw(&config.to_raw()).map_err(|errors| ChangeError::request(errors.kind(), messages(&errors)))?;
+    let decided = check_raw(&config.to_raw())
+        .map_err(|errors| ChangeError::request(errors.kind(), messages(&errors)).with_errors(&errors, ""))?;
     let fixed = fixed_at_start(&now.switch, &decided.switch);
-    if fixed.is_empty() { Ok(decided) } else { Err(ChangeError::conflict("fixed_at_start", fixed.join("\n"))) }
+    if fixed.is_empty() { Ok(decided) } else { Err(several(ChangeError::conflict, fixed)) }
 }
 
-/// Error messages for the keys of `[switch]` that differ.
-fn fixed_at_start(runs: &SwitchSettings, wanted: &SwitchSettings) -> Vec<String> {
+/// The error for these problems, of the kind of the first one.
+fn several(error: fn(&'static str, String) -> ChangeError, problems: Vec<Problem>) -> ChangeError {
+    let kind = problems.first().map_or(kind::BAD_VALUE, |problem| problem.kind);
+    let messages: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
+    error(kind, messages.join("\n")).with(problems)
+}
+
+/// Problems of the keys of `[switch]` that differ.
+fn fixed_at_start(runs: &SwitchSettings, wanted: &SwitchSettings) -> Vec<Problem> {
     let (runs, wanted) = (diff::keys(&runs.to_raw()), diff::keys(&wanted.to_raw()));
-    let messages = |(name, runs, _): (String, serde_json::Value, _)| {
+    let problem = |(name, runs, wanted): (String, serde_json::Value, serde_json::Value)| {
         let runs = if runs.is_null() { "not set".to_owned() } else { runs.to_string() };
-        format!("switch.{name} is fixed at start and is {runs} now; keep that value, or restart the switch")
+        let message =
+            format!("switch.{name} is fixed at start and is {runs} now; keep that value, or restart the switch");
+        let value = (!wanted.is_null()).then(|| wanted.to_string());
+        Problem::new("fixed_at_start", message).at(format!("switch.{name}"), value)
     };
-    diff::changed_keys(&runs, &wanted).map(messages).collect()
+    diff::changed_keys(&runs, &wanted).map(problem).collect()
 }
 
 /// Validates a configuration of which a part was replaced by a valid one: what is wrong is a conflict with the rest.
 fn check_all(config: &Config) -> Result<Config, ChangeError> {
     let switch = config.switch.clone();
     let checked = check_raw(&raw::Config { switch: None, ..config.to_raw() });
-    checked.map(|checked| Config { switch, ..checked }).map_err(|errors| match errors.kind() {
-        kind::UNKNOWN_NETWORK => ChangeError::unknown(kind::UNKNOWN_NETWORK, messages(&errors)),
-        kind => ChangeError::conflict(kind, messages(&errors)),
+    checked.map(|checked| Config { switch, ..checked }).map_err(|errors| {
+        let error = match errors.kind() {
+            kind::UNKNOWN_NETWORK => ChangeError::unknown(kind::UNKNOWN_NETWORK, messages(&errors)),
+            kind => ChangeError::conflict(kind, messages(&errors)),
+        };
+        error.with_errors(&errors, "")
     })
 }
 
@@ -183,7 +198,7 @@ fn attach(now: &Config, vm: &str, ports: &[Port]) -> Result<Config, ChangeError>
     }
     if let Some(twice) = entities::duplicate(ports) {
         let message = format!("port {twice:?} is listed twice; list each port once");
-        return Err(ChangeError::request(kind::DUPLICATE_PORT, message));
+        return Err(ChangeError::request(kind::DUPLICATE_PORT, message).of(Subject::port(twice)));
     }
     let ports = check_ports(now, vm, ports.iter().map(Port::to_raw).collect(), "vms[0].")?;
     conflicts::check(now, &ports, None)?;
@@ -197,7 +212,8 @@ fn set(now: &Config, port: &str, keys: &PortKeys) -> Result<Config, ChangeError>
     let (vm, position) = find(now, port)?;
     if keys.given.port_id.is_some() || keys.cleared.iter().any(|key| key == "port_id") {
         let message = "port_id identifies the port and cannot be set; detach the port and attach another one";
-        return Err(ChangeError::request("fixed_key", message));
+        let problem = Problem::new("fixed_key", message).of(Subject::port(port)).at("port_id", None);
+        return Err(several(ChangeError::request, vec![problem]));
     }
     let before = &now.vms[vm];
     let raw = keys::apply_port_patch(before.ports[position].to_raw(), keys);
@@ -227,11 +243,20 @@ fn check_subports(wanted: &Config) -> Result<(), ChangeError> {
     let messages: Vec<String> =
         errors.iter().map(|error| format!("port {:?}: {}: {}", error.port, error.key, error.message)).collect();
     let message = messages.join("\n");
-    Err(match first.kind {
-        kind::UNKNOWN_PARENT => ChangeError::unknown(kind::UNKNOWN_PARENT, message),
-        kind::DUPLICATE_VLAN => ChangeError::conflict("vlan_in_use", message),
-        _ => ChangeError::conflict("not_a_parent", message),
-    })
+    let kind = |of| match of {
+        kind::UNKNOWN_PARENT => kind::UNKNOWN_PARENT,
+        kind::DUPLICATE_VLAN => "vlan_in_use",
+        _ => "not_a_parent",
+    };
+    let problem = |error: &SubportError| {
+        let subject = Subject { vm: wanted.vms.get(error.vm).map(|vm| vm.id.clone()), ..Subject::port(&error.port) };
+        Problem::new(kind(error.kind), error.message.clone()).of(subject).at(error.key, None)
+    };
+    let error = match first.kind {
+        kind::UNKNOWN_PARENT => ChangeError::unknown(kind(first.kind), message),
+        _ => ChangeError::conflict(kind(first.kind), message),
+    };
+    Err(error.with(errors.iter().map(problem).collect()))
 }
 
 /// Index of a port's VM, and of the port there.
@@ -271,10 +296,11 @@ fn check_vm(now: &Config, vm: raw::Vm, prefix: &str) -> Result<Vm, ChangeError> 
             let messages: Vec<String> = errors.errors().iter().map(messages).collect();
             let message = messages.join("\n");
             let wrong = errors.errors().iter().find(|problem| problem.kind != kind::UNKNOWN_NETWORK);
-            Err(wrong.map_or_else(
+            let error = wrong.map_or_else(
                 || ChangeError::unknown(kind::UNKNOWN_NETWORK, message.clone()),
                 |problem| ChangeError::request(problem.kind, message.clone()),
-            ))
+            );
+            Err(error.with_errors(&errors, prefix))
         }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{ChangeError, check_all};
 use crate::control::config::{Config, Network, Port, Uplink, Vm, VmSettings};
+use crate::control::problem::Subject;
 
 /// Kind of the conflict with an entity of somebody else.
 const FOREIGN: &str = "owned_by_other";
@@ -14,15 +15,19 @@ const FOREIGN: &str = "owned_by_other";
 /// An entity with an id and a label.
 trait Labelled: Clone {
     const KIND: &'static str;
+    fn subject(&self) -> Subject;
     fn id(&self) -> &str;
     fn owner(&self) -> Option<&str>;
     fn label(&mut self, owner: &str);
 }
 
 macro_rules! labelled {
-    ($($type:ident $id:ident $kind:literal)*) => { $(
+    ($($type:ident $id:ident $kind:literal $subject:ident)*) => { $(
         impl Labelled for $type {
             const KIND: &'static str = $kind;
+            fn subject(&self) -> Subject {
+                Subject::$subject(self.id())
+            }
             fn id(&self) -> &str {
                 &self.$id
             }
@@ -36,7 +41,7 @@ macro_rules! labelled {
     )* };
 }
 
-labelled! { Network id "network" Port port_id "port" Uplink id "uplink" }
+labelled! { Network id "network" network Port port_id "port" port Uplink id "uplink" uplink }
 
 /// The configuration after `request` has replaced what is of `owner`.
 pub(super) fn replace(now: &Config, owner: &str, request: &Config) -> Result<Config, ChangeError> {
@@ -54,7 +59,7 @@ pub(super) fn replace(now: &Config, owner: &str, request: &Config) -> Result<Con
     for port in request.ports().map(|(_, port)| port) {
         if let Some(vm) = theirs.get(port.id()) {
             let of = vm.ports.iter().find(|of| of.id() == port.id()).and_then(Labelled::owner);
-            return Err(foreign(Port::KIND, port.id(), of));
+            return Err(foreign(Port::KIND, port.id(), of).of(port.subject()));
         }
     }
     for vm in &mut wanted.vms {
@@ -63,7 +68,7 @@ pub(super) fn replace(now: &Config, owner: &str, request: &Config) -> Result<Con
         if vm.owner.as_deref() == Some(owner) {
             *vm = settings_of(owner, &settings).vm(vm.id.clone(), std::mem::take(&mut vm.ports));
         } else if settings != VmSettings::default() && settings != (VmSettings { owner: None, ..vm.settings() }) {
-            return Err(foreign("VM", &vm.id, vm.owner.as_deref()));
+            return Err(foreign("VM", &vm.id, vm.owner.as_deref()).of(Subject::vm(&vm.id)));
         }
         let ports = of_request.map(|of| of.ports.as_slice()).unwrap_or_default();
         vm.ports = fill(&vm.ports, owner, ports)?;
@@ -100,13 +105,13 @@ fn fill<T: Labelled>(old: &[T], owner: &str, new: &[T]) -> Result<Vec<T>, Change
                 T::KIND,
                 item.id()
             );
-            return Err(ChangeError::request("contradiction", message));
+            return Err(ChangeError::request("contradiction", message).of(item.subject()));
         }
         item.label(owner);
     }
     let ids: HashSet<&str> = new.iter().map(T::id).collect();
     if let Some(item) = old.iter().find(|item| item.owner() != Some(owner) && ids.contains(item.id())) {
-        return Err(foreign(T::KIND, item.id(), item.owner()));
+        return Err(foreign(T::KIND, item.id(), item.owner()).of(item.subject()));
     }
     let mut next = labelled.into_iter();
     let place = |item: &T| if item.owner() == Some(owner) { next.next() } else { Some(item.clone()) };

@@ -49,7 +49,7 @@ fn listed(config: &Config) -> Vec<(&str, Vec<&str>)> {
 }
 
 pub(super) fn refused(change: &Change) -> (ErrorKind, &'static str, String) {
-    let ChangeError { category, kind, message } = change.to(&there()).unwrap_err();
+    let ChangeError { category, kind, message, .. } = change.to(&there()).unwrap_err();
     (category, kind, message)
 }
 
@@ -77,7 +77,7 @@ fn a_subport_is_listed_with_the_ports_of_its_vm() {
     let mut now = attach("a", subport("s1", "net2", 1, "p1", 101)).to(&there()).unwrap();
     assert_eq!(listed(&now)[0], ("a", vec!["p1", "p2", "s1"]), "a subport may have the MAC address of its parent");
     let refused = |now: &Config, change: Change| {
-        let ChangeError { category, kind, message } = change.to(now).unwrap_err();
+        let ChangeError { category, kind, message, .. } = change.to(now).unwrap_err();
         (category, kind, message)
     };
     for (change, category, kind, piece) in [
@@ -197,7 +197,7 @@ fn an_address_that_must_be_pinned_is_not_shared() {
         (set("p3", borrow()), set("p1", suppress()), ["port \"p1\": ", "port \"p3\" of VM \"b\""]),
     ] {
         let now = first.to(&there()).unwrap();
-        let ChangeError { category, kind, message } = second.to(&now).unwrap_err();
+        let ChangeError { category, kind, message, .. } = second.to(&now).unwrap_err();
         assert_eq!((category, kind), (ErrorKind::Conflict, "mac_shared"), "{message}");
         assert!(message.starts_with(names[0]) && message.contains(names[1]), "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");
@@ -256,7 +256,7 @@ fn settings_of_the_process_are_fixed_at_start() {
     assert_eq!(Change::Apply(other.clone()).to(&now), Ok(other.clone()));
     other.switch.frames += 1;
     other.switch.metrics = Some("127.0.0.1:9477".parse().unwrap());
-    let ChangeError { category, kind, message } = Change::Apply(other).to(&now).unwrap_err();
+    let ChangeError { category, kind, message, .. } = Change::Apply(other).to(&now).unwrap_err();
     assert_eq!((category, kind), (ErrorKind::Conflict, "fixed_at_start"));
     assert!(message.contains("switch.frames is fixed at start and is 65536 now"), "{message}");
     assert!(message.contains("switch.metrics is fixed at start and is not set now"), "{message}");
@@ -271,7 +271,7 @@ fn resources_of_an_uplink_are_in_use() {
     let text = json!({"networks": [{"id": "net1"}], "uplinks": uplink}).to_string();
     now.uplinks = parse_json(&text, "x").unwrap().uplinks;
     let refused = |port: Value| {
-        let ChangeError { category, kind, message } = attach("a", ports(&[port])).to(&now).unwrap_err();
+        let ChangeError { category, kind, message, .. } = attach("a", ports(&[port])).to(&now).unwrap_err();
         assert_eq!(category, ErrorKind::Conflict, "{message}");
         assert!(message.contains("uplink"), "{message}");
         kind
@@ -281,7 +281,7 @@ fn resources_of_an_uplink_are_in_use() {
     // Its network cannot be removed either.
     let mut without = Config { vms: Vec::new(), ..now.clone() };
     without.networks.remove(0);
-    let ChangeError { category, kind, message } = Change::Apply(without).to(&now).unwrap_err();
+    let ChangeError { category, kind, message, .. } = Change::Apply(without).to(&now).unwrap_err();
     assert_eq!((category, kind), (ErrorKind::Request, "unknown_network"), "{message}");
     assert!(message.starts_with("uplinks[0].networks[0].network_id = \"net1\""), "{message}");
 }

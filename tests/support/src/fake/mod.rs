@@ -13,6 +13,7 @@ use vifswitch::control::api::responses::{
     AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CountsView, DeviceView, Direction, DropView,
     NetworkView, PortView, StationKind, StationView, Status, UplinkNetworkView, UplinkView, VmView, WorkerView,
 };
+use vifswitch::control::api::selection::{self, StationKey};
 use vifswitch::control::api::socket::Socket;
 use vifswitch::control::api::{api, serve};
 use vifswitch::control::author::Author;
@@ -82,10 +83,7 @@ impl FakeBehaviour {
 
     /// A behaviour that refuses every change.
     pub fn refusing(category: ErrorKind, kind: &'static str, message: &str) -> FakeBehaviour {
-        FakeBehaviour {
-            answer: Err(ChangeError { category, kind, message: message.into() }),
-            ..FakeBehaviour::willing().0
-        }
+        FakeBehaviour { answer: Err(ChangeError::new(category, kind, message)), ..FakeBehaviour::willing().0 }
     }
 
     fn note(&self, by: Option<&Author>) {
@@ -118,6 +116,12 @@ pub fn event(time: &str, text: &str) -> Event {
 impl Views {
     /// Two ports of two VMs on one network, one of them with a name that needs escaping.
     pub fn made_up() -> Views {
+        let code = |status, reason: &str| match status {
+            Status::Active if reason.is_empty() => "ok",
+            Status::Active => "backup",
+            Status::Down => "no_device",
+            Status::Quarantined => "quarantined",
+        };
         let port = |port_id: &str, device_id: &str, status, status_reason: &str| PortView {
             owner: None,
             port_id: port_id.into(),
@@ -126,6 +130,7 @@ impl Views {
             mac_address: "02:00:00:00:01:0a".into(),
             position: 0,
             status,
+            status_code: code(status, status_reason).into(),
             status_reason: status_reason.into(),
             admin_state_up: true,
             port_security: "mac".into(),
@@ -188,6 +193,7 @@ impl Views {
             group: Some("wire".into()),
             active,
             status: Status::Active,
+            status_code: code(Status::Active, status_reason).into(),
             status_reason: status_reason.into(),
             admin_state_up: true,
             networks: vec![
@@ -322,13 +328,24 @@ impl Views {
                 Request::Uplinks(reply) => drop(reply.send(self.uplinks.clone())),
                 Request::Vms(reply) => drop(reply.send(self.vms.clone())),
                 Request::Networks(reply) => drop(reply.send(self.networks.clone())),
-                Request::Fdb(reply) => drop(reply.send(self.fdb.clone())),
+                Request::Fdb(which, reply) => {
+                    let is_wanted = |station: &StationView| {
+                        which.network.as_ref().is_none_or(|network| *network == station.network_id)
+                            && which.port.as_ref().is_none_or(|port| *port == station.port_id)
+                            && which.mac.is_none_or(|mac| mac.to_string() == station.mac_address)
+                            && which.kind.is_none_or(|kind| kind == station.kind)
+                    };
+                    let stations = self.fdb.iter().filter(|station| is_wanted(station)).cloned().collect();
+                    let key = |station: &StationView| StationKey::of(station).unwrap();
+                    drop(reply.send(selection::paged(stations, which.page.as_ref(), key)));
+                }
                 Request::Workers(reply) => drop(reply.send(self.workers.clone())),
                 Request::Drops(reply) => drop(reply.send(self.drops.clone())),
                 Request::Loops(reply) => drop(reply.send(self.loops.clone())),
                 Request::Storms(reply) => drop(reply.send(self.storms.clone())),
                 Request::LoopCounts(reply) => drop(reply.send(self.loop_counts)),
                 Request::Audit(reply) => drop(reply.send(self.audit.clone())),
+                Request::SelectPorts(which, reply) => drop(reply.send(which.of(self.ports.clone()))),
                 Request::PortsOf(ids, reply) => {
                     let ports = self.ports.iter().filter(|port| ids.contains(&port.port_id));
                     drop(reply.send(ports.cloned().collect()));

@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use vifswitch::control::api::handle::{ChangeOptions, Handle};
 use vifswitch::control::api::responses::{PortView, StationView, Status};
+use vifswitch::control::api::selection::StationSelection;
 use vifswitch::control::config::{Config, Port, parse_toml};
 use vifswitch::control::desired::change::{Change, ChangeError, ChangeResult};
 use vifswitch::control::reconcile::{Controller, Startup};
@@ -140,7 +141,7 @@ impl Inside {
     }
 
     pub fn fdb(&self) -> Vec<StationView> {
-        self.wait(self.handle.fdb(Box::new(()))).unwrap()
+        self.wait(self.handle.fdb(StationSelection::default(), Box::new(()))).unwrap()
     }
 
     pub fn await_active(&self, vif: &Vif) -> PortView {
