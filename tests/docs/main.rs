@@ -10,7 +10,9 @@
 //! | `console`, `sh` | commands: after `# ` in `console`, where other lines are output |
 #![allow(clippy::unwrap_used)]
 
+mod described;
 mod old_words;
+mod reference;
 mod requirements;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +24,7 @@ use serde_json::{Map, Value, json};
 use vifswitch::cli;
 use vifswitch::control::api;
 use vifswitch::control::config::{Source, kind, parse_json, parse_toml};
+use vifswitch::control::reason::ReasonCode;
 use vifswitch::switch::DropReason;
 use vifswitch::telemetry::exposition::{self, Mitigation};
 
@@ -205,7 +208,7 @@ fn configurations_are_valid() {
 
 /// The OpenAPI document, whose configuration types are those of the parser.
 fn openapi() -> Value {
-    serde_json::to_value(api::description()).unwrap()
+    api::description().clone()
 }
 
 /// The schema that a reference stands for.
@@ -444,7 +447,7 @@ fn body<'d>(document: &'d Value, of: &str, method: &str, path: &str) -> Option<&
     let operation = &document["paths"][path][method.to_lowercase()];
     let content = match of {
         "request" => &operation["requestBody"]["content"],
-        "error" => &operation["responses"]["4XX"]["content"],
+        "error" => &operation["responses"]["default"]["content"],
         _ => ["200", "201"].iter().map(|code| &operation["responses"][code]["content"]).find(|it| it.is_object())?,
     };
     Some(&content.as_object()?.values().next()?["schema"])
@@ -562,6 +565,17 @@ fn each_kind_of_event_is_documented_and_no_other() {
         choices.expect("kinds of events are words").iter().map(|kind| kind.as_str().unwrap().to_owned()).collect();
     let rows = Page::named("docs/api.md").table("Events");
     assert_eq!(rows.iter().map(|row| codes(&row[0]).concat()).collect::<BTreeSet<_>>(), kinds);
+}
+
+#[test]
+fn each_status_code_is_documented_and_no_other() {
+    let rows = Page::named("docs/operating.md").table("Status codes");
+    let documented: Vec<String> = rows.iter().map(|row| codes(&row[0]).concat()).collect();
+    assert_eq!(documented, ReasonCode::ALL.map(ReasonCode::name));
+    let described = openapi()["components"]["schemas"]["ReasonCode"].to_string();
+    for code in documented {
+        assert!(described.contains(&format!("\"{code}\"")), "{code} is not in {described}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod af_xdp;
 mod announcements;
 mod api;
 mod bad_frames;
+mod client;
 mod dampening;
 mod events;
 mod fdb;
