@@ -47,7 +47,8 @@ async fn list<T: Serialize + ToSchema + Send + 'static>(
     path: &'static str,
     query: Extracted<ListQuery>,
     items: impl Future<Output = Result<Vec<T>, ShuttingDown>>,
-    (id, owner): (fn(&T) -> &String, fn(&T) -> &Option<String>),
+    id: fn(&T) -> &String,
+    owner: fn(&T) -> &Option<String>,
 ) -> Result<Response, ApiError> {
     let (list, wanted) = List::of::<T>(path, query)?;
     let generation = state.handle.generation().await?;
@@ -105,9 +106,8 @@ pub async fn port(State(state): State<AppState>, id: Name, query: Extracted<Item
         ("after" = Option<String>, Query, description = "only those with a greater id, in the order of their ids")),
     responses((status = 200, body = Vec<UplinkView>), (status = 400, body = ErrorBody)))]
 pub async fn uplinks(State(state): State<AppState>, query: Extracted<ListQuery>) -> Result<Response, ApiError> {
-    let keys: (fn(&UplinkView) -> &String, fn(&UplinkView) -> &Option<String>) =
-        (|uplink| &uplink.uplink_id, |uplink| &uplink.owner);
-    list(&state, "/v1/uplinks", query, state.handle.uplinks(), keys).await
+    let items = state.handle.uplinks();
+    list(&state, "/v1/uplinks", query, items, |uplink: &UplinkView| &uplink.uplink_id, |uplink| &uplink.owner).await
 }
 
 /// All VMs, with the sums over their ports
@@ -118,8 +118,8 @@ pub async fn uplinks(State(state): State<AppState>, query: Extracted<ListQuery>)
         ("after" = Option<String>, Query, description = "only those with a greater id, in the order of their ids")),
     responses((status = 200, body = Vec<VmView>), (status = 400, body = ErrorBody)))]
 pub async fn vms(State(state): State<AppState>, query: Extracted<ListQuery>) -> Result<Response, ApiError> {
-    let keys: (fn(&VmView) -> &String, fn(&VmView) -> &Option<String>) = (|vm| &vm.device_id, |vm| &vm.owner);
-    list(&state, "/v1/vms", query, state.handle.vms(), keys).await
+    let items = state.handle.vms();
+    list(&state, "/v1/vms", query, items, |vm: &VmView| &vm.device_id, |vm| &vm.owner).await
 }
 
 /// All networks
@@ -130,9 +130,9 @@ pub async fn vms(State(state): State<AppState>, query: Extracted<ListQuery>) -> 
         ("after" = Option<String>, Query, description = "only those with a greater id, in the order of their ids")),
     responses((status = 200, body = Vec<NetworkView>), (status = 400, body = ErrorBody)))]
 pub async fn networks(State(state): State<AppState>, query: Extracted<ListQuery>) -> Result<Response, ApiError> {
-    let keys: (fn(&NetworkView) -> &String, fn(&NetworkView) -> &Option<String>) =
-        (|network| &network.network_id, |network| &network.owner);
-    list(&state, "/v1/networks", query, state.handle.networks(), keys).await
+    let items = state.handle.networks();
+    list(&state, "/v1/networks", query, items, |network: &NetworkView| &network.network_id, |network| &network.owner)
+        .await
 }
 
 /// The forwarding database: the port of each station
