@@ -1,14 +1,18 @@
 //! Storing the FDB while the switch runs and restoring it at the start, both in tasks.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::warn;
 
 use super::{Controller, DISK};
+use crate::control::background;
 use crate::control::state::store::CHUNK;
 use crate::time;
 
-/// FDB entries restored before the first port opens, which takes a few ms.
+/// FDB entries restored before the first port opens, those seen last, which takes a few ms: a start does not take longer
+/// with a larger FDB.
 const FIRST_STATIONS: usize = 1000;
 
 impl Controller {
@@ -25,12 +29,15 @@ impl Controller {
     /// Restores the FDB entries from cursor `more` on, then verifies the state. Blocks storing the FDB until all entries
     /// are restored, because the stored set is complete.
     pub(super) fn verify_state(&mut self, mut more: Option<i64>) {
-        let (store, workers, directory) = (self.state.clone(), self.workers.clone(), self.fdb_index());
+        let (store, workers, directory) = (self.state.clone(), self.workers.clone(), Arc::new(self.fdb_index()));
         let (done, learned) = oneshot::channel::<()>();
         self.saving_stations = Some(tokio::spawn(async move {
             while let Some(from) = more {
                 let (stored, next) = store.take_stations(from, CHUNK).await;
-                workers.learn(&directory.resolve_stored(stored, time::now())).await;
+                let directory = directory.clone();
+                // Off the control thread, which has changes and failures to handle.
+                let resolved = background::run(move || directory.resolve_stored(stored, time::now())).await;
+                workers.learn(&resolved.unwrap_or_default()).await;
                 more = next;
             }
             drop(done);
@@ -50,7 +57,7 @@ impl Controller {
         self.saving_stations = Some(tokio::spawn(async move {
             // The save replaces the stored FDB, so it requires the entries of all workers.
             let Some(stations) = workers.stations().await else { return };
-            let stored = directory.to_stored(stations, time::now());
+            let Ok(stored) = background::run(move || directory.to_stored(stations, time::now())).await else { return };
             if let Err(why) = store.save_stations(stored).await {
                 warn!("storing the FDB failed: {why}");
             }

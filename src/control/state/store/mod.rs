@@ -15,6 +15,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::thread;
 
@@ -25,6 +26,7 @@ use self::database::Database;
 pub use self::error::StoreError;
 pub use self::peek::peek;
 use self::reopen::StoreHandle;
+use crate::control::background;
 use crate::control::state::events::Event;
 use crate::time::Stamp;
 use crate::wire::Mac;
@@ -150,21 +152,28 @@ impl Store {
         self.request(|database| database.last_event()).await
     }
 
-    /// Replaces the stored stations, all or nothing. Other requests are executed in between.
+    /// Replaces the stored stations, all or nothing. Other requests are executed in between. Those seen last are read
+    /// first.
     pub async fn save_stations(&self, mut stations: Vec<StoredStation>) -> Result<(), StoreError> {
         let now = Stamp::now();
+        let sorted = background::run(move || {
+            stations.sort_unstable_by_key(|station| Reverse(station.age_seconds));
+            stations
+        });
+        let mut stations = sorted.await.map_err(StoreError::Thread)?;
         let _guard = self.saving.lock().await;
         self.request(|database| database.begin_stations()).await?;
         while !stations.is_empty() {
             // From the end, which moves no others. The thread drops them.
-            let chunk = stations.split_off(stations.len().saturating_sub(CHUNK));
+            let mut chunk = stations.split_off(stations.len().saturating_sub(CHUNK));
+            chunk.reverse();
             self.request(move |database| database.add_stations(&chunk)).await?;
         }
         self.request(move |database| database.finish_stations(&now)).await
     }
 
     /// At most `max` of the stations saved last, from a cursor on (the first is 0), and the next cursor, if there are
-    /// more. In no order, aged by the time since the save.
+    /// more. The youngest first, aged by the time since the save.
     ///
     /// Reading deletes nothing: a switch that is killed before its first save reads the same stations again. Stations
     /// must not be saved between two pages.
