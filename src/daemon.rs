@@ -5,6 +5,7 @@
 
 mod check;
 mod log;
+mod passed;
 mod reload;
 mod signals;
 mod supervisor;
@@ -15,6 +16,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
+use std::time::Duration;
 
 pub use check::check;
 
@@ -22,18 +24,20 @@ use axum::Router;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use tracing::info;
 
 use self::log::Log;
+use self::passed::Passed;
 use self::signals::Signals;
 use self::supervisor::notify_all;
 use crate::control::api::handle::{Handle, Request};
 use crate::control::api::peer::PeerOf;
-use crate::control::api::socket::{Callers, Socket};
-use crate::control::api::{api, metrics_routes, pages, read_only_api, serve};
+use crate::control::api::socket::Callers;
+use crate::control::api::{SHUTDOWN_TIMEOUT, api, metrics_routes, pages, read_only_api, serve};
 use crate::control::config::{self, Config, ConfigFile, Poll, SwitchSettings};
 use crate::control::health::Phase;
-use crate::control::reconcile::{Controller, Startup};
+use crate::control::reconcile::{Controller, FINISH_TIMEOUT, Startup};
 use crate::control::state::{self, Precedence, StateStore};
 use crate::control::workers::WorkerHandles;
 use crate::frame::Pool;
@@ -42,6 +46,9 @@ use crate::sys::cores;
 use crate::sys::privileges::{self, Privilege};
 use crate::wire::ProbeKey;
 use crate::worker::{Pace, Worker, WorkerSetSettings, worker_set};
+
+/// Maximum time to answer clients after the signal to stop, before changes are refused.
+const ANSWERING: Duration = Duration::from_secs(1);
 
 /// Prints an error; returns exit code `code`.
 fn report_error(what: impl std::fmt::Display, code: u8) -> ExitCode {
@@ -55,12 +62,14 @@ fn report_error(what: impl std::fmt::Display, code: u8) -> ExitCode {
 /// Without a configuration file the switch resumes from the stored state at `state`, or at the default path. With one,
 /// [`state`] describes how file and stored state are merged.
 pub fn run(path: Option<PathBuf>, state: Option<PathBuf>, precedence: Precedence) -> ExitCode {
+    // Before a file is opened.
+    let passed = Passed::take();
     let file = match path.as_ref().map(config::load_file).transpose() {
         Ok(file) => file,
         Err(errors) => return report_error(errors, 2),
     };
     let log = Log::install();
-    let code = match run_logged(&log, file, path, state, precedence) {
+    let code = match run_logged(&log, passed, file, path, state, precedence) {
         Ok(()) => ExitCode::SUCCESS,
         Err(StartError { why, code }) => {
             log.say(&why);
@@ -86,6 +95,7 @@ impl StartError {
 
 fn run_logged(
     log: &Log,
+    mut passed: Passed,
     file: Option<ConfigFile>,
     path: Option<PathBuf>,
     state: Option<PathBuf>,
@@ -115,7 +125,7 @@ fn run_logged(
         Signals::receive(log).map_err(|why| StartError::new(format_args!("cannot receive signals: {why}"), 1))?;
     let served = runtime.block_on(async {
         // First of all: a second switch with the same socket ends before it opens anything.
-        let server = ApiServer::start(&settings).await.map_err(|why| why.to_string())?;
+        let server = ApiServer::start(&settings, &mut passed).await.map_err(|why| why.to_string())?;
         let begun = tokio::select! {
             begun = StateStore::open(file, path_of_state.as_deref(), precedence) => begun,
             () = signals.stop() => {
@@ -124,7 +134,7 @@ fn run_logged(
             }
         };
         let (config, store) = begun.map_err(|why| why.to_string())?;
-        serve_until_told(config, store, cores, server, signals, path).await.map_err(|why| why.to_string())
+        serve_until_told(config, store, cores, (server, passed), signals, path).await.map_err(|why| why.to_string())
     });
     served.map_err(|why| StartError::new(why, 1))
 }
@@ -170,42 +180,54 @@ struct ApiServer {
     /// Stops all servers when dropped.
     stop: watch::Sender<()>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    /// The service manager keeps the sockets: clients wait for the next process.
+    is_kept: bool,
+}
+
+/// How servers stop.
+struct StopOfServers {
+    /// Changed or closed when they are to stop.
+    stopped: watch::Receiver<()>,
+    /// The service manager keeps the sockets.
+    is_kept: bool,
 }
 
 impl ApiServer {
-    async fn start(settings: &SwitchSettings) -> io::Result<ApiServer> {
+    async fn start(settings: &SwitchSettings, passed: &mut Passed) -> io::Result<ApiServer> {
         let (handle, requests) = Handle::new();
         let (stop, stopped) = watch::channel(());
         let at = &settings.api;
         // The socket for changes first: it is what a second switch fails at.
-        let mut tasks = vec![spawn_server(Socket::bind(at)?, api(handle.clone()), &stopped)];
+        let socket = passed.unix(Callers::Group, at)?;
+        let stop_of_servers = StopOfServers { stopped, is_kept: socket.is_kept() };
+        let mut tasks = vec![spawn_server(socket, api(handle.clone()), &stop_of_servers)];
         if let Some(path) = &settings.api_read {
-            let socket = Socket::bind_for(Callers::All, path)?;
-            tasks.push(spawn_server(socket, read_only_api(handle.clone(), at), &stopped));
+            let socket = passed.unix(Callers::All, path)?;
+            tasks.push(spawn_server(socket, read_only_api(handle.clone(), at), &stop_of_servers));
         }
         if let Some(address) = settings.metrics {
-            let listener = listen("metrics", address).await?;
-            tasks.push(spawn_server(listener, metrics_routes(handle.clone()), &stopped));
+            let listener = listen(passed, "metrics", address).await?;
+            tasks.push(spawn_server(listener, metrics_routes(handle.clone()), &stop_of_servers));
         }
         if let Some(address) = settings.pages {
-            let listener = listen("pages", address).await?;
+            let listener = listen(passed, "pages", address).await?;
             let routes = pages(handle.clone(), settings.pages_hosts.clone(), at);
-            tasks.push(spawn_server(listener, routes, &stopped));
+            tasks.push(spawn_server(listener, routes, &stop_of_servers));
         }
-        Ok(ApiServer { handle, requests, stop, tasks })
+        Ok(ApiServer { handle, requests, stop, tasks, is_kept: stop_of_servers.is_kept })
     }
 }
 
 /// Listens at the address of a key.
-async fn listen(key: &str, address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|why| named(format!("{key} on {address}"), &why))
+async fn listen(passed: &mut Passed, key: &str, address: SocketAddr) -> io::Result<TcpListener> {
+    passed.tcp(address).await.map_err(|why| named(format!("{key} on {address}"), &why))
 }
 
 async fn serve_until_told(
     config: Config,
     store: StateStore,
     cores: Vec<usize>,
-    server: ApiServer,
+    (server, passed): (ApiServer, Passed),
     signals: Signals,
     path: Option<PathBuf>,
 ) -> io::Result<()> {
@@ -237,7 +259,7 @@ async fn serve_until_told(
     let mailboxes = worker_set.mailboxes.clone();
     let worker_handles = WorkerHandles::new(worker_set.mailboxes, worker_set.counters);
     let (notices, results) = (worker_set.notices, worker_set.events);
-    let ApiServer { handle, requests, stop, tasks } = server;
+    let ApiServer { handle, requests, stop, tasks, is_kept } = server;
     let health = handle.health().clone();
     let mut controller = Controller::new(Startup {
         cores,
@@ -249,7 +271,14 @@ async fn serve_until_told(
         state: store,
         pool,
         health: health.clone(),
+        descriptors: passed.devices(),
     });
+    let mut servers = tokio::spawn(async move {
+        for server in tasks {
+            let _ = server.await;
+        }
+    });
+    let mut stop = Some(stop);
 
     let begun = tokio::select! {
         begun = controller.begin(config) => Some(begun.map_err(io::Error::other)?),
@@ -259,9 +288,17 @@ async fn serve_until_told(
         notify(NotifyState::Ready);
         info!("ready");
         watchdog::start(mailboxes, handle.clone());
-        let stop = signals.stop();
+        let signalled = signals.stop();
         tokio::spawn(reload::whenever_told(signals.reload, path, handle));
-        controller.run(requests, stop).await;
+        let stop_serving = async {
+            signalled.await;
+            if is_kept {
+                // Clients that connect from now on wait for the next process; those before are answered by this one.
+                stop = None;
+                let _ = timeout(ANSWERING, &mut servers).await;
+            }
+        };
+        controller.run(requests, stop_serving).await;
     } else {
         drop(requests);
     }
@@ -270,8 +307,8 @@ async fn serve_until_told(
     health.update(|status| status.phase = Phase::Stopping);
     notify(NotifyState::Stopping);
     drop(stop);
-    for server in tasks {
-        let _ = server.await;
+    if !servers.is_finished() {
+        let _ = servers.await;
     }
     controller.close_all().await;
     for thread in threads {
@@ -298,15 +335,17 @@ fn start(index: usize, worker: Worker, core: usize, pace: Pace) -> io::Result<th
     })
 }
 
-fn spawn_server<L>(listener: L, routes: Router, stopped: &watch::Receiver<()>) -> tokio::task::JoinHandle<()>
+fn spawn_server<L>(listener: L, routes: Router, stop: &StopOfServers) -> tokio::task::JoinHandle<()>
 where
     L: axum::serve::Listener,
     L::Io: PeerOf,
     L::Addr: std::fmt::Debug,
 {
-    let mut stopped = stopped.clone();
+    let mut stopped = stop.stopped.clone();
+    // Servers of kept sockets stop before the change in progress is completed.
+    let patience = if stop.is_kept { 2 * ANSWERING + FINISH_TIMEOUT } else { SHUTDOWN_TIMEOUT };
     tokio::spawn(async move {
-        serve(listener, routes, async move {
+        serve(listener, routes, patience, async move {
             // Changed or closed: both stop the server.
             let _ = stopped.changed().await;
         })

@@ -20,6 +20,7 @@ pub mod author;
 pub mod background;
 pub mod compile;
 pub mod config;
+pub mod descriptors;
 pub mod desired;
 pub mod health;
 pub mod loops;

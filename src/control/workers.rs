@@ -336,6 +336,13 @@ impl WorkerHandles {
         }
     }
 
+    /// Makes all workers receive nothing, or receive again.
+    pub async fn hold(&self, is_held: bool) {
+        for worker in 0..self.mailboxes.len() {
+            let _ = self.command(worker, |reply| Command::Hold(is_held, reply)).await;
+        }
+    }
+
     /// Stops all workers and returns their queues.
     pub async fn stop(&self) -> Vec<RxQueue> {
         let mut queues = Vec::new();

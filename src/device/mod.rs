@@ -10,7 +10,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -115,6 +115,29 @@ pub struct Opened {
     pub observed: Option<Observed>,
     /// Offloads that the netdev accepts for transmit; `None` where they cannot change while the device is open.
     pub egress: Option<Egress>,
+    /// What of the device outlives the process.
+    pub keep: Keep,
+}
+
+/// Descriptors of a device that outlive the process, because the service manager keeps them.
+#[derive(Debug, Default)]
+pub struct KeptDescriptors {
+    /// Those of an earlier process.
+    pub inherited: Vec<OwnedFd>,
+    /// Whether those of a device opened anew are to be kept.
+    pub is_wanted: bool,
+}
+
+/// What of an opened device the service manager keeps.
+#[derive(Debug, Default)]
+pub enum Keep {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The inherited descriptors, which the device uses.
+    Same,
+    /// These descriptors, instead of any before.
+    New(Vec<OwnedFd>),
 }
 
 impl fmt::Debug for Opened {
@@ -243,8 +266,19 @@ impl OpenError {
 /// Opens a device; does not retry. Blocks, so do not call it from an async runtime's thread.
 /// A missing tap netdev is created only if `may_create`. `pool` is the workers' frame pool.
 pub fn open(settings: &Settings, may_create: bool, pool: &'static Pool) -> Result<Opened, OpenError> {
+    open_kept(settings, may_create, pool, KeptDescriptors::default())
+}
+
+/// The same, with the descriptors of an earlier process where they are of this device with these settings. The others are
+/// closed. Kinds of which nothing is kept ignore them.
+pub fn open_kept(
+    settings: &Settings,
+    may_create: bool,
+    pool: &'static Pool,
+    kept: KeptDescriptors,
+) -> Result<Opened, OpenError> {
     match settings {
-        Settings::Tap(tap) => tap::open(tap, may_create),
+        Settings::Tap(tap) => tap::open_kept(tap, may_create, kept),
         Settings::Xdp(xdp) => xdp::open(xdp, pool),
         Settings::Packet(packet) => packet::open(packet),
     }
@@ -289,9 +323,9 @@ pub enum Removal {
 }
 
 /// Deletes the netdev at `location` if an earlier run of the switch created it for `port` and it is
-/// not in use. Blocks.
-pub fn remove_left(location: &DeviceLocation, port: &str) -> Result<Removal, OpenError> {
-    tap::remove_left(location, port)
+/// not in use, except by the descriptors `inherited` from that run. Blocks.
+pub fn remove_left(location: &DeviceLocation, port: &str, inherited: Vec<OwnedFd>) -> Result<Removal, OpenError> {
+    tap::remove_left(location, port, inherited)
 }
 
 /// Sets MAC address and MTU of an open device's netdev from `settings`. Netdevs that the switch does not

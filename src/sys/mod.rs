@@ -8,6 +8,7 @@ pub mod ethtool;
 pub mod ethtool_events;
 pub mod event;
 mod genetlink;
+pub mod inherited;
 pub mod link;
 pub mod link_events;
 pub mod memory;

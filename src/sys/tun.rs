@@ -3,13 +3,15 @@
 //! A [`Queue`] is an open file of `/dev/net/tun` attached to a netdev. The netdev lives in the namespace of the thread
 //! that opened the file; the queue works from any namespace.
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_uint, c_void};
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, fstat};
 use rustix::io::Errno;
-use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl, opcode};
+use rustix::ioctl::{Getter, IntegerSetter, Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl, opcode};
+
+use crate::sys::netns;
 
 /// IFNAMSIZ: maximum length of a netdev name with its final zero.
 const NAME: usize = 16;
@@ -19,12 +21,16 @@ const TUNSETPERSIST: Opcode = opcode::write::<c_int>(b'T', 203);
 const TUNSETOFFLOAD: Opcode = opcode::write::<c_int>(b'T', 208);
 const TUNSETVNETHDRSZ: Opcode = opcode::write::<c_int>(b'T', 216);
 const TUNSETVNETLE: Opcode = opcode::write::<c_int>(b'T', 220);
+const TUNGETIFF: Opcode = opcode::read::<c_uint>(b'T', 210);
+const TUNGETDEVNETNS: Opcode = opcode::none(b'T', 227);
 
 const IFF_TAP: u16 = 0x0002;
 const IFF_MULTI_QUEUE: u16 = 0x0100;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 const IFF_TUN_EXCL: u16 = 0x8000;
+/// The queue is detached from the netdev.
+const IFF_DETACH_QUEUE: u16 = 0x0400;
 
 /// TUN_F_CSUM, _TSO4, _TSO6, _TSO_ECN: supported by every kernel.
 const OFFLOADS: usize = 0x01 | 0x02 | 0x04 | 0x08;
@@ -40,6 +46,18 @@ pub struct Flags {
     pub multi_queue: bool,
     /// Fails if the device exists (IFF_TUN_EXCL).
     pub exclusive: bool,
+}
+
+impl Flags {
+    /// As the kernel has them.
+    fn bits(self) -> u16 {
+        let flag = |on: bool, bits: u16| if on { bits } else { 0 };
+        IFF_TAP
+            | IFF_NO_PI
+            | flag(self.vnet_header, IFF_VNET_HDR)
+            | flag(self.multi_queue, IFF_MULTI_QUEUE)
+            | flag(self.exclusive, IFF_TUN_EXCL)
+    }
 }
 
 /// Offloads that the kernel may leave to us on receive.
@@ -92,6 +110,29 @@ struct Request {
 }
 const _: () = assert!(size_of::<Request>() == 40);
 
+/// TUNGETDEVNETNS: opens the namespace of a queue's netdev.
+struct GetNetns;
+
+// SAFETY: the opcode takes no argument, and returns a new file descriptor.
+unsafe impl Ioctl for GetNetns {
+    type Output = OwnedFd;
+
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        TUNGETDEVNETNS
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::null_mut()
+    }
+
+    unsafe fn output_from_ptr(returned: IoctlOutput, _: *mut c_void) -> rustix::io::Result<OwnedFd> {
+        // SAFETY: the kernel has opened the descriptor for this call.
+        Ok(unsafe { OwnedFd::from_raw_fd(returned) })
+    }
+}
+
 /// Whether the kernel accepts this as a netdev name unchanged. It silently truncates long names and expands `%d`, so
 /// these are refused here.
 pub fn is_name(name: &str) -> bool {
@@ -114,17 +155,38 @@ impl Queue {
     }
 
     fn attach(&self, name: &str, flags: Flags) -> io::Result<()> {
-        let flag = |on: bool, bits: u16| if on { bits } else { 0 };
-        let mut request = Request { name: [0; NAME], flags: IFF_TAP | IFF_NO_PI, rest: [0; 22] };
+        let mut request = Request { name: [0; NAME], flags: flags.bits(), rest: [0; 22] };
         request.name[..name.len()].copy_from_slice(name.as_bytes());
-        request.flags |= flag(flags.vnet_header, IFF_VNET_HDR)
-            | flag(flags.multi_queue, IFF_MULTI_QUEUE)
-            | flag(flags.exclusive, IFF_TUN_EXCL);
         // SAFETY: TUNSETIFF reads one `struct ifreq` and writes it back; `Request` has its layout.
         let set = unsafe { Updater::<TUNSETIFF, Request>::new(&mut request) };
         // SAFETY: the file is /dev/net/tun, which implements TUNSETIFF.
         unsafe { ioctl(&self.fd, set) }?;
         Ok(())
+    }
+
+    /// A queue from an open file, such as one of an earlier process, or `None` if the file is no queue of the tap `name` in
+    /// the calling thread's namespace with these flags.
+    pub fn adopt(fd: OwnedFd, name: &str, flags: Flags) -> io::Result<Option<Queue>> {
+        let queue = Queue { fd };
+        // SAFETY: the kernel writes one `struct ifreq`, whose layout `Request` has. Other files return an error, as this
+        // opcode is of no other driver.
+        let get = unsafe { Getter::<TUNGETIFF, Request>::new() };
+        // SAFETY: as above.
+        let Ok(found) = (unsafe { ioctl(&queue.fd, get) }) else { return Ok(None) };
+        let len = found.name.iter().position(|&byte| byte == 0).unwrap_or(NAME);
+        let considered = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE | IFF_DETACH_QUEUE;
+        if &found.name[..len] != name.as_bytes() || found.flags & considered != flags.bits() {
+            return Ok(None);
+        }
+        // SAFETY: the file is /dev/net/tun, and the opcode takes no argument.
+        let there = unsafe { ioctl(&queue.fd, GetNetns) }?;
+        let (there, here) = (fstat(&there)?, fstat(netns::here()?)?);
+        if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino) {
+            return Ok(None);
+        }
+        let status = rustix::fs::fcntl_getfl(&queue.fd)?;
+        rustix::fs::fcntl_setfl(&queue.fd, status | OFlags::NONBLOCK)?;
+        Ok(Some(queue))
     }
 
     /// Configures the `virtio_net_hdr`: 12 bytes, little-endian, as [`Offload`](crate::wire::Offload) parses it.
@@ -254,6 +316,8 @@ mod tests {
         assert_eq!(TUNSETOFFLOAD, 0x4004_54d0);
         assert_eq!(TUNSETVNETHDRSZ, 0x4004_54d8);
         assert_eq!(TUNSETVNETLE, 0x4004_54dc);
+        assert_eq!(TUNGETIFF, 0x8004_54d2);
+        assert_eq!(TUNGETDEVNETNS, 0x54e3);
     }
 
     #[test]

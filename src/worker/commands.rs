@@ -67,6 +67,10 @@ impl Worker {
                 self.send_announcements(&announcements);
                 let _ = reply.send(announcements);
             }
+            Command::Hold(is_held, reply) => {
+                self.is_held = is_held;
+                let _ = reply.send(());
+            }
             Command::Stop(reply) => {
                 let queues = (0..self.queues.len()).filter_map(|number| self.take_queue(number)).collect();
                 let _ = reply.send(queues);

@@ -102,6 +102,9 @@ pub enum Command {
     /// Send these announcements in order. Returns them. Each counts as one of its uplink's `announcements`, even if
     /// dropped; those for closed ports and for ports that are not uplinks are not counted.
     Announce(Announcements, oneshot::Sender<Announcements>),
+    /// Receive nothing, or receive again: frames of the first port opened would be dropped where that to the next port is
+    /// not open yet.
+    Hold(bool, oneshot::Sender<()>),
     /// Stop. Returns all queues.
     Stop(oneshot::Sender<Vec<RxQueue>>),
 }

@@ -95,6 +95,8 @@ pub struct Worker {
     pub(super) magazine: Magazine,
     pub(super) idle: IdlePolicy,
     pub(super) counters: Arc<WorkerCounters>,
+    /// Nothing is received.
+    pub(super) is_held: bool,
     pub(super) stop: bool,
 }
 
@@ -145,6 +147,7 @@ impl Worker {
             received: 0,
             magazine: Magazine::new(settings.pool),
             counters,
+            is_held: false,
             stop: false,
         })
     }
@@ -186,7 +189,8 @@ impl Worker {
         let mut done = self.read_command(now);
         done += self.drain_peers(now);
         self.idle.poll_watched(&mut self.queues, &self.notifier);
-        for number in 0..self.queues.len() {
+        let polled = if self.is_held { 0 } else { self.queues.len() };
+        for number in 0..polled {
             done += self.receive_burst(number, now);
         }
         self.flush_tx();

@@ -7,7 +7,7 @@ use axum::Router;
 use support::fake::{Views, runtime};
 use tokio::sync::oneshot;
 use vifswitch::control::api::handle::Handle;
-use vifswitch::control::api::{metrics_routes, pages, read_only_api, serve};
+use vifswitch::control::api::{SHUTDOWN_TIMEOUT, metrics_routes, pages, read_only_api, serve};
 
 use super::{Answer, answer_on, converse, talk};
 use std::io::Write;
@@ -29,7 +29,7 @@ impl Listener {
             runtime().block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 let (handle, requests) = Handle::new();
-                let served = serve(listener, routes(handle), async { drop(stopped.await) });
+                let served = serve(listener, routes(handle), SHUTDOWN_TIMEOUT, async { drop(stopped.await) });
                 tokio::join!(served, Views::made_up().control(requests));
             });
         });

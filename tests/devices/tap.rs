@@ -261,7 +261,7 @@ fn a_tap_is_created_again_for_another_queue_mode() {
 fn orphaned_taps_are_removed_if_free() {
     let Some(namespace) = Namespace::new() else { return };
     let at = DeviceLocation { device: "tap0".into(), netns: namespace.netns() };
-    let remove = |port: &str| device::remove_left(&at, port).unwrap();
+    let remove = |port: &str| device::remove_left(&at, port, Vec::new()).unwrap();
     assert_eq!(remove("port-1"), Removal::Gone);
     for queues in [1, 2] {
         let opened = tap::open(&Settings { queues, persist: true, ..namespace.tap("tap0") }, true).unwrap();
@@ -275,7 +275,7 @@ fn orphaned_taps_are_removed_if_free() {
     namespace.ip("tuntap add dev tap0 mode tap");
     assert_eq!(remove("port-1"), Removal::Gone);
     let absent = DeviceLocation { netns: Netns::Named("vift-nowhere".into()), ..at.clone() };
-    assert_eq!(device::remove_left(&absent, "port-1").unwrap(), Removal::Gone);
+    assert_eq!(device::remove_left(&absent, "port-1", Vec::new()).unwrap(), Removal::Gone);
 }
 
 #[test]

@@ -12,10 +12,11 @@ use std::time::Duration;
 use axum::serve::Listener;
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
@@ -32,7 +33,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Timeout of connections when the switch stops.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Timeout of the first request of a connection when the switch stops: the client has just connected.
+const FIRST_REQUEST: Duration = Duration::from_millis(500);
 
 /// Maximum bytes of a request's head.
 const HEAD: usize = 64 * 1024;
@@ -49,9 +53,9 @@ impl Shutdown {
     }
 }
 
-/// Serves `pages` at `listener` until `stop` is ready. Responses in progress are completed within a timeout. The
+/// Serves `pages` at `listener` until `stop` is ready. Responses in progress are completed within `patience`. The
 /// listener is dropped before, so that no one connects any more.
-pub async fn serve<L>(mut listener: L, pages: Router, stop: impl Future<Output = ()>)
+pub async fn serve<L>(mut listener: L, pages: Router, patience: Duration, stop: impl Future<Output = ()>)
 where
     L: Listener,
     L::Io: PeerOf,
@@ -70,26 +74,38 @@ where
     }
     drop((listener, leave));
     // Dropping the set disconnects the others.
-    let _ = timeout(SHUTDOWN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
+    let _ = timeout(patience, async { while connections.join_next().await.is_some() {} }).await;
 }
 
-/// Serves one connection until either side closes it, or, after `leave`, until its current request is answered.
+/// Serves one connection until either side closes it, or, after `leave`, until its current request is answered, which is
+/// the first one of a client that has just connected.
 async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + PeerOf + Unpin + Send + 'static,
     pages: Router,
     mut leave: Shutdown,
 ) {
     let pages = pages.layer(Extension(leave.clone())).layer(Extension(stream.peer()));
+    let pages = TowerToHyperService::new(pages);
+    let has_begun = Notify::new();
+    let service = service_fn(|request| {
+        has_begun.notify_one();
+        pages.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_TIMEOUT)
         .max_header_size(HEAD)
-        .serve_connection(TokioIo::new(TimedStream::new(stream, WRITE_TIMEOUT)), TowerToHyperService::new(pages));
+        .serve_connection(TokioIo::new(TimedStream::new(stream, WRITE_TIMEOUT)), service);
     let mut connection = pin!(connection);
     // Errors of the connection concern the client only.
     tokio::select! {
         _ = connection.as_mut() => return,
-        () = leave.wait() => connection.as_mut().graceful_shutdown(),
+        () = leave.wait() => {}
+    }
+    // Of a connection without a request, a graceful shutdown would close it.
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        _ = timeout(FIRST_REQUEST, has_begun.notified()) => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
 }

@@ -44,7 +44,7 @@ pub mod selection;
 pub mod socket;
 mod write_routes;
 
-pub use listener::serve;
+pub use listener::{SHUTDOWN_TIMEOUT, serve};
 pub use openapi::description;
 
 use error::ApiError;

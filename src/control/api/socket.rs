@@ -1,8 +1,10 @@
-//! The unix sockets of the API: bound exclusively, removed at exit.
+//! The unix sockets of the API: bound exclusively, removed at exit; or passed by the service manager, and left.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -47,8 +49,9 @@ const STARTING: Duration = Duration::from_secs(5);
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file, so that another switch's socket is not removed.
-    file: (u64, u64),
+    /// Device and inode of the file, so that another switch's socket is not removed. `None`: the file stays, because the
+    /// service manager keeps the socket open.
+    file: Option<(u64, u64)>,
 }
 
 impl Socket {
@@ -70,14 +73,52 @@ impl Socket {
         let _locked = lock_directory(path).map_err(|e| error("cannot lock the directory of", e))?;
         remove_stale(path)?;
         let listener = listen(path, callers.mode()).map_err(|e| error("cannot listen at", e.into()))?;
-        let file = identity(path)?;
+        let file = Some(identity(path)?);
         Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.to_owned(), file })
+    }
+
+    /// Listens on a socket that the service manager has passed, bound to `path`. Its file stays at exit.
+    ///
+    /// Must be called in a tokio runtime.
+    pub fn adopt(path: &Path, socket: OwnedFd) -> io::Result<Socket> {
+        let listener = StdListener::from(socket);
+        listener.set_nonblocking(true)?;
+        Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.to_owned(), file: None })
+    }
+
+    /// Leaves the file at exit: the service manager keeps the socket open.
+    pub fn keep_file(&mut self) {
+        self.file = None;
+    }
+
+    /// Whether the service manager keeps it open at exit, so that clients wait for the next process.
+    pub fn is_kept(&self) -> bool {
+        self.file.is_none()
+    }
+
+    /// Whether a socket is bound to this path.
+    pub fn is_at(socket: &OwnedFd, path: &Path) -> bool {
+        let bound = rustix::net::getsockname(socket).ok().and_then(|bound| SocketAddrUnix::try_from(bound).ok());
+        let bound = bound.and_then(|bound| Some(PathBuf::from(OsStr::from_bytes(bound.path()?.to_bytes()))));
+        bound.is_some_and(|bound| bound == path)
+    }
+
+    /// Device and inode of the file at a path, as text. It shows whether the path still leads to a socket that was bound to
+    /// it.
+    pub fn file_identity(path: &Path) -> Option<String> {
+        identity(path).ok().map(|(device, inode)| format!("{device:x}-{inode:x}"))
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|file| file == self.file) {
+        if self.file.is_some() && identity(&self.path).ok() == self.file {
             // Errors are ignored: the next start replaces a left file.
             let _ = fs::remove_file(&self.path);
         }

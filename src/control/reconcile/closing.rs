@@ -31,6 +31,7 @@ impl Controller {
     pub(super) fn close(&mut self, closings: Vec<ClosingPort>) {
         let mut by_netns: HashMap<Option<Netns>, Vec<ClosingPort>> = HashMap::new();
         for mut closing in closings {
+            self.descriptors.release(closing.port);
             if let Some(&index) = self.port_index.get(&closing.port) {
                 self.ports[index].closing += 1;
             }
@@ -80,10 +81,11 @@ impl Controller {
     /// Removes an orphaned netdev in the background.
     pub(super) fn remove_orphan(&self, orphan: OrphanNetdev) {
         let (done, wanted) = (self.device_event_sender.clone(), self.wanted(&orphan));
+        let inherited = self.descriptors.copies(&orphan.port_id);
         self.jobs.run(&orphan.at().netns, move || {
             let result = match is_any_same(&wanted, &orphan.at()) {
                 Ok(true) => Ok(Removal::Gone),
-                Ok(false) => device::remove_left(&orphan.at(), &orphan.port_id),
+                Ok(false) => device::remove_left(&orphan.at(), &orphan.port_id, inherited),
                 Err(why) => Err(why),
             };
             let _ = done.send(DeviceEvent::OrphanRemoved { left: orphan, result });
@@ -114,6 +116,15 @@ impl Controller {
             warn!("netdevs of an earlier run have not been removed within {} seconds", OVERDUE_AFTER.as_secs());
         }
         later
+    }
+
+    /// Removes the kept descriptors of ports that are not configured. Without its state the switch does not know them.
+    pub(super) fn release_other_descriptors(&mut self) {
+        let is_known = self.recovered.is_none() && self.state.check().is_ok();
+        // Ports have taken theirs when their change has been answered.
+        if is_known && self.applying.is_none() && self.pending.is_empty() {
+            self.descriptors.release_others();
+        }
     }
 
     pub(super) fn record_removal(&mut self, orphan: OrphanNetdev, result: Result<Removal, OpenError>) {

@@ -61,6 +61,7 @@ impl Controller {
             // A netdev that others created is not recreated.
             let may_create = port.made.unwrap_or(true);
             let is_uplink = port.endpoint.is_uplink();
+            let kept = self.descriptors.take(key, port.endpoint.key());
             port.attempt = Some(self.jobs.run(&settings.netns().clone(), move || {
                 // First, so that a namespace replaced meanwhile is detected later.
                 let identity = settings.netns().identity();
@@ -68,7 +69,7 @@ impl Controller {
                 let read = |is_due: bool| if is_due { properties::read(&settings).ok().flatten() } else { None };
                 let before = read(of_others);
                 let (namespace, result) = match identity {
-                    Ok(namespace) => (namespace, device::open(&settings, may_create, pool)),
+                    Ok(namespace) => (namespace, device::open_kept(&settings, may_create, pool, kept)),
                     Err(why) => (None, Err(OpenError::entering(&settings.at(), why))),
                 };
                 // A netdev that we create exists only now, and opening may change features.
@@ -209,8 +210,13 @@ impl Controller {
             let Some(&index) = self.port_index.get(&key) else { continue };
             let port = &mut self.ports[index];
             (port.attempt, port.is_overdue) = (None, false);
+            if result.is_err() {
+                // Its descriptors did not fit, and are in its way.
+                self.descriptors.release(key);
+            }
             match result {
-                Ok(Opened { queues, made, warnings, mode, egress, may_lose_tags, observed }) => {
+                Ok(Opened { queues, made, warnings, mode, egress, may_lose_tags, observed, keep }) => {
+                    self.descriptors.record_opened(key, port.endpoint.key(), keep);
                     port.may_lose_tags = may_lose_tags;
                     (port.made, port.namespace) = (Some(made), namespace);
                     (port.netdev, port.min_read) = (netdev, last_look);

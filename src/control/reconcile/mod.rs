@@ -74,6 +74,7 @@ use crate::control::compile::failover::Groups;
 use crate::control::compile::ids::IdAllocator;
 use crate::control::compile::policers::Policers;
 use crate::control::config::Config;
+use crate::control::descriptors::Descriptors;
 use crate::control::desired::orphans::{self, Orphans};
 use crate::control::health::{Health, StoreHealth};
 use crate::control::loops::alarm::Alarm;
@@ -102,7 +103,7 @@ const DISK: Duration = Duration::from_secs(1);
 const SAVE_STATIONS: Duration = Duration::from_secs(60);
 
 /// Timeout of a change in progress after a stop request.
-const FINISH_TIMEOUT: Duration = Duration::from_secs(4);
+pub const FINISH_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Timeout of storing the state at exit.
 const PERSIST_TIMEOUT: Duration = Duration::from_secs(4);
@@ -123,6 +124,8 @@ pub struct Controller {
     /// What can be read while the controller is busy.
     health: Health,
     pool: &'static Pool,
+    /// Descriptors of devices that the service manager keeps.
+    descriptors: Descriptors,
     /// Netdevs whose removal is pending or has failed.
     orphans: Orphans,
     /// The stored list contains orphans that no longer exist.
@@ -251,6 +254,7 @@ impl Controller {
                     self.fail_over().await;
                     self.check_mac_limits();
                     self.commit_orphans();
+                    self.release_other_descriptors();
                     self.reopen_state();
                 }
                 _ = save.tick() => {

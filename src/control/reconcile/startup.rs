@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -12,6 +13,7 @@ use super::commit::last_event;
 use super::jobs::Jobs;
 use super::mitigation::Mitigation;
 use super::namespaces::Namespaces;
+use super::port::Port;
 use super::results::Apply;
 use super::watcher::NetdevWatchers;
 use super::{Controller, RETRY};
@@ -21,6 +23,7 @@ use crate::control::compile::failover::Groups;
 use crate::control::compile::ids::IdAllocator;
 use crate::control::compile::policers::Policers;
 use crate::control::config::Config;
+use crate::control::descriptors::Descriptors;
 use crate::control::health::{Health, Phase};
 use crate::control::state::event_log::EventLog;
 use crate::control::state::{DISK_AT_START, StateStore};
@@ -30,6 +33,10 @@ use crate::switch::{ForwardingConfig, HashKey};
 use crate::time;
 use crate::wire::ProbeKey;
 use crate::worker::{DeviceGone, EventReceiver};
+
+/// Maximum time for which no frame is received because devices that stayed open are being opened: an open may hang. At
+/// 10 000 frames/s the queue of a tap holds 0.4 s.
+const MAX_HOLD: Duration = Duration::from_millis(250);
 
 /// Parameters of a new controller.
 #[derive(Debug)]
@@ -52,12 +59,15 @@ pub struct Startup {
     pub pool: &'static Pool,
     /// Health of the switch.
     pub health: Health,
+    /// Descriptors of devices that the service manager keeps.
+    pub descriptors: Descriptors,
 }
 
 impl Controller {
     /// A controller without ports or configuration.
     pub fn new(startup: Startup) -> Controller {
-        let Startup { cores, hash_key, workers, notices, events, probe_key, state: store, pool, health } = startup;
+        let Startup { cores, hash_key, workers, notices, events, probe_key, state: store, pool, health, descriptors } =
+            startup;
         let (device_event_sender, device_events) = mpsc::unbounded_channel();
         Controller {
             config: Config::default(),
@@ -70,6 +80,7 @@ impl Controller {
             state: store,
             health,
             pool,
+            descriptors,
             event_log: EventLog::default(),
             store_failure: None,
             recovered: None,
@@ -121,6 +132,12 @@ impl Controller {
         });
         self.resume_activations(&stored["activations"]);
         self.mitigation.load(stored);
+        // Frames wait in queues that stayed open. None is received before all of these are open again, or it would be lost
+        // where its destination is not.
+        let mut held_until = self.descriptors.are_passed().then(|| time::now() + MAX_HOLD);
+        if held_until.is_some() {
+            self.workers.hold(true).await;
+        }
         self.apply(config, Apply::default()).await;
         self.commit_events();
         // Restores FDB entries while devices open, so that the first frames to known stations are not flooded. Ports
@@ -129,17 +146,33 @@ impl Controller {
         let mut retry = tokio::time::interval(RETRY);
         while self.applying.is_some() || !self.pending.is_empty() {
             let next = self.next_attempt.map(|at| at.since(time::now()));
+            if held_until.is_some_and(|until| time::now() >= until || !self.opens_kept()) {
+                held_until = None;
+                self.workers.hold(false).await;
+            }
+            let held = held_until.map(|until| until.since(time::now()));
             tokio::select! {
                 Some(outcome) = self.device_events.recv() => self.receive(outcome).await,
+                () = sleep(held.unwrap_or_default()), if held.is_some() => {}
                 () = sleep(next.unwrap_or_default()), if next.is_some() => self.try_down_ports(),
                 _ = retry.tick() => self.check_ports().await,
             }
         }
+        if held_until.is_some() {
+            self.workers.hold(false).await;
+        }
         // The remaining orphans conflict with no port.
         orphans.into_iter().for_each(|orphan| self.remove_orphan(orphan));
+        self.release_other_descriptors();
         self.verify_state(more);
         self.is_started = true;
         self.health.update(|status| status.phase = Phase::Running);
         Ok(())
+    }
+
+    /// Whether devices that stayed open over the restart are still being opened.
+    fn opens_kept(&self) -> bool {
+        let is_opening = |port: &Port| port.attempt.is_some() && self.descriptors.is_stored(port.key);
+        self.applying.is_some() || self.ports.iter().any(is_opening)
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::{broadcast, oneshot};
 use super::*;
 use crate::control::api::handle::{ChangeOptions, Handle};
 use crate::control::config::{Network, parse_json};
+use crate::control::descriptors::Descriptors;
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
 use crate::control::state::Precedence;
 use crate::control::state::event_log::EventFilter;
@@ -97,6 +98,7 @@ async fn run_prepared(
         state: state_store,
         pool,
         health: Health::default(),
+        descriptors: Descriptors::default(),
     };
     let mut controller = Controller::new(beginning);
     controller.begin(first).await.unwrap();

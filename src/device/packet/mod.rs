@@ -26,7 +26,7 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use super::{Device, DeviceLocation, Egress, MAX_GSO_SIZE, Observed, OpenError, Opened, foreign};
+use super::{Device, DeviceLocation, Egress, Keep, MAX_GSO_SIZE, Observed, OpenError, Opened, foreign};
 use crate::sys::bpf::IngressDrop;
 use crate::sys::ethtool;
 use crate::sys::link::Link;
@@ -136,6 +136,7 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
             egress: Some(egress),
             may_lose_tags: false,
             observed: Some(observed),
+            keep: Keep::Nothing,
         })
     })
 }

@@ -11,9 +11,10 @@
 mod queue;
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
 use self::queue::Tap;
-use super::{Device, DeviceLocation, Observed, OpenError, Opened, Removal};
+use super::{Device, DeviceLocation, Keep, KeptDescriptors, Observed, OpenError, Opened, Removal};
 use crate::sys::link::{self, Found, Link, TapInfo, Wanted};
 use crate::sys::netns::{Netns, within};
 use crate::sys::tun::{self, Flags, Offloads, Queue};
@@ -103,10 +104,43 @@ fn alias(port: &str) -> String {
 
 /// Opens the queues of a tap. Creates the netdev if it does not exist and `may_create`.
 pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> {
+    open_kept(settings, may_create, KeptDescriptors::default())
+}
+
+/// The same, with the queues of an earlier process if they are all of this tap with these settings.
+pub fn open_kept(settings: &Settings, may_create: bool, kept: KeptDescriptors) -> Result<Opened, OpenError> {
     settings.check()?;
-    let opened = within(&settings.netns, || attempt(settings, may_create))
-        .map_err(|e| OpenError::entering(&settings.at(), e))??;
+    let KeptDescriptors { inherited, is_wanted } = kept;
+    let opened = within(&settings.netns, || match adopt(settings, inherited)? {
+        None => attempt(settings, may_create, is_wanted),
+        adopted => Ok(adopted),
+    });
+    let opened = opened.map_err(|e| OpenError::entering(&settings.at(), e))??;
     opened.ok_or_else(|| OpenError::Busy { at: settings.at() })
+}
+
+/// Uses the queues of an earlier process, in the namespace. `None`: they are not those that opening the tap would yield,
+/// and are closed.
+fn adopt(settings: &Settings, inherited: Vec<OwnedFd>) -> Result<Option<Opened>, OpenError> {
+    if inherited.len() != usize::from(settings.queues) {
+        return Ok(None);
+    }
+    let found = link::find(&settings.name).map_err(settings.failed("finding the netdev"))?;
+    let mut warnings = Vec::new();
+    let Some(link) = found else { return Ok(None) };
+    let Ok(tap) = follow(settings, &link, &mut warnings) else { return Ok(None) };
+    // Others may have opened queues beside them.
+    let alone = !tap.multi_queue || tap.queues == u32::from(settings.queues);
+    if !alone || settings.has_queue_mode_mismatch(&link) {
+        return Ok(None);
+    }
+    let flags = Flags { vnet_header: settings.offloads, multi_queue: tap.multi_queue, exclusive: false };
+    let queues = inherited.into_iter().map(|fd| Queue::adopt(fd, &settings.name, flags));
+    let queues: io::Result<Option<Vec<Queue>>> = queues.collect();
+    // An error of the check: opening reports the cause, if it persists.
+    let Ok(Some(queues)) = queues else { return Ok(None) };
+    let made = link.alias == settings.alias();
+    finish(settings, &link, queues, (made, false), Keep::Same, warnings).map(Some)
 }
 
 /// Predicts the result of [`open`]: its error, or its warnings. Changes nothing.
@@ -189,16 +223,21 @@ pub fn remove(netns: &Netns, taps: &[&Settings]) -> Vec<Result<bool, OpenError>>
     }
 }
 
-/// Deletes the netdev of a persistent tap that an earlier run of the switch created for `port`, unless it is in use.
-pub fn remove_left(location: &DeviceLocation, port: &str) -> Result<Removal, OpenError> {
+/// Deletes the netdev of a persistent tap that an earlier run of the switch created for `port`, unless it is in use by
+/// anybody but that run, whose queues are `inherited`.
+pub fn remove_left(location: &DeviceLocation, port: &str, inherited: Vec<OwnedFd>) -> Result<Removal, OpenError> {
     let removed = within(&location.netns, || {
         let Some(link) = link::find(&location.device)?.filter(|link| link.alias == alias(port)) else {
             return Ok(Removal::Gone);
         };
-        match link.tap {
-            Some(tap) if !is_in_use(&link, tap) => link::delete(link.index).map(|()| Removal::Done),
-            _ => Ok(Removal::InUse),
+        let Some(tap) = link.tap else { return Ok(Removal::InUse) };
+        let flags = Flags { vnet_header: tap.vnet_header, multi_queue: tap.multi_queue, exclusive: false };
+        let mut own = inherited.into_iter().map(|fd| Queue::adopt(fd, &location.device, flags));
+        let is_own = own.any(|queue| queue.is_ok_and(|queue| queue.is_some()));
+        if is_own || !is_in_use(&link, tap) {
+            return link::delete(link.index).map(|()| Removal::Done);
         }
+        Ok(Removal::InUse)
     });
     match removed {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Removal::Gone), // deleted with the namespace
@@ -216,7 +255,7 @@ pub(super) fn is_in_use(link: &Link, tap: TapInfo) -> bool {
 }
 
 /// One attempt, in the namespace. `None`: in use, or changed concurrently.
-fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, OpenError> {
+fn attempt(settings: &Settings, may_create: bool, is_kept: bool) -> Result<Option<Opened>, OpenError> {
     let mut found = link::find(&settings.name).map_err(settings.failed("finding the netdev"))?;
     let mut warnings = Vec::new();
     if let Some(link) = found.take_if(|link| may_create && settings.has_queue_mode_mismatch(link)) {
@@ -254,19 +293,39 @@ fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, Open
     }
     let created = found.is_none();
     let made = created || link.alias == settings.alias();
-    let takes = configure(settings, &link, &queues[0], made, created, &mut warnings)?;
+    let keep = match is_kept {
+        true => {
+            let copies = queues.iter().map(|queue| queue.as_fd().try_clone_to_owned()).collect::<io::Result<_>>();
+            // Without a free descriptor it is not kept.
+            copies.map_or(Keep::Nothing, Keep::New)
+        }
+        false => Keep::Nothing,
+    };
+    finish(settings, &link, queues, (made, created), keep, warnings).map(Some)
+}
+
+/// Configures a tap and its queues.
+fn finish(
+    settings: &Settings,
+    link: &Link,
+    queues: Vec<Queue>,
+    (made, created): (bool, bool),
+    keep: Keep,
+    mut warnings: Vec<String>,
+) -> Result<Opened, OpenError> {
+    let takes = configure(settings, link, &queues[0], made, created, &mut warnings)?;
     let observed = Observed::default();
     let tap = |queue| Box::new(Tap::new(queue, settings.offloads, takes, observed.clone())) as Box<dyn Device>;
-    let queues = queues.into_iter().map(tap).collect();
-    Ok(Some(Opened {
-        queues,
+    Ok(Opened {
+        queues: queues.into_iter().map(tap).collect(),
         made,
         warnings,
         mode: None,
         egress: None,
         may_lose_tags: false,
         observed: Some(observed),
-    }))
+        keep,
+    })
 }
 
 /// Checks an existing netdev against the settings; returns its tap attributes.

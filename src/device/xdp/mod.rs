@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::{Device, DeviceLocation, Observed, OpenError, Opened, foreign};
+use super::{Device, DeviceLocation, Keep, Observed, OpenError, Opened, foreign};
 use crate::frame::{CopyMode, Pool, XskQueue};
 use crate::sys::bpf::Attach;
 use crate::sys::ethtool;
@@ -171,7 +171,8 @@ fn attempt(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError
                 warnings.extend(tags_lost.as_deref().map(tags::warning));
                 let (mode, may_lose_tags) = (Some(attach_mode.to_string()), tags_lost.is_some());
                 let observed = Some(observed);
-                return Ok(Opened { queues, made: false, warnings, mode, egress: None, may_lose_tags, observed });
+                let keep = Keep::Nothing;
+                return Ok(Opened { queues, made: false, warnings, mode, egress: None, may_lose_tags, observed, keep });
             }
             Err(why) => not_better.push(why),
         }

@@ -15,7 +15,7 @@ use vifswitch::control::api::responses::{
 };
 use vifswitch::control::api::selection::{self, StationKey};
 use vifswitch::control::api::socket::Socket;
-use vifswitch::control::api::{api, serve};
+use vifswitch::control::api::{SHUTDOWN_TIMEOUT, api, serve};
 use vifswitch::control::author::Author;
 use vifswitch::control::desired::change::{Change, ChangeError, ChangeResult, ErrorKind};
 use vifswitch::control::loops::status::{LoopCounts, LoopKind, LoopStatus, StormStatus};
@@ -525,7 +525,7 @@ impl Fake {
                 let socket = Socket::bind(&path).unwrap();
                 let (handle, requests) = Handle::new();
                 ready.send(()).unwrap();
-                let served = serve(socket, api(handle), async { drop(stopped.await) });
+                let served = serve(socket, api(handle), SHUTDOWN_TIMEOUT, async { drop(stopped.await) });
                 tokio::join!(served, controller(requests));
             });
         });

@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,6 +20,7 @@ use vifswitch::control::state::events::Event;
 use vifswitch::switch::DropReason;
 use vifswitch::wire::Mac;
 
+use super::fd_store::FdStore;
 use super::{Namespace, TEST_TIMEOUT, await_that};
 
 /// A port of a configuration.
@@ -125,6 +128,9 @@ pub fn attachment(vif: &Vif) -> String {
 pub struct Daemon {
     child: Option<Child>,
     notified: UnixDatagram,
+    fd_store: Mutex<FdStore>,
+    /// Sockets that a socket unit passes, with their names.
+    pub of_units: Vec<(String, OwnedFd)>,
     dir: TempDir,
 }
 
@@ -140,7 +146,7 @@ impl Daemon {
         let dir = tempfile::tempdir().unwrap();
         let notified = UnixDatagram::bind(dir.path().join("notify")).unwrap();
         notified.set_nonblocking(true).unwrap();
-        Daemon { child: None, notified, dir }
+        Daemon { child: None, notified, fd_store: Mutex::default(), of_units: Vec::new(), dir }
     }
 
     /// A running switch with these ports on net1.
@@ -186,7 +192,7 @@ impl Daemon {
     /// test can run against another build.
     pub fn command(&self) -> Command {
         let mut command = Command::new(super::program());
-        for variable in ["VIFSWITCH", "NOTIFY_SOCKET", "VIFSWITCH_LOG", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+        for variable in ["VIFSWITCH", "NOTIFY_SOCKET", "VIFSWITCH_LOG", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE"] {
             command.env_remove(variable);
         }
         command
@@ -230,8 +236,14 @@ impl Daemon {
     fn spawn_logging_to(&mut self, log: impl Into<Stdio>, mut command: Command, option: &str, path: &Path) {
         assert!(self.child.is_none());
         command.arg("run").arg(option).arg(path);
-        command.env("NOTIFY_SOCKET", self.dir.path().join("notify")).stderr(log);
-        self.child = Some(command.spawn().unwrap());
+        command.env("NOTIFY_SOCKET", self.dir.path().join("notify"));
+        let fd_store = self.fd_store.get_mut().unwrap();
+        let mut copies = Vec::new();
+        if fd_store.is_open || !self.of_units.is_empty() {
+            (command, copies) = fd_store.passing(&command, &self.of_units);
+        }
+        self.child = Some(command.stderr(log).spawn().unwrap());
+        drop(copies);
     }
 
     /// Waits for this notification to the service manager. The switch must not end before.
@@ -253,9 +265,27 @@ impl Daemon {
         if poll(&mut polled, Some(&timeout)).unwrap() == 0 {
             return None;
         }
-        let mut buffer = [0; 4096];
-        let len = self.notified.recv(&mut buffer).unwrap();
-        Some(String::from_utf8_lossy(&buffer[..len]).into_owned())
+        self.fd_store.lock().unwrap().receive(&self.notified)
+    }
+
+    /// Keeps the descriptors that the switch stores, and passes them at each start.
+    pub fn keep_descriptors(&mut self) {
+        self.fd_store.get_mut().unwrap().is_open = true;
+    }
+
+    /// Names of the kept descriptors, in order.
+    pub fn kept(&self) -> Vec<String> {
+        let mut fd_store = self.fd_store.lock().unwrap();
+        while fd_store.receive(&self.notified).is_some() {}
+        let mut names: Vec<String> = fd_store.kept.iter().map(|(name, _)| name.clone()).collect();
+        names.sort();
+        names
+    }
+
+    /// Changes what is kept.
+    pub fn edit_kept(&mut self, edit: impl FnOnce(&mut Vec<(String, OwnedFd)>)) {
+        self.kept();
+        edit(&mut self.fd_store.get_mut().unwrap().kept);
     }
 
     /// Changes the owner of its directory and its notification socket.
@@ -266,9 +296,8 @@ impl Daemon {
     }
 
     fn was_told(&self, note: &str) -> bool {
-        let mut buffer = [0; 4096];
-        std::iter::from_fn(|| self.notified.recv(&mut buffer).ok().map(|len| buffer[..len].to_vec()))
-            .any(|said| String::from_utf8_lossy(&said).lines().any(|line| line == note))
+        let mut fd_store = self.fd_store.lock().unwrap();
+        std::iter::from_fn(|| fd_store.receive(&self.notified)).any(|said| said.lines().any(|line| line == note))
     }
 
     /// Runs the program to its end; `FILE` stands for the current configuration file.
@@ -306,7 +335,7 @@ impl Daemon {
             await_that("the end of the switch", || guard.0.try_wait().unwrap())
         };
         // Drops notifications of the ended run.
-        while self.notified.recv(&mut [0; 4096]).is_ok() {}
+        self.kept();
         self.must_not_have_panicked();
         ended
     }

@@ -10,6 +10,7 @@ use vifswitch::control::api::handle::{ChangeOptions, Handle};
 use vifswitch::control::api::responses::{PortView, StationView, Status};
 use vifswitch::control::api::selection::StationSelection;
 use vifswitch::control::config::{Config, Port, parse_toml};
+use vifswitch::control::descriptors::Descriptors;
 use vifswitch::control::desired::change::{Change, ChangeError, ChangeResult};
 use vifswitch::control::reconcile::{Controller, Startup};
 use vifswitch::control::state::{Precedence, StateStore};
@@ -91,6 +92,7 @@ impl Inside {
                     state: store,
                     pool,
                     health,
+                    descriptors: Descriptors::default(),
                 };
                 let mut controller = Controller::new(beginning);
                 controller.begin(config).await.unwrap();

@@ -2,6 +2,7 @@
 
 pub mod daemon;
 pub mod disk;
+pub mod fd_store;
 pub mod inject;
 pub mod inside;
 pub mod nic;

@@ -1,0 +1,309 @@
+//! What the service manager keeps over a restart: the API's socket and the queues of taps. The test is the service
+//! manager. Needs root; makes its own namespaces.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rustix::process::Signal;
+use support::host::await_that;
+use support::host::daemon::{Daemon, Vif, config, keeping};
+use support::host::nic::{Nic, experiment};
+use support::host::{Finally, Namespace};
+use vifswitch::control::api::responses::{StationKind, StationView};
+use vifswitch::wire::Mac;
+
+/// A switch with a state over these ports, whose descriptors are kept.
+fn switch(vifs: &[Vif], more: &str) -> Daemon {
+    let mut daemon = Daemon::new();
+    daemon.keep_descriptors();
+    let text = config(&daemon.socket(), more, &[("net1", 1500)], vifs);
+    daemon.configure(&keeping(&text, &daemon.state()));
+    daemon.start();
+    daemon
+}
+
+/// Three ports: two of one VM, and one of another.
+fn ports(namespace: &Namespace) -> Vec<Vif> {
+    let transient = |vif: Vif| vif.device(", persist = false");
+    (1..).zip(["a", "a", "b"]).map(|(number, vm)| transient(Vif::new(vm, number, namespace))).collect()
+}
+
+/// Waits until this many descriptors of devices are kept.
+fn await_devices(daemon: &Daemon, number: usize) -> Vec<String> {
+    await_that(&format!("{number} kept devices"), || {
+        let kept: Vec<_> = daemon.kept().into_iter().filter(|name| name.starts_with("v1p")).collect();
+        (kept.len() == number).then_some(kept)
+    })
+}
+
+/// Changes of links in a namespace, as the kernel reports them.
+struct Monitor {
+    child: std::process::Child,
+}
+
+impl Monitor {
+    fn new(namespace: &Namespace) -> Monitor {
+        let mut command = Command::new("ip");
+        command.args(["-n", &namespace.0, "-o", "monitor", "link"]).stdout(std::process::Stdio::piped());
+        let monitor = Monitor { child: command.spawn().unwrap() };
+        // It has begun once it reports a change.
+        await_that("the monitor", || {
+            namespace.ip("link add begin type veth peer name begin1");
+            namespace.ip("link del begin");
+            let mut polled =
+                [rustix::event::PollFd::new(monitor.child.stdout.as_ref().unwrap(), rustix::event::PollFlags::IN)];
+            (rustix::event::poll(&mut polled, Some(&rustix::event::Timespec::default())).unwrap() > 0).then_some(())
+        });
+        monitor
+    }
+
+    /// What it has reported of these netdevs, up to a change made now.
+    fn end(mut self, namespace: &Namespace, of: &[Vif]) -> Vec<String> {
+        namespace.ip("link add end type veth peer name end1");
+        let mut text = String::new();
+        let mut pipe = self.child.stdout.take().unwrap();
+        while !text.contains(" end@") {
+            let mut buffer = [0; 65536];
+            let read = pipe.read(&mut buffer).unwrap();
+            assert!(read > 0, "{text}");
+            text.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        }
+        namespace.ip("link del end");
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let is_of = |line: &&str| of.iter().any(|vif| line.contains(&format!(" {}: ", vif.name)));
+        text.lines().filter(is_of).map(str::to_owned).collect()
+    }
+}
+
+/// Frames that arrive while no switch runs wait in the queues of the taps, whose carrier stays.
+#[test]
+fn taps_stay_open_over_a_restart_and_a_kill() {
+    let Some(namespace) = Namespace::new() else { return };
+    let mut vifs = ports(&namespace);
+    vifs[2].device = ", persist = false, queues = 2".into();
+    let mut daemon = switch(&vifs, "");
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    let kept = await_devices(&daemon, 4);
+    let nics: Vec<Nic> = vifs.iter().map(|vif| Nic::new(&namespace, &vif.name)).collect();
+    let links = || vifs.iter().map(|vif| namespace.link(&vif.name)).collect::<Vec<_>>();
+    let (before, monitor) = (links(), Monitor::new(&namespace));
+    for signal in [Signal::TERM, Signal::KILL] {
+        daemon.stop(signal);
+        // More than the kernel's own limit for a queue.
+        for number in 0..2000u16 {
+            nics[0].send(&experiment(vifs[2].mac, vifs[0].mac, &number.to_be_bytes()));
+        }
+        daemon.start();
+        for number in 0..2000u16 {
+            let expected = experiment(vifs[2].mac, vifs[0].mac, &number.to_be_bytes());
+            assert_eq!(nics[2].take(), expected, "frame {number} after {signal:?}");
+        }
+        assert_eq!(await_devices(&daemon, 4), kept, "{signal:?}");
+    }
+    assert_eq!(links(), before);
+    assert_eq!(monitor.end(&namespace, &vifs), [""; 0], "no link has changed");
+}
+
+/// A kept queue is used only where opening the device would yield the same; else the port is opened as without it.
+#[test]
+fn queues_that_do_not_fit_are_closed() {
+    let Some(namespace) = Namespace::new() else { return };
+    let vifs = ports(&namespace);
+    let mut daemon = switch(&vifs, "");
+    await_devices(&daemon, 3);
+    // The configuration changes while no switch runs: a port without offloads, and one fewer.
+    daemon.stop(Signal::KILL);
+    let mut changed = vifs[..2].to_vec();
+    changed[0].device.push_str(", offloads = false");
+    let text = config(&daemon.socket(), "", &[("net1", 1500)], &changed);
+    daemon.configure(&keeping(&text, &daemon.state()));
+    daemon.start();
+    changed.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    await_devices(&daemon, 2);
+    assert_eq!(namespace.link("tap3"), None, "{}", daemon.log());
+    let nics = [Nic::new(&namespace, "tap1"), Nic::new(&namespace, "tap2")];
+    let frame = experiment(vifs[1].mac, vifs[0].mac, b"hello");
+    nics[0].send(&frame);
+    assert_eq!(nics[1].take(), frame);
+    // A netdev that is deleted while no switch runs, one that another program has made in its place, and names that only
+    // another version knows.
+    daemon.stop(Signal::KILL);
+    namespace.ip("link del tap1");
+    namespace.ip("link del tap2");
+    namespace.ip("tuntap add tap2 mode tap vnet_hdr");
+    daemon.edit_kept(|kept| {
+        let copy = kept[0].1.try_clone().unwrap();
+        kept.push(("v9tap-1".into(), copy));
+    });
+    daemon.start();
+    changed.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    await_devices(&daemon, 2);
+    await_that("the unknown one to be removed", || {
+        daemon.kept().iter().all(|name| !name.starts_with("v9")).then_some(())
+    });
+    assert!(daemon.log().contains("of another version of vifswitch are not used"), "{}", daemon.log());
+}
+
+/// A detached port's tap is gone at once, and its descriptors are no longer kept.
+#[test]
+fn a_detached_port_is_not_kept() {
+    let Some(namespace) = Namespace::new() else { return };
+    let vifs = ports(&namespace);
+    let mut daemon = switch(&vifs[..1], "");
+    daemon.attach(&vifs[1]);
+    daemon.await_active(&vifs[1]);
+    let both = await_devices(&daemon, 2);
+    daemon.detach(&vifs[1]);
+    assert_eq!(namespace.link("tap2"), None);
+    let one = await_devices(&daemon, 1);
+    // Attached again, with another device.
+    let again = Vif { name: "tap9".into(), ..vifs[1].clone() };
+    daemon.attach(&again);
+    daemon.await_active(&again);
+    assert_eq!(await_devices(&daemon, 2), both);
+    daemon.stop(Signal::KILL);
+    daemon.start();
+    daemon.await_active(&again);
+    daemon.detach(&again);
+    assert_eq!(await_devices(&daemon, 1), one);
+    // A persistent tap of a port that the file no longer has.
+    let lasting = Vif { device: String::new(), ..vifs[2].clone() };
+    let write = |daemon: &Daemon, vifs: &[Vif]| {
+        let text = config(&daemon.socket(), "", &[("net1", 1500)], vifs);
+        daemon.configure(&keeping(&text, &daemon.state()));
+    };
+    write(&daemon, &[vifs[0].clone(), lasting]);
+    daemon.signal(Signal::HUP);
+    daemon.await_note("READY=1");
+    await_devices(&daemon, 2);
+    daemon.stop(Signal::KILL);
+    write(&daemon, &vifs[..1]);
+    daemon.start();
+    await_that("the tap to be removed", || namespace.link("tap3").is_none().then_some(()));
+    assert_eq!(await_devices(&daemon, 1), one);
+}
+
+/// One request on a connection of its own, and its status.
+fn ask(daemon: &Daemon) -> Result<u16, std::io::Error> {
+    let mut stream = UnixStream::connect(daemon.socket())?;
+    stream.write_all(b"GET /v1/ports HTTP/1.1\r\nHost: vifswitch\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default())
+}
+
+/// Clients that connect while no switch runs wait, and a planned restart answers all of them.
+#[test]
+fn the_api_refuses_nobody_over_a_restart() {
+    let Some(namespace) = Namespace::new() else { return };
+    let mut daemon = switch(&ports(&namespace)[..1], "");
+    await_that("the socket to be kept", || daemon.kept().iter().any(|name| name.starts_with("v1api-")).then_some(()));
+    let (ended, answered) = (AtomicBool::new(false), std::sync::atomic::AtomicUsize::new(0));
+    let path = daemon.socket();
+    thread::scope(|scope| {
+        let _end = Finally(&ended);
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    let mut stream = UnixStream::connect(&path).expect("refused");
+                    stream
+                        .write_all(b"GET /v1/ports HTTP/1.1\r\nHost: vifswitch\r\nConnection: close\r\n\r\n")
+                        .unwrap();
+                    let mut answer = String::new();
+                    stream.read_to_string(&mut answer).unwrap();
+                    assert!(answer.starts_with("HTTP/1.1 200 ") || answer.starts_with("HTTP/1.1 429 "), "{answer:?}");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for _ in 0..3 {
+            let before = answered.load(Ordering::Relaxed);
+            await_that("answers", || (answered.load(Ordering::Relaxed) > before + 20).then_some(()));
+            daemon.stop(Signal::TERM);
+            daemon.start();
+        }
+    });
+    // After a kill clients wait too; only those whose request was being answered are cut off.
+    daemon.stop(Signal::KILL);
+    let mut waiting = UnixStream::connect(daemon.socket()).unwrap();
+    waiting.write_all(b"GET /livez HTTP/1.1\r\nHost: vifswitch\r\nConnection: close\r\n\r\n").unwrap();
+    daemon.start();
+    let mut answer = String::new();
+    waiting.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    // A socket whose file is gone leads nowhere: another one is bound.
+    daemon.stop(Signal::KILL);
+    std::fs::remove_file(daemon.socket()).unwrap();
+    daemon.start();
+    assert_eq!(ask(&daemon).unwrap(), 200);
+    assert_eq!(daemon.kept().iter().filter(|name| name.starts_with("v1api-")).count(), 1, "{:?}", daemon.kept());
+}
+
+/// Sockets of a socket unit are used where the configuration names them.
+#[test]
+fn sockets_of_units_are_used() {
+    let Some(namespace) = Namespace::new() else { return };
+    let vifs = ports(&namespace);
+    let mut daemon = Daemon::new();
+    let listener = UnixListener::bind(daemon.socket()).unwrap();
+    let metrics = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = metrics.local_addr().unwrap();
+    let stray = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    daemon.of_units = [("vifswitch.socket", listener.into()), ("m", metrics.into()), ("stray", stray.into())]
+        .map(|(name, descriptor): (&str, std::os::fd::OwnedFd)| (name.to_owned(), descriptor))
+        .into();
+    let more = format!("metrics = \"{address}\"");
+    daemon.configure(&config(&daemon.socket(), &more, &[("net1", 1500)], &vifs[..1]));
+    for _ in 0..2 {
+        daemon.start();
+        assert_eq!(ask(&daemon).unwrap(), 200);
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: vifswitch\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(daemon.log().contains("has passed \"stray\""), "{}", daemon.log());
+        daemon.stop(Signal::TERM);
+        assert!(daemon.socket().exists(), "the unit's");
+    }
+}
+
+/// Without a service manager that keeps descriptors, nothing is left behind.
+#[test]
+fn without_a_store_taps_and_socket_end_with_the_switch() {
+    let Some(namespace) = Namespace::new() else { return };
+    let vifs = ports(&namespace);
+    let mut daemon = Daemon::over(&vifs);
+    daemon.stop(Signal::TERM);
+    assert_eq!((namespace.links(), daemon.socket().exists(), daemon.kept()), (vec!["lo".to_owned()], false, vec![]));
+}
+
+/// Stations learned before are known after, without a flood to a bystander.
+#[test]
+fn a_frame_that_waited_is_not_flooded() {
+    let Some(namespace) = Namespace::new() else { return };
+    let mut vifs = ports(&namespace);
+    vifs.iter_mut().for_each(|vif| vif.more = "port_security = \"off\"".into());
+    let mut daemon = switch(&vifs, "");
+    await_devices(&daemon, 3);
+    let nics: Vec<Nic> = vifs.iter().map(|vif| Nic::new(&namespace, &vif.name)).collect();
+    let station = Mac::from_bits(0x0a00_0000_0001);
+    nics[1].send(&experiment(Mac::BROADCAST, station, b"here"));
+    await_that("the station", || {
+        let stations: Vec<StationView> = daemon.get("/v1/fdb");
+        stations.iter().any(|of| of.kind == StationKind::Learned && of.port_id == "port-2").then_some(())
+    });
+    [0, 2].iter().for_each(|&at| drop(nics[at].take()));
+    daemon.stop(Signal::TERM);
+    let waited = experiment(station, vifs[0].mac, b"waits");
+    nics[0].send(&waited);
+    daemon.start();
+    assert_eq!(nics[1].take(), waited);
+    let all = experiment(Mac::BROADCAST, vifs[0].mac, b"all");
+    nics[0].send(&all);
+    assert_eq!(nics[2].take(), all, "the bystander received nothing else");
+}
