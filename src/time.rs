@@ -84,6 +84,12 @@ pub fn wall() -> SystemTime {
     SystemTime::now()
 }
 
+/// Milliseconds since 1970; 0 before that.
+pub fn unix_millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or_default()
+}
+
 /// A point in time that can be compared with one of another life of the switch, and of another life of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {

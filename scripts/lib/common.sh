@@ -327,7 +327,7 @@ traffic() { python3 "$lib/traffic.py" "$@"; }
 
 # Starts `vifswitch events --follow` in the background.
 follow() {
-    exec {events}< <(exec "$vifswitch" events --follow --socket "$socket")
+    exec {events}< <(exec "$vifswitch" events --follow --since 0s --socket "$socket")
     helper=$!
 }
 

@@ -1,9 +1,8 @@
 //! `vifswitch events`: prints events, one per line.
 //!
-//! With `--follow` the command reconnects after a connection ends, requests the events after the last one printed, and
-//! prints each event once. It warns where events may be missing.
+//! With `--follow` the command reads an event stream, reconnects after a connection ends, and continues behind the last
+//! complete message: it prints each event once. Where events are missing, the switch sends a message in place of them.
 
-use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime};
@@ -23,19 +22,30 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Maximum pause before an attempt to reconnect.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Maximum number of printed event ids after a missing id. Events can arrive out of order, because ids are reserved
-/// before events are written.
-const MAX_OUT_OF_ORDER: usize = 1024;
-
 /// The arguments of the command.
 #[derive(Debug, Args)]
 pub struct Events {
-    /// Print events as they happen, also after a restart of the switch
+    /// Print events as they happen, also after a restart of the switch; begins now without `--since` and `--after`
     #[arg(long)]
     follow: bool,
     /// Only events since TIME: a time such as 2025-11-03T09:00:00Z, or an age such as 10m
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<String>,
+    /// Only events with a greater id
+    #[arg(long, value_name = "ID")]
+    after: Option<u64>,
+    /// Only events of this kind; may be repeated, or a list with commas
+    #[arg(long, value_name = "KIND")]
+    kind: Vec<String>,
+    /// Only events of this VM; may be repeated
+    #[arg(long, value_name = "VM")]
+    vm: Vec<String>,
+    /// Only events of this port or uplink; may be repeated
+    #[arg(long, value_name = "PORT")]
+    port: Vec<String>,
+    /// Only events of this network; may be repeated
+    #[arg(long, value_name = "NETWORK")]
+    network: Vec<String>,
     #[command(flatten)]
     at: Connection,
 }
@@ -43,10 +53,6 @@ pub struct Events {
 /// Printed fields of an event. `kind` is a string, because a switch of another version may have other kinds.
 #[derive(Debug, Deserialize)]
 struct Line {
-    #[serde(default)]
-    id: u64,
-    #[serde(default)]
-    start: String,
     time: String,
     kind: String,
     vm: Option<String>,
@@ -56,67 +62,40 @@ struct Line {
     text: String,
 }
 
-/// Ids of the printed events of one start of the switch.
-#[derive(Debug)]
-struct OfStart {
-    /// First id printed.
-    first: u64,
-    /// All ids from `first` to this one are printed.
-    last: u64,
-    /// Printed ids after `last`.
-    out_of_order: BTreeSet<u64>,
-}
-
-/// Ids of the printed events.
+/// Reads the lines of an event stream.
 #[derive(Debug, Default)]
-struct Printed {
-    starts: HashMap<String, OfStart>,
-    /// Start of the last event.
-    latest: Option<String>,
+struct Follower {
+    /// Id of the last complete message.
+    position: Option<u64>,
+    /// Id and data of the message that is being read.
+    id: Option<u64>,
+    data: Option<Vec<u8>>,
 }
 
-impl Printed {
-    /// Records an event. `false` if it was recorded before.
-    fn note(&mut self, id: u64, start: &str) -> bool {
-        // Events of earlier versions have no id.
-        if id == 0 {
-            return true;
+impl Follower {
+    /// Takes a line. Returns the event that it completes.
+    fn line(&mut self, line: &[u8]) -> Option<Vec<u8>> {
+        if let Some(data) = line.strip_prefix(b"data: ") {
+            self.data = Some(data.to_owned());
+        } else if let Some(id) = line.strip_prefix(b"id: ") {
+            self.id = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
+        } else if line.is_empty() {
+            self.position = self.id.take().or(self.position);
+            return self.data.take();
         }
-        let Some(of) = self.starts.get_mut(start) else {
-            self.starts.insert(start.to_owned(), OfStart { first: id, last: id, out_of_order: BTreeSet::new() });
-            self.latest = Some(start.to_owned());
-            return true;
-        };
-        if id < of.first {
-            return true;
-        }
-        if id <= of.last || !of.out_of_order.insert(id) {
-            return false;
-        }
-        // An id that is missing for long does not arrive any more.
-        let is_over = of.out_of_order.len() > MAX_OUT_OF_ORDER;
-        while let Some(next) = of.out_of_order.first().copied().filter(|&next| next == of.last + 1 || is_over) {
-            of.out_of_order.remove(&next);
-            of.last = next;
-        }
-        true
+        None
     }
 
-    /// Last id without a gap before it, and its start.
-    fn last(&self) -> Option<(u64, &str)> {
-        let start = self.latest.as_deref()?;
-        Some((self.starts.get(start)?.last, start))
+    /// Forgets an incomplete message.
+    fn reconnect(&mut self) {
+        (self.id, self.data) = (None, None);
     }
 }
 
-/// Why a stream of events ended.
+/// Why the printing of events ended.
 enum End {
     /// The switch has sent all events.
     Finished,
-    /// The connection failed.
-    Broken(client::Error),
-    /// The switch has skipped events, because they were not read in time.
-    Lagged,
     /// Standard output is closed.
     Unread,
 }
@@ -127,129 +106,79 @@ impl Events {
         let client = Client::new(&self.at.socket);
         let mut end = Ok(());
         block_on(&client, async {
-            end = self.print_all(&client).await;
+            end = if self.follow { self.follow(&client).await } else { self.print_stored(&client).await };
             Ok(())
         })?;
         end.map(|()| String::new())
     }
 
-    async fn print_all(&self, client: &Client) -> Result<(), CliError> {
-        let mut printed = Printed::default();
-        let mut path = self.path(None);
-        let (mut pause, mut is_first) = (FIRST_PAUSE, true);
+    async fn print_stored(&self, client: &Client) -> Result<(), CliError> {
+        let mut end = Ok(End::Finished);
+        let each = |line: &[u8]| {
+            end = self.print(client, line);
+            if matches!(end, Ok(End::Finished)) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        client.lines(&self.path(None), each).await?;
+        end.map(drop)
+    }
+
+    async fn follow(&self, client: &Client) -> Result<(), CliError> {
+        let mut follower = Follower::default();
+        let (mut pause, mut was_connected, mut is_told) = (FIRST_PAUSE, false, false);
         loop {
-            let mut has_come = false;
-            let end = self.print(client, &path, &mut printed, &mut has_come).await?;
-            match end {
-                End::Unread => return Ok(()),
-                End::Finished if !self.follow => return Ok(()),
-                End::Broken(why) if is_first && !has_come || !self.follow || !may_come_back(&why) => {
-                    return Err(why.into());
+            let (path, mut end, mut has_come) = (self.path(follower.position), Ok(End::Finished), false);
+            let each = |line: &[u8]| {
+                has_come = true;
+                if let Some(event) = follower.line(line) {
+                    end = self.print(client, &event);
                 }
+                if matches!(end, Ok(End::Finished)) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            };
+            let stream = client.event_stream(&path, each).await;
+            match (end?, stream) {
+                (End::Unread, _) => return Ok(()),
+                (_, Err(why)) if !(was_connected || has_come) || !may_come_back(&why) => return Err(why.into()),
                 _ => {}
             }
+            follower.reconnect();
             if has_come {
-                pause = FIRST_PAUSE;
+                (was_connected, pause, is_told) = (true, FIRST_PAUSE, false);
             }
-            let mut is_told = matches!(end, End::Lagged) || !(is_first || has_come);
-            is_first = false;
-            path = loop {
-                if !matches!(end, End::Lagged) {
-                    if !std::mem::replace(&mut is_told, true) {
-                        let socket = self.at.socket.display();
-                        warn(format_args!("the switch at {socket} has stopped; reconnecting"));
-                    }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                }
-                match self.resume(client, &printed).await {
-                    Ok(path) => break path,
-                    Err(why) if may_come_back(&why) => {}
-                    Err(why) => return Err(why.into()),
-                }
-            };
+            if !std::mem::replace(&mut is_told, true) {
+                let socket = self.at.socket.display();
+                warn(format_args!("the switch at {socket} has stopped; reconnecting"));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    /// Request path of the events after an id.
-    fn path(&self, after: Option<u64>) -> String {
-        let path = format!("/v1/events?follow={}", self.follow);
-        match (after, &self.since) {
-            (Some(after), _) => format!("{path}&after={after}"),
-            (None, Some(since)) => format!("{path}&since={}", escaped(since)),
-            (None, None) => path,
+    /// Request path of the events behind a position, if there is one.
+    fn path(&self, position: Option<u64>) -> String {
+        let mut path = format!("/v1/events?follow={}", self.follow);
+        if let Some(after) = position.or(self.after) {
+            path.push_str(&format!("&after={after}"));
         }
+        let filters = [("kind", &self.kind), ("vm", &self.vm), ("port", &self.port), ("network", &self.network)];
+        let filters = filters.into_iter().flat_map(|(key, values)| values.iter().map(move |value| (key, value)));
+        for (key, value) in self.since.iter().map(|since| ("since", since)).chain(filters) {
+            path.push_str(&format!("&{key}={}", escaped(value)));
+        }
+        path
     }
 
-    /// Request path of the events after the last one printed. Warns if some are missing.
-    async fn resume(&self, client: &Client, printed: &Printed) -> Result<String, client::Error> {
-        let Some((last, start)) = printed.last() else { return Ok(self.path(None)) };
-        // Includes the last printed event: if the switch does not return it, the event log is another one.
-        let (mut next, mut wrong) = (None, None);
-        let each = |line: &[u8]| {
-            match client.parse::<Line>(line) {
-                // A message without an id says that the switch cannot read stored events.
-                Ok(line) if line.id == 0 => return ControlFlow::Continue(()),
-                Ok(line) => next = Some((line.id, line.start)),
-                Err(e) => wrong = Some(e),
-            }
-            ControlFlow::Break(())
+    /// Prints an event.
+    fn print(&self, client: &Client, event: &[u8]) -> Result<End, CliError> {
+        let text = match self.at.json {
+            true => String::from_utf8_lossy(event).into_owned(),
+            false => client.parse::<Line>(event)?.to_string(),
         };
-        client.lines(&format!("/v1/events?after={}", last - 1), each).await?;
-        match (wrong, next) {
-            (Some(wrong), _) => Err(wrong),
-            (None, Some((id, of))) if of == start => {
-                if id > last + 1 {
-                    warn(format_args!("{} events are missing here: the switch no longer stores them", id - last - 1));
-                }
-                Ok(self.path(Some(last)))
-            }
-            _ => {
-                warn("events may be missing or repeated here: the switch does not have the event printed last");
-                Ok(self.path(None))
-            }
-        }
-    }
-
-    /// Prints the events at `path` that are not printed yet. Sets `has_come` once an event arrives.
-    async fn print(
-        &self,
-        client: &Client,
-        path: &str,
-        printed: &mut Printed,
-        has_come: &mut bool,
-    ) -> Result<End, CliError> {
         let mut out = io::stdout().lock();
-        let mut end: Result<End, CliError> = Ok(End::Finished);
-        let each = |text: &[u8]| {
-            *has_come = true;
-            let line = match client.parse::<Line>(text) {
-                Ok(line) => line,
-                Err(e) => {
-                    end = Err(e.into());
-                    return ControlFlow::Break(());
-                }
-            };
-            // Requests the skipped events, if there is an id to continue from.
-            if line.kind == "lagged" && printed.last().is_some() {
-                end = Ok(End::Lagged);
-                return ControlFlow::Break(());
-            }
-            if !printed.note(line.id, &line.start) {
-                return ControlFlow::Continue(());
-            }
-            let text = if self.at.json { String::from_utf8_lossy(text).into_owned() } else { line.to_string() };
-            match writeln!(out, "{text}").and_then(|()| out.flush()) {
-                Ok(()) => return ControlFlow::Continue(()),
-                // A closed pipe is not an error.
-                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => end = Ok(End::Unread),
-                Err(e) => end = Err(CliError::Output(e)),
-            }
-            ControlFlow::Break(())
-        };
-        match client.lines(path, each).await {
-            Ok(()) => end,
-            Err(why) => Ok(End::Broken(why)),
+        match writeln!(out, "{text}").and_then(|()| out.flush()) {
+            Ok(()) => Ok(End::Finished),
+            // A closed pipe is not an error.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(End::Unread),
+            Err(e) => Err(CliError::Output(e)),
         }
     }
 }
@@ -302,28 +231,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_event_is_printed_once() {
-        let mut printed = Printed::default();
-        assert!(printed.last().is_none());
-        for (id, start, is_new, last) in [
-            (0, "", true, None),
-            (7, "a", true, Some(7)),
-            (9, "a", true, Some(7)),
-            (9, "a", false, Some(7)),
-            (8, "a", true, Some(9)),
-            (8, "a", false, Some(9)),
-            (6, "a", true, Some(9)),
-            // A start that continues after the one before, and one with event numbers of its own.
-            (10, "b", true, Some(10)),
-            (9, "a", false, Some(10)),
-            (1, "c", true, Some(1)),
-            (1, "c", false, Some(1)),
-        ] {
-            assert_eq!((printed.note(id, start), printed.last().map(|(id, _)| id)), (is_new, last), "{id} of {start}");
-        }
-        // A number that never arrives is not waited for.
-        assert!((3..2000).all(|id| printed.note(id, "c")));
-        assert_eq!(printed.last(), Some((1999, "c")));
+    fn a_message_counts_when_it_is_complete() {
+        let mut follower = Follower::default();
+        let mut take = |line: &str| (follower.line(line.as_bytes()), follower.position);
+        assert_eq!(take("id: 7"), (None, None));
+        assert_eq!(take(""), (None, Some(7)));
+        assert_eq!(take("id: 8"), (None, Some(7)));
+        assert_eq!(take("data: {\"id\":8}"), (None, Some(7)));
+        assert_eq!(take(""), (Some(b"{\"id\":8}".to_vec()), Some(8)));
+        // The connection ends between the lines of a message.
+        assert_eq!(take("id: 9"), (None, Some(8)));
+        follower.reconnect();
+        let mut take = |line: &str| (follower.line(line.as_bytes()), follower.position);
+        assert_eq!(take(": nothing has happened"), (None, Some(8)));
+        assert_eq!(take(""), (None, Some(8)));
     }
 
     #[test]

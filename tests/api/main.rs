@@ -7,6 +7,7 @@ mod bounds;
 mod changes;
 mod errors;
 mod events;
+mod followers;
 mod listeners;
 mod lists;
 mod openapi;

@@ -8,14 +8,16 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
-use support::fake::{Fake, FakeBehaviour, ODD, Received, Views};
+use support::fake::{Fake, FakeBehaviour, ODD, Received, Views, numbered};
+use support::host::await_that;
 use tempfile::TempDir;
 use tokio::sync::mpsc::UnboundedReceiver;
 use vifswitch::control::api::handle::{ChangeOptions, Flush};
 use vifswitch::control::api::responses::BetweenView;
 use vifswitch::control::config::Network;
 use vifswitch::control::desired::change::{Change, ChangeResult, ErrorKind};
-use vifswitch::control::state::events::Event;
+use vifswitch::control::state::event_filter::EventFilter;
+use vifswitch::control::state::events::{Event, EventKind};
 
 fn vifswitch() -> Command {
     Command::new(support::host::program())
@@ -436,7 +438,8 @@ fn a_refused_change_exits_1_with_its_reason() {
         Views::made_up(),
         FakeBehaviour::refusing(ErrorKind::Conflict, "port_in_use", "port p1 is in use"),
     );
-    for command in every_command(&scene) {
+    // Events are not refused.
+    for command in every_command(&scene).into_iter().filter(|command| command[0] != "events") {
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
         assert_eq!(err(&run_with_input(&no, &command, ""), 1), "vifswitch: port p1 is in use\n", "{command:?}");
     }
@@ -479,11 +482,26 @@ fn events_are_printed_one_per_line() {
     );
     assert_eq!(lines[1], ["2025-11-03T09:00:01.000Z", "port_up", "-", "-", "-", "it", "is", "so"]);
     assert_eq!(lines.len(), 2);
-    assert_eq!(scene.requests.try_recv(), Ok(Received::Events(None)));
+    // Two pages: nothing is stored, and the rest is in memory.
+    let requests = |scene: &mut Scenario| std::iter::from_fn(|| scene.requests.try_recv().ok()).collect::<Vec<_>>();
+    let pages = |filter: EventFilter| [None, Some(0)].map(|after| Received::Events(filter.clone(), after));
+    assert_eq!(requests(&mut scene), pages(EventFilter::default()));
     let text = out(&scene.run(&["events", "--json", "--since", "2025-11-03T10:00:00+01:00"]));
     let events: Vec<Event> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(events, Views::made_up().events);
-    assert_eq!(scene.requests.try_recv(), Ok(Received::Events(Some("2025-11-03T09:00:00Z".into()))));
+    assert_eq!(events, numbered(&Views::made_up().events));
+    let since = EventFilter { since: Some("2025-11-03T09:00:00.000Z".into()), ..EventFilter::default() };
+    assert_eq!(requests(&mut scene), pages(since));
+    let arguments = ["events", "--after", "1", "--kind", "config,port_up", "--vm", "v", "--port", "a&b", "--port", "c"];
+    assert_eq!(out(&scene.run(&[&arguments[..], &["--network", "n"]].concat())), "");
+    let texts = |of: &[&str]| of.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let filter = EventFilter {
+        since: None,
+        kinds: vec![EventKind::Config, EventKind::PortUp],
+        vms: texts(&["v"]),
+        ports: texts(&["a&b", "c"]),
+        networks: texts(&["n"]),
+    };
+    assert_eq!(requests(&mut scene), [Received::Events(filter, Some(1))]);
 }
 
 #[test]
@@ -499,10 +517,9 @@ fn events_are_followed_over_a_restart() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    for past in ["it is up", "it is so"] {
-        assert!(lines.next().unwrap().unwrap().ends_with(past));
-    }
-    happening.send(support::fake::event("2025-11-03T09:00:02.000Z", "a\nb")).unwrap();
+    // It begins now.
+    await_that("a follower", || (happening.followers() == 1).then_some(()));
+    happening.emit(support::fake::event("2025-11-03T09:00:02.000Z", "a\nb"));
     assert!(lines.next().unwrap().unwrap().ends_with("a\u{fffd}b"));
     fake.stop();
     let mut reported = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -526,10 +543,11 @@ fn a_closed_pipe_while_following_is_no_error() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    await_that("a follower", || (happening.followers() == 1).then_some(()));
+    happening.emit(support::fake::event("2025-11-03T09:00:02.000Z", "unread"));
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
-    drop(happening);
 }
 
 #[test]

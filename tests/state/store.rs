@@ -29,6 +29,7 @@ fn event(text: &str) -> Event {
         network,
         mac,
         ip: None,
+        gap: None,
         by: None,
         text: text.into(),
     }

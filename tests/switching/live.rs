@@ -1,6 +1,7 @@
 //! Changes of the running switch on real taps: ports are added, removed and changed without effect on others. Needs
 //! root; makes its own namespaces.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use support::host::daemon::Vif;
@@ -13,7 +14,7 @@ use vifswitch::control::api::handle::Flush;
 use vifswitch::control::api::responses::{StationKind, Status};
 use vifswitch::control::config::raw;
 use vifswitch::control::desired::change::{Change, ErrorKind};
-use vifswitch::control::state::event_log::EventFilter;
+use vifswitch::control::state::event_page::Cursor;
 use vifswitch::control::state::events::{Event, EventKind};
 use vifswitch::wire::Mac;
 
@@ -79,7 +80,8 @@ fn a_port_set_down_stops_and_recovers_when_up() {
     let Some((spaces, mut vifs)) = vifs(&["a", "b"]) else { return };
     vifs[1].more = "port_security = \"off\"".into();
     let inside = Inside::over(&vifs);
-    let (past, mut live) = inside.wait(inside.handle.events(EventFilter::default())).unwrap().unwrap();
+    let mut live = Cursor::default();
+    let past = inside.events(&mut live);
     assert_eq!(past.iter().map(|event| event.kind).collect::<Vec<_>>(), [EventKind::PortUp; 2]);
     let nics = [0, 1].map(|index| Nic::new(&spaces[index], &vifs[index].name));
     let hello = experiment(vifs[0].mac, wild(1), b"hello");
@@ -106,7 +108,7 @@ fn a_port_set_down_stops_and_recovers_when_up() {
     pass((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), "up again");
     pass((&nics[1], &vifs[1]), (&nics[0], &vifs[0]), "both ways");
     assert_eq!(spaces[1].link(&vifs[1].name), link, "its netdev has not been touched");
-    let received: Vec<_> = std::iter::from_fn(|| live.try_recv().ok()).map(|event| (event.kind, event.ports)).collect();
+    let received: Vec<_> = inside.events(&mut live).into_iter().map(|event| (event.kind, event.ports)).collect();
     let of = |kind| (kind, vec![vifs[1].port.clone()]);
     let config = (EventKind::Config, Vec::new());
     assert_eq!(received, [config.clone(), of(EventKind::PortDown), config, of(EventKind::PortUp)]);
@@ -234,13 +236,12 @@ fn a_port_whose_device_is_missing_is_accepted() {
     assert_eq!(inside.listed(), ["port-1"]);
 }
 
-fn next_config(live: &mut tokio::sync::broadcast::Receiver<Event>, inside: &Inside) -> Event {
-    loop {
-        let event = inside.wait(live.recv()).unwrap();
-        if event.kind == EventKind::Config {
-            return event;
-        }
-    }
+/// The next event about the configuration, of those read and of later ones.
+fn next_config(live: &mut (Cursor, VecDeque<Event>), inside: &Inside) -> Event {
+    await_that("an event", || {
+        live.1.extend(inside.events(&mut live.0));
+        live.1.pop_front().filter(|event| event.kind == EventKind::Config)
+    })
 }
 
 #[test]
@@ -253,7 +254,8 @@ fn an_unconfirmed_change_is_reverted() {
     let attach = || Change::Attach { vm: "b".into(), ports: ports(&vifs[1..]) };
     let change =
         |change, seconds| inside.wait(inside.handle.change(change, Some(seconds).into(), Box::new(()))).unwrap();
-    let (_, mut live) = inside.wait(inside.handle.events(EventFilter::default())).unwrap().unwrap();
+    let mut live = (Cursor::default(), VecDeque::new());
+    inside.events(&mut live.0);
 
     change(attach(), Duration::from_millis(1)).unwrap();
     assert!(next_config(&mut live, &inside).text.starts_with("to be confirmed within"));
@@ -289,7 +291,7 @@ fn a_restart_keeps_changes_and_stations() {
     let file = |vifs: &[Vif]| Some(expected(&[("net1", 1500)], vifs));
     let mut inside = Inside::new(1, file(&vifs[..2]), Some(&state));
     inside.attach(&vifs[2..3]);
-    let first = |inside: &Inside| inside.wait(inside.handle.events(EventFilter::default())).unwrap().unwrap().0;
+    let first = |inside: &Inside| inside.events(&mut Cursor::default());
     let events = first(&inside);
     let speak = |to: usize| {
         let nics = [0, 1, 2].map(|index| Nic::new(&spaces[index], &vifs[index].name));

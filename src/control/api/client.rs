@@ -9,6 +9,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
+use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -100,7 +101,24 @@ impl Client {
     }
 
     /// Calls `each` with every line of `path` as it arrives, without line end, until the response or `each` ends.
-    pub async fn lines(&self, path: &str, mut each: impl FnMut(&[u8]) -> ControlFlow<()>) -> Result<(), Error> {
+    pub async fn lines(&self, path: &str, each: impl FnMut(&[u8]) -> ControlFlow<()>) -> Result<(), Error> {
+        self.lines_of(request(Method::GET, path, None), each).await
+    }
+
+    /// The same with the lines of an event stream.
+    pub async fn event_stream(&self, path: &str, each: impl FnMut(&[u8]) -> ControlFlow<()>) -> Result<(), Error> {
+        let request = request(Method::GET, path, None).map(|mut request| {
+            request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
+            request
+        });
+        self.lines_of(request, each).await
+    }
+
+    async fn lines_of(
+        &self,
+        request: Result<Request<Full<Bytes>>, hyper::http::Error>,
+        mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
         let answer = async |answer: Response<Incoming>| {
             let mut body = answer.into_body();
             let mut rest = Vec::new();
@@ -119,7 +137,7 @@ impl Client {
             Ok(())
         };
         let stream = self.connect().await?;
-        self.round_trip(stream, request(Method::GET, path, None), READ_TIMEOUT, answer).await
+        self.round_trip(stream, request, READ_TIMEOUT, answer).await
     }
 
     fn json(&self, body: &[u8]) -> Result<String, Error> {

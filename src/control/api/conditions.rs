@@ -9,7 +9,6 @@ use axum::extract::rejection::QueryRejection;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
@@ -151,7 +150,7 @@ async fn await_active(state: &AppState, ids: HashSet<String>, wait: Duration) ->
                 return Ok(());
             }
             // A port that comes up has an event.
-            if let Err(RecvError::Closed) = events.recv().await {
+            if events.changed().await.is_err() {
                 return Ok(());
             }
         }

@@ -1,9 +1,10 @@
 //! Requests to the controller, which owns the state of the switch, and its replies.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::control::api::responses::{
     AuditView, DropView, NetworkView, PortView, StationView, UnconfirmedView, UplinkView, VmView, WorkerView,
@@ -14,11 +15,8 @@ use crate::control::config::ConfigFile;
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
 use crate::control::health::Health;
 use crate::control::loops::status::{LoopCounts, LoopStatus, StormStatus};
-use crate::control::state::event_log::EventFilter;
-use crate::control::state::events::Event;
-
-/// Stored events, and a receiver of later ones.
-pub type History = (Vec<Event>, broadcast::Receiver<Event>);
+use crate::control::state::event_filter::EventFilter;
+use crate::control::state::event_page::{Cursor, Page};
 
 /// Resources that a request occupies until it is answered, even if its client has disconnected.
 pub type Permit = Box<dyn std::any::Any + Send>;
@@ -112,8 +110,8 @@ pub enum Request {
     Config(ConfigForm, oneshot::Sender<(serde_json::Value, u64)>),
     /// The number of the desired configuration.
     Generation(oneshot::Sender<u64>),
-    /// A receiver of later events.
-    Subscribe(oneshot::Sender<broadcast::Receiver<Event>>),
+    /// A receiver of the id of the newest event.
+    Subscribe(oneshot::Sender<watch::Receiver<u64>>),
     /// A change.
     Change(Change, ChangeOptions, Reply<Result<ChangeResult, ChangeError>>),
     /// What a change would do.
@@ -130,8 +128,8 @@ pub enum Request {
     Flush(Flush, Reply<Result<u64, ChangeError>>),
     /// Release a port from loop or storm quarantine.
     Release(String, Reply<Result<ChangeResult, ChangeError>>),
-    /// Stored and later events.
-    Events(EventFilter, oneshot::Sender<Result<History, ChangeError>>),
+    /// The next events of a reader.
+    Events(Arc<EventFilter>, Cursor, oneshot::Sender<Page>),
 }
 
 impl Request {
@@ -292,8 +290,8 @@ impl Handle {
         self.request(Request::Generation).await
     }
 
-    /// A receiver of events from now on.
-    pub async fn subscribe(&self) -> Result<broadcast::Receiver<Event>, ShuttingDown> {
+    /// A receiver of the id of the newest event, which changes with each event.
+    pub async fn subscribe(&self) -> Result<watch::Receiver<u64>, ShuttingDown> {
         self.request(Request::Subscribe).await
     }
 
@@ -355,8 +353,8 @@ impl Handle {
         self.request_with(permit, |reply| Request::Release(port, reply)).await
     }
 
-    /// Stored events that match, and a receiver of later ones.
-    pub async fn events(&self, which: EventFilter) -> Result<Result<History, ChangeError>, ShuttingDown> {
-        self.request(|reply| Request::Events(which, reply)).await
+    /// The next events of a reader at this position that match.
+    pub async fn events(&self, which: Arc<EventFilter>, from: Cursor) -> Result<Page, ShuttingDown> {
+        self.request(|reply| Request::Events(which, from, reply)).await
     }
 }

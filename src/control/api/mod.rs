@@ -7,7 +7,7 @@
 //!                                 health_routes  status of the switch, also while it starts
 //!                                 conditions     of changes: If-Match, dry_run, wait
 //!                                 lists          filters, fields, pages; selection: which items
-//!                                 event_stream   live events, unix socket only
+//!                                 event_stream   events, unix socket only; event_query: which
 //!                                 openapi        API description; responses: types of responses
 //! ```
 
@@ -28,6 +28,7 @@ pub mod client;
 mod conditions;
 mod entity_routes;
 mod error;
+mod event_query;
 mod event_stream;
 mod fields;
 pub mod handle;

@@ -6,20 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::oneshot;
-use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::emit::log_event;
+use super::readers::reserve_event_ids;
 use super::results::{AfterCommit, Apply, ChangeCommitted, CommitDone, DeviceEvent, ProvisionalChange, Recovered};
-use super::{Controller, DISK, MAX_EVENTS};
-use crate::control::api::handle::{History, Request};
+use super::{Controller, DISK};
+use crate::control::api::handle::Request;
 use crate::control::compile::endpoints;
 use crate::control::config::Config;
 use crate::control::desired::change::ChangeError;
 use crate::control::desired::diff::describe_changes;
 use crate::control::desired::orphans::Orphans;
-use crate::control::state::StateStore;
-use crate::control::state::event_log::EventFilter;
 use crate::control::state::events::{Event, EventKind, shorten};
 use crate::control::state::store::StoreError;
 use crate::time::{self, MonoTime};
@@ -46,18 +44,6 @@ pub(super) enum Commit {
 /// Generation of the configuration that returns when a provisional change is reverted.
 pub(super) fn generation_of_revert(provisional: u64) -> u64 {
     provisional + 1
-}
-
-/// The greatest id of a stored event. `None`, with a warning, if it cannot be read.
-pub(super) async fn last_event(state: &StateStore) -> Option<u64> {
-    match timeout(DISK, state.last_event()).await {
-        Ok(Ok(last)) => return Some(last),
-        // The start has logged why the state is unusable.
-        Ok(Err(_)) if state.check().is_err() => {}
-        Ok(Err(why)) => warn!("cannot read the id of the last stored event: {why}"),
-        Err(_) => warn!("reading the id of the last stored event took more than {} s", DISK.as_secs()),
-    }
-    None
 }
 
 impl Controller {
@@ -142,7 +128,7 @@ impl Controller {
         last_applied: Option<Arc<Value>>,
     ) {
         let before = self.event_log.take_uncommitted();
-        let event = self.event_log.numbered(event);
+        let event = self.event_log.hold(event, time::now());
         let (mut store, done) = (self.state.clone(), self.device_event_sender.clone());
         store.set_generation(generation);
         if let Some(last_applied) = &last_applied {
@@ -157,42 +143,11 @@ impl Controller {
         });
     }
 
-    /// Replies with past events, each once, and a receiver of later ones. A first message reports if stored events
-    /// cannot be read; the reply does not wait for a hung disk.
-    pub(super) fn read_events(&self, which: EventFilter, reply: oneshot::Sender<Result<History, ChangeError>>) {
-        let which = match which.normalized() {
-            Ok(which) => which,
-            Err(error) => return drop(reply.send(Err(error))),
-        };
-        let (mut remembered, live) = (self.event_log.recent(), self.event_log.subscribe());
-        remembered.retain(|event| which.matches(event));
-        if which.after.is_some_and(|after| self.event_log.has_all_after(after)) {
-            return drop(reply.send(Ok((remembered, live))));
+    /// Emits an event if the disk does not answer a commit of a change in time, so that later events do not wait for it.
+    pub(super) fn report_slow_commit(&mut self) {
+        if let Some(event) = self.event_log.give_up_waiting(time::now(), DISK) {
+            log_event(true, &event);
         }
-        let Some(store) = self.state.store().cloned() else {
-            if let Err(error) = self.state.check() {
-                remembered.insert(0, unreadable(&error.message));
-            }
-            return drop(reply.send(Ok((remembered, live))));
-        };
-        let is_forgotten = self.event_log.forgotten();
-        tokio::spawn(async move {
-            let past = match timeout(DISK, store.events(which.since.clone(), MAX_EVENTS)).await {
-                Ok(past) => past.map_err(|why| why.to_string()),
-                Err(_) => Err(format!("no answer from the disk within {} s", DISK.as_secs())),
-            };
-            match past {
-                Ok(mut past) => {
-                    past.retain(|event| is_forgotten(event) && which.matches(event));
-                    remembered.splice(..0, past);
-                    let excess = remembered.len().saturating_sub(MAX_EVENTS);
-                    remembered.drain(..excess);
-                }
-                Err(why) => remembered.insert(0, unreadable(&why)),
-            }
-            // The client may have disconnected.
-            let _ = reply.send(Ok((remembered, live)));
-        });
     }
 
     /// Handles the result of a commit.
@@ -216,28 +171,19 @@ impl Controller {
     }
 
     async fn handle_change_committed(&mut self, committed: ChangeCommitted) {
-        let ChangeCommitted { result, generation, event, mut before, next, last_applied } = committed;
+        let ChangeCommitted { result, generation, event, before, next, last_applied } = committed;
+        self.settle_event(event, before, result.as_ref().err());
         if let Err(error) = result {
-            // The event's id is used: the failed change is reported under it.
-            let mut text = format!("not stored and not applied: {error}: {}", event.text);
-            shorten(&mut text, 1024);
-            warn!("config: {text}");
-            let event = Event { text, ..event };
-            before.push(event.clone());
-            self.event_log.put_back(before);
-            self.event_log.append_committed(event);
             return match next {
                 AfterCommit::Apply { apply, .. } => apply.reject(error),
                 AfterCommit::Answer { reply, .. } => drop(reply.send(Err(error))),
             };
         }
-        info!("config: {}", event.text);
         self.state.mark_committed();
         self.set_generation(generation);
         if let Some(last_applied) = last_applied {
             self.state.set_last_applied(last_applied);
         }
-        self.event_log.append_committed(event);
         match next {
             AfterCommit::Apply { config, apply } => self.apply(*config, *apply).await,
             AfterCommit::Answer { changed, reply } => {
@@ -247,9 +193,24 @@ impl Controller {
         }
     }
 
+    /// Shows the event of a change whose commit has ended, or one that reports its failure.
+    fn settle_event(&mut self, event: Event, before: Vec<Event>, failure: Option<&ChangeError>) {
+        let Some(error) = failure else {
+            info!("config: {}", event.text);
+            self.event_log.stored(event.id);
+            return self.event_log.settle(event);
+        };
+        // The event's id is used: the failed change is reported under it.
+        let mut text = format!("not stored and not applied: {error}: {}", event.text);
+        shorten(&mut text, 1024);
+        warn!("config: {text}");
+        self.event_log.fail(before, Event { text, ..event });
+    }
+
     fn handle_events_committed(&mut self, result: Result<(), StoreError>, events: Vec<Event>) {
         if result.is_ok() {
             self.state.mark_committed();
+            events.last().into_iter().for_each(|last| self.event_log.stored(last.id));
         } else {
             self.event_log.put_back(events);
         }
@@ -308,7 +269,7 @@ impl Controller {
         tokio::spawn(async move {
             let begun = match store.reopen().await {
                 Some(Ok((config, store))) => {
-                    let (measures, last_event) = (store.take_loops().await, last_event(&store).await);
+                    let (measures, last_event) = (store.take_loops().await, reserve_event_ids(&store).await);
                     Ok(Recovered { config, store, measures, last_event })
                 }
                 Some(Err(why)) => Err(why),
@@ -393,10 +354,8 @@ impl Controller {
                 // The change is stored and takes effect at the next start; the client is told that the switch stops.
                 Some(DeviceEvent::Committed(CommitDone::Change(committed))) => {
                     self.commit = None;
-                    match committed.result {
-                        Ok(()) => info!("config: {}", committed.event.text),
-                        Err(_) => self.event_log.put_back(committed.before),
-                    }
+                    let ChangeCommitted { result, event, before, .. } = *committed;
+                    self.settle_event(event, before, result.as_ref().err());
                 }
                 // The client is told that the switch stops.
                 Some(DeviceEvent::Committed(CommitDone::Attempt(..))) => self.commit = None,
@@ -407,11 +366,12 @@ impl Controller {
             self.commit_events();
             self.commit_orphans();
         }
+        // The next start continues the ids without a gap.
+        if self.store_failure.is_none()
+            && let Some(last) = self.event_log.settled()
+            && let Err(why) = self.state.settle_event_ids(last).await
+        {
+            warn!("the next start skips ids of events: {why}");
+        }
     }
-}
-
-/// A message in place of stored events that cannot be read. It has no id, because it is not an event of the log.
-fn unreadable(why: &str) -> Event {
-    let text = format!("stored events are missing here, because they cannot be read now: {why}");
-    Event { text, ..Event::new(EventKind::State, time::wall()) }.bounded()
 }

@@ -42,7 +42,7 @@ impl Controller {
 }
 
 /// Logs an event at level warn or info.
-fn log_event(is_warning: bool, event: &Event) {
+pub(super) fn log_event(is_warning: bool, event: &Event) {
     let Event { kind, vm, network, ports, text, .. } = event;
     let (kind, port) = (kind.name(), ports.first().filter(|_| ports.len() == 1));
     if is_warning {

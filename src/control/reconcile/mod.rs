@@ -16,7 +16,7 @@
 //!
 //! `port_state` marks ports up and down; `failover` chooses uplinks.
 //!
-//! `requests` answers requests; `emit` emits events; `stations` stores and restores the FDB.
+//! `requests` answers requests; `emit` emits events, `readers` reads them; `stations` stores and restores the FDB.
 //!
 //! `changes` admits and commits changes; `apply` applies each. `startup` applies the configuration to an empty switch.
 
@@ -39,6 +39,7 @@ mod pins;
 mod policy;
 pub(super) mod port;
 mod port_state;
+mod readers;
 mod requests;
 mod results;
 mod startup;
@@ -110,9 +111,6 @@ const PERSIST_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Timeout at exit of each step: stopping workers, closing devices, closing the store.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Maximum number of past events in a reply.
-const MAX_EVENTS: usize = 10_000;
 
 /// The owner of the desired state.
 pub struct Controller {
@@ -268,6 +266,7 @@ impl Controller {
     /// Checks namespaces and links, and continues opening ports.
     async fn check_ports(&mut self) {
         self.flush_limited_events(false);
+        self.report_slow_commit();
         self.reopen_behind_returned().await;
         self.poll_namespaces();
         self.watch_netdevs_in_use();

@@ -32,7 +32,7 @@ impl Controller {
                 let _ = reply.send(outcome);
             }
             Request::Unconfirmed(reply) => drop(reply.send(self.unconfirmed_view())),
-            Request::Events(which, reply) => self.read_events(which, reply),
+            Request::Events(which, from, reply) => self.read_events(which, from, reply),
             Request::Release(port, reply) => {
                 let released = self.release(&port).await;
                 let _ = reply.send(released);
@@ -107,7 +107,7 @@ impl Controller {
             Request::Audit(reply) => drop(reply.send(report.audit().await)),
             Request::Config(form, reply) => drop(reply.send((report.config(form), self.state.generation()))),
             Request::Generation(reply) => drop(reply.send(self.state.generation())),
-            Request::Subscribe(reply) => drop(reply.send(self.event_log.subscribe())),
+            Request::Subscribe(reply) => drop(reply.send(self.event_log.newest())),
             // Handled by `answer`.
             Request::Fdb(..)
             | Request::Change(..)

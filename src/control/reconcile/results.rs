@@ -138,7 +138,7 @@ pub(super) struct Recovered {
     pub store: StateStore,
     /// Stored mitigation measures and activations.
     pub measures: Value,
-    /// The greatest id of a stored event, if known.
+    /// The greatest event id in use, if known.
     pub last_event: Option<u64>,
 }
 

@@ -9,11 +9,11 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::announce::AnnounceState;
-use super::commit::last_event;
 use super::jobs::Jobs;
 use super::mitigation::Mitigation;
 use super::namespaces::Namespaces;
 use super::port::Port;
+use super::readers::reserve_event_ids;
 use super::results::Apply;
 use super::watcher::NetdevWatchers;
 use super::{Controller, RETRY};
@@ -120,7 +120,7 @@ impl Controller {
     pub async fn begin(&mut self, config: Config) -> Result<(), TooMany> {
         endpoints::check_capacity(&config)?;
         self.config.switch = config.switch.clone();
-        self.event_log.begin(last_event(&self.state).await, self.since);
+        self.event_log.begin(reserve_event_ids(&self.state).await, self.since);
         self.publish_state();
         self.emit_state_at_start();
         self.append_start_events();

@@ -6,16 +6,17 @@ use std::sync::mpsc as std_mpsc;
 use std::thread;
 
 use serde_json::json;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::oneshot;
 
 use super::*;
 use crate::control::api::handle::{ChangeOptions, Handle};
+use crate::control::author::Author;
 use crate::control::config::{Network, parse_json};
 use crate::control::descriptors::Descriptors;
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
 use crate::control::state::Precedence;
-use crate::control::state::event_log::EventFilter;
-use crate::control::state::events::{Event, EventKind};
+use crate::control::state::event_page::Cursor;
+use crate::control::state::events::{Event, EventKind, Gap};
 use crate::control::state::store::{Store, StoredStation};
 use crate::frame::Pool;
 use crate::wire::{Mac, ProbeKey};
@@ -114,14 +115,34 @@ async fn run_prepared(
     thread.join().unwrap();
 }
 
-/// Past and live events.
-async fn history(handle: &Handle, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>) {
-    handle.events(EventFilter { since: None, after }).await.unwrap().unwrap()
+/// All events behind a position, and the position behind them.
+async fn history_from(handle: &Handle, mut cursor: Cursor) -> (Vec<Event>, Cursor) {
+    let mut all = Vec::new();
+    loop {
+        let page = handle.events(Arc::default(), cursor).await.unwrap();
+        cursor = page.next;
+        all.extend(page.events.iter().map(|event| Event::clone(event)));
+        if page.is_last {
+            return (all, cursor);
+        }
+    }
 }
 
-/// Live events so far.
-fn received(live: &mut broadcast::Receiver<Event>) -> Vec<Event> {
-    std::iter::from_fn(|| live.try_recv().ok()).collect()
+/// Past events, and the position of a follower of later ones.
+async fn history(handle: &Handle, after: Option<u64>) -> (Vec<Event>, Cursor) {
+    history_from(handle, after.map_or_else(Cursor::default, Cursor::after)).await
+}
+
+/// Events since the last call.
+async fn received(handle: &Handle, live: &mut Cursor) -> Vec<Event> {
+    let events;
+    (events, *live) = history_from(handle, *live).await;
+    events
+}
+
+/// Without messages about missing events.
+fn without_gaps(events: Vec<Event>) -> Vec<Event> {
+    events.into_iter().filter(|event| event.gap.is_none()).collect()
 }
 
 fn ids(events: &[Event]) -> Vec<u64> {
@@ -136,7 +157,9 @@ fn texts(events: &[Event]) -> Vec<String> {
 async fn unusable(path: &Path, events: Vec<Event>) -> PathBuf {
     let away = path.with_extension("away");
     let (store, _) = Store::open(away.clone()).await.unwrap();
+    let last = events.iter().map(|event| event.id).max().unwrap();
     store.append_events(events).await.unwrap();
+    store.settle_ids(last).await.unwrap();
     store.close().await;
     std::fs::create_dir(path).unwrap();
     away
@@ -188,10 +211,13 @@ async fn events_emitted_before_the_state_is_usable_do_not_collide_with_stored_on
             change(&handle, &["a", "b"]).await.unwrap();
             // The answer has each event once, and a follower missed none.
             (all, _) = history(&handle, None).await;
+            let reported: Vec<_> = all.iter().filter_map(|event| event.gap).collect();
+            assert_eq!(reported, [Gap { first_missing: 4, next_id: first }]);
+            all.retain(|event| event.gap.is_none());
             assert_eq!(ids(&all)[..3], [1, 2, 3]);
             assert_eq!(all[3..5], before[1..]);
             assert!(is_increasing(&all) && all[3..].iter().all(|event| event.start == all[3].start), "{all:?}");
-            let emitted = received(&mut live);
+            let emitted = received(&handle, &mut live).await;
             assert_eq!(emitted, all[5..]);
             assert_eq!(history(&handle, Some(last)).await.0, emitted);
             assert_eq!(
@@ -203,7 +229,7 @@ async fn events_emitted_before_the_state_is_usable_do_not_collide_with_stored_on
     .await;
     // A restart answers the same, and continues after it.
     run(&["a"], &path, async |handle| {
-        assert_eq!(history(&handle, None).await.0, all);
+        assert_eq!(without_gaps(history(&handle, None).await.0), all);
         change(&handle, &["a"]).await.unwrap();
         assert_eq!(ids(&history(&handle, Some(all.last().unwrap().id)).await.0), [all.last().unwrap().id + 1]);
     })
@@ -226,9 +252,10 @@ async fn events_get_new_ids_if_stored_ones_have_greater_ids() {
         assert_eq!(ids(&all), (far..far + 6).collect::<Vec<_>>());
         assert_eq!(all[2].text, before[1].text, "the event is not lost");
         assert!(all[2].start != before[1].start && all[2..].iter().all(|event| event.start == all[2].start), "{all:?}");
-        let emitted = received(&mut live);
-        assert_eq!(emitted, all[3..]);
-        assert!(emitted[1].text.contains(&format!("new ids, from {} on", far + 2)), "{emitted:?}");
+        let emitted = received(&handle, &mut live).await;
+        // A follower is told that ids are missing, and gets all behind them.
+        assert_eq!((emitted[0].kind, &emitted[1..]), (EventKind::Gap, &all[..]));
+        assert!(emitted.iter().any(|of| of.text.contains(&format!("new ids, from {} on", far + 2))), "{emitted:?}");
     })
     .await;
     run(&["a"], &path, async |handle| {
@@ -254,7 +281,7 @@ async fn a_start_that_cannot_read_the_last_event_id_reuses_no_id() {
     });
     let request = async |handle: Handle| {
         change(&handle, &["a", "b"]).await.unwrap();
-        let (all, _) = history(&handle, None).await;
+        let all = without_gaps(history(&handle, None).await.0);
         assert!(ids(&all)[..3] == [1, 2, 3] && all.len() == 4 && is_increasing(&all), "{all:?}");
     };
     run_over(begun_with, request).await;
@@ -290,12 +317,12 @@ async fn events_about_an_edit_of_the_file_have_ids() {
         let mut live = history(&handle, None).await.1;
         make_usable(&path, &away);
         change(&handle, &["a"]).await.unwrap();
-        let emitted = received(&mut live);
+        let emitted = received(&handle, &mut live).await;
         assert!(emitted[1].text.contains("has been edited") && is_increasing(&emitted), "{emitted:?}");
     })
     .await;
     run(&["a", "c", "d"], &path, async |handle| {
-        let (all, _) = history(&handle, None).await;
+        let all = without_gaps(history(&handle, None).await.0);
         assert!(all.last().unwrap().text.contains("has been edited") && is_increasing(&all), "{all:?}");
         assert!(all[0].id > 0);
     })
@@ -327,18 +354,42 @@ async fn while_the_disk_hangs_requests_are_answered_and_changes_wait_in_order() 
                 2
             );
         }
-        let (mut messages, mut live) = handle.events(EventFilter::default()).await.unwrap().unwrap();
+        let (mut messages, mut live) = history(&handle, None).await;
         assert!(messages.remove(0).text.contains("stored events are missing here"), "the reply reports missing events");
-        assert_eq!(messages, [], "events in memory are answered, and events not stored yet are not emitted");
+        // Events in memory are answered; the disk is waited for a second.
+        while messages.is_empty() {
+            messages.extend(received(&handle, &mut live).await);
+        }
+        let waits = "the disk has not answered for 1 s; this change waits for it: network \"b\" is new, with MTU 1500";
+        assert_eq!(texts(&messages), [waits]);
         drop(go_on);
         let (first, second) = tokio::join!(first, second);
         assert_eq!(first.unwrap().changes, ["network \"b\" is new, with MTU 1500"]);
         assert_eq!(second.unwrap().changes, ["network \"c\" is new, with MTU 1500"]);
         assert_eq!(networks(&handle).await, ["a", "b", "c"]);
-        messages.extend(received(&mut live));
-        let expected = ["network \"b\" is new, with MTU 1500", "network \"c\" is new, with MTU 1500"];
-        assert_eq!(texts(&messages), expected, "each event once");
-        assert_eq!(texts(&store.events(None, 10).await.unwrap()), expected);
+        messages.extend(received(&handle, &mut live).await);
+        let [b, stored, c] = [
+            "network \"b\" is new, with MTU 1500",
+            "stored now: network \"b\" is new, with MTU 1500",
+            "network \"c\" is new, with MTU 1500",
+        ];
+        assert_eq!(texts(&messages), [waits, stored, c], "each event once");
+        assert_eq!(texts(&store.events(None, 10).await.unwrap()), [b, stored, c]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn events_about_changes_name_who_made_them() {
+    while_running(async |handle, _store| {
+        let author = |request_id: &str| Author { uid: Some(7), pid: Some(8), request_id: request_id.into() };
+        author("one").scope(change(&handle, &["a", "b"])).await.unwrap();
+        let confirm = Some(Duration::from_secs(60)).into();
+        author("two").scope(handle.change(apply(&["a"]), confirm, Box::new(()))).await.unwrap().unwrap();
+        author("three").scope(handle.confirm(Box::new(()))).await.unwrap().unwrap();
+        change(&handle, &["a", "c"]).await.unwrap();
+        let by: Vec<_> = history(&handle, None).await.0.into_iter().map(|event| event.by).collect();
+        assert_eq!(by, [Some(author("one")), Some(author("two")), Some(author("three")), None]);
     })
     .await;
 }

@@ -27,7 +27,7 @@ enum Group {
 fn group(kind: EventKind) -> Option<Group> {
     match kind {
         // Caused by operators, who are limited elsewhere.
-        EventKind::Config | EventKind::Lagged => None,
+        EventKind::Config | EventKind::Gap => None,
         EventKind::PortUp | EventKind::PortDown => Some(Group::Link),
         EventKind::StormStart | EventKind::StormStop => Some(Group::Storm),
         EventKind::LoopStart | EventKind::LoopLevel | EventKind::LoopStop => Some(Group::Loop),

@@ -1,17 +1,30 @@
-//! Recent events in memory, and subscribers to new ones.
+//! Recent events in memory, and their ids.
 //!
 //! The store has the history. The event log has what a switch without a store can show, and what is not stored yet.
+//!
+//! **Ids** are given in order, without gaps, and each is given once, whatever happens to the process: the store keeps an
+//! upper bound of the ids in use ([`RESERVED`]), and a start after a kill continues behind it, since events may have been
+//! shown that were not stored. Where no bound is known, ids begin at the milliseconds since 1970: they are greater than
+//! those of earlier starts, because no switch emits 1000 events per second for long.
+//!
+//! **Order**: readers get events by id. The event of a change gets its id when the change is being stored, and is shown when
+//! that has succeeded; later events wait for it. If the disk does not answer, another event is shown under that id.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use tokio::sync::broadcast;
+use tokio::sync::watch;
 
-use crate::control::config::kind;
-use crate::control::desired::change::ChangeError;
+use crate::control::state::event_filter::EventFilter;
 use crate::control::state::event_limit::EventLimiter;
-use crate::control::state::events::Event;
+use crate::control::state::event_page::{Cursor, Page};
+use crate::control::state::events::{Event, EventKind};
 use crate::time::{self, MonoTime};
+
+/// Ids that the store reserves at a time: as many as events can wait to be stored. Renewed with each commit of events, when
+/// half of them are used.
+pub const RESERVED: u64 = 10_000;
 
 /// Maximum events in memory.
 const MAX_EVENTS: usize = 10_000;
@@ -19,25 +32,36 @@ const MAX_EVENTS: usize = 10_000;
 /// Maximum bytes of events in memory, and of those not stored yet.
 const BYTES: usize = 8 << 20;
 
-/// Events that a subscriber may lag behind before it misses some.
-const MAX_LAG: usize = 1024;
-
 /// Recent events.
 #[derive(Debug)]
 pub struct EventLog {
-    /// By id. An event with a reserved id is inserted behind later ones.
-    recent: BTreeMap<u64, Event>,
+    /// By id.
+    recent: BTreeMap<u64, Arc<Event>>,
     bytes: usize,
     /// Greatest id that is not in `recent` any more: the last one of earlier starts, or the last evicted one.
     forgotten: u64,
     uncommitted: VecDeque<Event>,
     uncommitted_bytes: usize,
-    live: broadcast::Sender<Event>,
+    /// The event of the change that is being stored. Later events are not shown yet.
+    held: Option<Held>,
+    /// The newest event that is shown.
+    newest: watch::Sender<u64>,
     limit: EventLimiter,
     /// Id of the next event.
     next: u64,
+    /// Greatest id that a later start does not give again.
+    reserved: u64,
+    /// Greatest id of earlier starts.
+    earlier: u64,
     /// Identifies this start of the switch.
     start: String,
+}
+
+/// An event that is shown when its change is stored.
+#[derive(Debug)]
+struct Held {
+    event: Event,
+    since: MonoTime,
 }
 
 impl Default for EventLog {
@@ -48,25 +72,30 @@ impl Default for EventLog {
             forgotten: 0,
             uncommitted: VecDeque::new(),
             uncommitted_bytes: 0,
-            live: broadcast::channel(MAX_LAG).0,
+            held: None,
+            newest: watch::Sender::new(0),
             limit: EventLimiter::default(),
             next: 1,
+            reserved: u64::MAX,
+            earlier: 0,
             start: String::new(),
         }
     }
 }
 
 impl EventLog {
-    /// Starts ids after `last`, the greatest stored id. If it is unknown, ids start at the milliseconds since 1970:
-    /// stored events have smaller ids, because no switch emits 1000 events per second for long.
+    /// Begins ids behind `last`, the greatest id that may be in use, up to which and [`RESERVED`] more the store has reserved
+    /// them. If it is unknown, ids begin at the milliseconds since 1970.
     pub fn begin(&mut self, last: Option<u64>, since: SystemTime) {
-        let passed = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.forgotten = last.unwrap_or_else(|| u64::try_from(passed.as_millis()).unwrap_or_default());
-        (self.next, self.start) = (self.forgotten + 1, passed.as_micros().to_string());
+        self.forgotten = last.unwrap_or_else(|| time::unix_millis(since));
+        self.reserved = last.map_or(u64::MAX, |last| last + RESERVED);
+        (self.earlier, self.next) = (self.forgotten, self.forgotten + 1);
+        self.start = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros().to_string();
+        self.show();
     }
 
-    /// Continues after `last`, the greatest stored id, which was unknown at the start. Ids of this start that are not
-    /// greater (the clock was set back) would collide: then this start's events get new ids after `last` and a new
+    /// Continues behind `last`, the greatest id in use, which was unknown at the start. Ids of this start that are not
+    /// greater (the clock was set back) would collide: then this start's events get new ids behind `last` and a new
     /// `start`. Returns the first new id in that case.
     pub fn continue_behind(&mut self, last: u64, now: SystemTime) -> Option<u64> {
         let remembered = self.recent.first_key_value().map(|(id, _)| *id);
@@ -82,8 +111,10 @@ impl EventLog {
         let start = &self.start;
         let renumbered = |event: Event| Event { id: event.id + shift, start: start.clone(), ..event };
         self.uncommitted = std::mem::take(&mut self.uncommitted).into_iter().map(renumbered).collect();
-        let recent = std::mem::take(&mut self.recent).into_values().map(renumbered);
-        self.recent = recent.map(|event| (event.id, event)).collect();
+        let recent =
+            std::mem::take(&mut self.recent).into_values().map(|event| renumbered(Arc::unwrap_or_clone(event)));
+        self.recent = recent.map(|event| (event.id, event.into())).collect();
+        self.show();
         Some(first + shift)
     }
 
@@ -104,12 +135,13 @@ impl EventLog {
         due
     }
 
-    fn report(&mut self, event: Event) {
+    /// Appends an event of any rate, to be stored.
+    pub fn report(&mut self, event: Event) {
         let event = self.numbered(event);
         self.uncommitted_bytes += event.size();
         self.uncommitted.push_back(event.clone());
         self.bound_uncommitted();
-        self.append_committed(event);
+        self.insert(event);
     }
 
     /// Bounds memory while the store fails. Evicts the oldest events first, as the store does.
@@ -121,23 +153,72 @@ impl EventLog {
     }
 
     /// Assigns an id and truncates long parts.
-    pub fn numbered(&mut self, event: Event) -> Event {
+    fn numbered(&mut self, event: Event) -> Event {
+        if self.next > self.reserved {
+            // The store has failed for long. A start after a kill gives lower ids, which readers of these are told.
+            self.next = self.next.max(time::unix_millis(time::wall()));
+            self.reserved = u64::MAX;
+        }
         let id = self.next;
         self.next += 1;
         Event { id, start: self.start.clone(), ..event.bounded() }
     }
 
-    /// Appends an event that has an id and is stored.
-    pub fn append_committed(&mut self, event: Event) {
+    fn insert(&mut self, event: Event) {
         self.bytes += event.size();
-        self.recent.insert(event.id, event.clone());
+        self.recent.insert(event.id, event.into());
         while self.recent.len() > MAX_EVENTS || self.bytes > BYTES {
             let Some((id, oldest)) = self.recent.pop_first() else { break };
             self.bytes -= oldest.size();
             self.forgotten = self.forgotten.max(id);
         }
-        // There may be no subscribers.
-        let _ = self.live.send(event);
+        self.show();
+    }
+
+    /// Shows the events that are complete.
+    fn show(&mut self) {
+        let newest = self.held.as_ref().map_or(self.next, |held| held.event.id) - 1;
+        self.newest.send_if_modified(|shown| std::mem::replace(shown, newest) != newest);
+    }
+
+    /// Gives the event of a change that is being stored its id. It is shown when that has ended.
+    pub fn hold(&mut self, event: Event, now: MonoTime) -> Event {
+        let event = self.numbered(event);
+        self.held = Some(Held { event: event.clone(), since: now });
+        event
+    }
+
+    /// If storing a change has taken `most`: shows an event that says so under its id, and the later ones. Returns it.
+    pub fn give_up_waiting(&mut self, now: MonoTime, most: Duration) -> Option<Event> {
+        let Held { event, .. } = self.held.take_if(|held| now.since(held.since) >= most)?;
+        let seconds = most.as_secs();
+        let text = format!("the disk has not answered for {seconds} s; this change waits for it: {}", event.text);
+        let event = Event { kind: EventKind::State, text, ..event }.bounded();
+        self.insert(event.clone());
+        Some(event)
+    }
+
+    /// The change of this event is stored, and the event with it.
+    pub fn settle(&mut self, event: Event) {
+        match self.held.take() {
+            Some(_) => self.insert(event),
+            // Another one was shown under its id.
+            None => self.report(Event { text: format!("stored now: {}", event.text), ..event }),
+        }
+    }
+
+    /// The change of this event could not be stored, nor the events `before` it: `failed` reports that, under its id if nothing
+    /// else was shown under it.
+    pub fn fail(&mut self, mut before: Vec<Event>, failed: Event) {
+        let (id, is_held) = (failed.id, self.held.take().is_some());
+        let shown = if is_held { Some(failed.clone()) } else { self.recent.get(&id).map(|shown| Event::clone(shown)) };
+        before.extend(shown);
+        self.put_back(before);
+        if is_held {
+            self.insert(failed);
+        } else {
+            self.report(failed);
+        }
     }
 
     /// Whether there are events to store.
@@ -158,20 +239,42 @@ impl EventLog {
         self.bound_uncommitted();
     }
 
-    /// Predicate for stored events that are not in `recent`: those of other starts, and evicted ones.
-    pub fn forgotten(&self) -> impl Fn(&Event) -> bool + Send + 'static {
-        let (forgotten, start) = (self.forgotten, self.start.clone());
-        move |event| event.start != start || event.id <= forgotten
+    /// The events up to this id are stored, and with them an upper bound.
+    pub fn stored(&mut self, last: u64) {
+        let renewed = last + RESERVED / 2;
+        self.reserved = if self.reserved == u64::MAX { renewed } else { self.reserved.max(renewed) };
     }
 
-    /// Whether `recent` has all events with a greater id than `after`.
-    pub fn has_all_after(&self, after: u64) -> bool {
-        after >= self.forgotten
+    /// The greatest id given, if ids have begun and all events are stored.
+    pub fn settled(&self) -> Option<u64> {
+        let is_settled = !self.start.is_empty() && self.uncommitted.is_empty() && self.held.is_none();
+        is_settled.then(|| self.next - 1)
     }
 
-    /// Recent events by id.
-    pub fn recent(&self) -> Vec<Event> {
-        self.recent.values().cloned().collect()
+    /// The next events of a reader. `None`: the store has them.
+    pub fn page(&self, filter: &EventFilter, from: Cursor) -> Option<Page> {
+        let id = from.id.filter(|id| *id >= self.forgotten)?;
+        let mut page = Page::at(from);
+        if id >= self.next {
+            page.rewind(id, *self.newest.borrow(), self.earlier);
+            return Some(page);
+        }
+        let newest = *self.newest.borrow();
+        if newest > id {
+            for event in self.recent.range(id + 1..=newest).map(|(_, event)| event) {
+                if page.is_full() {
+                    return Some(page);
+                }
+                page.push(event, filter);
+            }
+        }
+        page.is_last = true;
+        Some(page)
+    }
+
+    /// Greatest id that is not in memory: the store has the events up to it.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
     /// Identifies this start of the switch.
@@ -179,45 +282,21 @@ impl EventLog {
         &self.start
     }
 
-    /// A receiver of later events.
-    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
-        self.live.subscribe()
-    }
-}
-
-/// Filter of events.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct EventFilter {
-    /// At this time (RFC 3339) or later.
-    pub since: Option<String>,
-    /// With a greater id.
-    pub after: Option<u64>,
-}
-
-impl EventFilter {
-    /// Normalises the time to the form of stored events.
-    pub fn normalized(self) -> Result<EventFilter, ChangeError> {
-        let since = self.since.map(|text| {
-            let parsed = time::parse_rfc3339(&text).map(time::rfc3339);
-            parsed.ok_or_else(|| {
-                let message = format!("{text:?} is not a time; one looks like 2026-01-31T12:00:00Z");
-                ChangeError::request(kind::BAD_VALUE, message)
-            })
-        });
-        Ok(EventFilter { since: since.transpose()?, after: self.after })
+    /// Number of readers that wait for events.
+    pub fn readers(&self) -> usize {
+        self.newest.receiver_count()
     }
 
-    /// Whether this event matches.
-    pub fn matches(&self, event: &Event) -> bool {
-        self.since.as_ref().is_none_or(|since| event.time >= *since) && self.after.is_none_or(|after| event.id > after)
+    /// The newest event that is shown; changes with each.
+    pub fn newest(&self) -> watch::Receiver<u64> {
+        self.newest.subscribe()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::state::events::EventKind;
-    use std::time::{Duration, SystemTime};
+    use crate::control::state::events::Gap;
 
     const NOW: MonoTime = MonoTime::from_secs(1000);
 
@@ -226,48 +305,95 @@ mod tests {
         Event { id: number, text: number.to_string(), ..Event::new(EventKind::Config, time) }
     }
 
+    /// All events in memory and messages about missing ones behind an id.
+    fn entries(event_log: &EventLog, after: u64) -> Vec<Arc<Event>> {
+        let (mut cursor, mut all) = (Cursor::after(after), Vec::new());
+        loop {
+            let page = event_log.page(&EventFilter::default(), cursor).unwrap();
+            all.extend(page.events);
+            if page.is_last {
+                return all;
+            }
+            cursor = page.next;
+        }
+    }
+
+    fn shown(event_log: &EventLog, after: u64) -> Vec<(u64, String)> {
+        entries(event_log, after).iter().map(|event| (event.id, event.text.clone())).collect()
+    }
+
+    fn texts(texts: &[(u64, &str)]) -> Vec<(u64, String)> {
+        texts.iter().map(|(id, text)| (*id, (*text).to_owned())).collect()
+    }
+
+    fn ids(events: &[Event]) -> Vec<u64> {
+        events.iter().map(|event| event.id).collect()
+    }
+
     #[test]
-    fn an_event_is_emitted_and_stored_once() {
+    fn later_events_are_shown_behind_the_event_of_a_change_that_is_being_stored() {
         let mut event_log = EventLog::default();
-        assert!(event_log.append(event(1), NOW));
-        let mut listener = event_log.subscribe();
-        assert!((2..10).all(|number| event_log.append(event(number), NOW)));
-        // Its number is reserved, and it is emitted once stored.
-        let stored = event_log.numbered(event(10));
-        assert!(event_log.append(event(11), NOW));
-        event_log.append_committed(stored);
-        let received: Vec<u64> = std::iter::from_fn(|| listener.try_recv().ok()).map(|event| event.id).collect();
-        assert_eq!(received, [2, 3, 4, 5, 6, 7, 8, 9, 11, 10]);
-        assert_eq!(event_log.recent(), (1..=11).map(event).collect::<Vec<_>>());
-        let of = |since: &str, after| {
-            let which = EventFilter { since: Some(since.into()), after }.normalized().unwrap();
-            event_log.recent().iter().filter(|event| which.matches(event)).map(|event| event.id).collect::<Vec<_>>()
-        };
-        assert_eq!(of("1970-01-01T01:00:08+01:00", None), [8, 9, 10, 11]);
-        assert_eq!(of("1970-01-01T01:00:08+01:00", Some(9)), [10, 11]);
-        assert_eq!(
-            EventFilter { since: Some("yesterday".into()), after: None }.normalized().unwrap_err().kind,
-            kind::BAD_VALUE
-        );
-        let ids = |events: Vec<Event>| events.iter().map(|event| event.id).collect::<Vec<_>>();
-        assert_eq!(ids(event_log.take_uncommitted()), [1, 2, 3, 4, 5, 6, 7, 8, 9, 11]);
+        let mut newest = event_log.newest();
+        assert!((1..3).all(|number| event_log.append(event(number), NOW)));
+        assert_eq!(*newest.borrow_and_update(), 2);
+        assert_eq!(ids(&event_log.take_uncommitted()), [1, 2]);
+        let held = event_log.hold(event(3), NOW);
+        assert!(event_log.append(event(4), NOW));
+        assert_eq!(shown(&event_log, 0), texts(&[(1, "1"), (2, "2")]));
+        assert!(!newest.has_changed().unwrap());
+        event_log.settle(held);
+        assert_eq!(*newest.borrow_and_update(), 4);
+        assert_eq!(shown(&event_log, 1), texts(&[(2, "2"), (3, "3"), (4, "4")]));
+        assert_eq!(ids(&event_log.take_uncommitted()), [4], "that of the change is stored with it");
         assert_eq!(event_log.take_uncommitted(), []);
-        assert!(event_log.append(event(12), NOW));
-        event_log.put_back(vec![event(9), event(10)]);
-        assert_eq!(ids(event_log.take_uncommitted()), [9, 10, 12]);
+        // One that fails is shown and stored with another text.
+        let held = event_log.hold(event(5), NOW);
+        assert!(event_log.append(event(6), NOW));
+        event_log.fail(vec![event(4)], Event { text: "failed".into(), ..held });
+        assert_eq!(shown(&event_log, 3), texts(&[(4, "4"), (5, "failed"), (6, "6")]));
+        assert_eq!(ids(&event_log.take_uncommitted()), [4, 5, 6]);
+    }
+
+    #[test]
+    fn events_do_not_wait_for_a_disk_that_hangs() {
+        const MOST: Duration = Duration::from_secs(1);
+        for is_stored in [true, false] {
+            let mut event_log = EventLog::default();
+            let held = event_log.hold(event(1), NOW);
+            assert!(event_log.append(event(2), NOW));
+            assert_eq!(event_log.give_up_waiting(NOW, MOST), None);
+            let reported = event_log.give_up_waiting(NOW + MOST, MOST).unwrap();
+            assert_eq!((reported.id, reported.kind), (1, EventKind::State));
+            assert_eq!(event_log.give_up_waiting(NOW + MOST, MOST), None, "reported once");
+            let waits = "the disk has not answered for 1 s; this change waits for it: 1";
+            assert_eq!(shown(&event_log, 0), texts(&[(1, waits), (2, "2")]));
+            let outcome = if is_stored { "stored now: 1" } else { "failed" };
+            if is_stored {
+                event_log.settle(held);
+            } else {
+                event_log.fail(Vec::new(), Event { text: "failed".into(), ..held });
+            }
+            assert_eq!(shown(&event_log, 0), texts(&[(1, waits), (2, "2"), (3, outcome)]));
+            assert_eq!(ids(&event_log.take_uncommitted()), if is_stored { vec![2, 3] } else { vec![1, 2, 3] });
+        }
     }
 
     #[test]
     fn ids_continue_after_those_of_earlier_starts_also_if_these_are_known_late() {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let names = |events: &[Event]| events.iter().map(|of| (of.id, of.start.clone())).collect::<Vec<_>>();
+        let names = |event_log: &EventLog, after| {
+            entries(event_log, after).iter().map(|of| (of.id, of.start.clone())).collect::<Vec<_>>()
+        };
         let (early, late) = ("5000000".to_owned(), "6000000".to_owned());
-        // The last stored id is known at the start.
+        // The last id is known at the start.
         let mut event_log = EventLog::default();
+        assert_eq!(event_log.settled(), None);
         event_log.begin(Some(20), at(5));
+        assert_eq!(event_log.settled(), Some(20));
         assert!(event_log.append(event(1), NOW));
-        assert_eq!(names(&event_log.recent()), [(21, early.clone())]);
-        assert!(event_log.has_all_after(20) && !event_log.has_all_after(19));
+        assert_eq!((names(&event_log, 20), event_log.settled()), (vec![(21, early.clone())], None));
+        assert_eq!(event_log.page(&EventFilter::default(), Cursor::after(19)), None, "the store has it");
+        assert_eq!(event_log.page(&EventFilter::default(), Cursor::default()), None);
         // It is known later: emitted events keep their ids.
         let mut event_log = EventLog::default();
         event_log.begin(None, at(5));
@@ -275,7 +401,7 @@ mod tests {
         assert_eq!(event_log.continue_behind(20, at(6)), None);
         assert!(event_log.append(event(1), NOW));
         let expected = [(5001, early.clone()), (5002, early.clone()), (5003, early.clone())];
-        assert_eq!(names(&event_log.recent()), expected);
+        assert_eq!(names(&event_log, 5000), expected);
         // It is known later, and the clock was set back.
         for (last, numbers) in [(5001, [5002, 5003, 5004, 5005]), (9000, [9001, 9002, 9003, 9004])] {
             let mut event_log = EventLog::default();
@@ -284,29 +410,56 @@ mod tests {
             assert_eq!(event_log.continue_behind(last, at(6)), Some(last + 1));
             assert!(event_log.append(event(1), NOW));
             let expected = numbers.map(|id| (id, late.clone()));
-            assert_eq!(names(&event_log.recent()), expected);
-            assert_eq!(names(&event_log.take_uncommitted()), expected);
-            assert!(event_log.has_all_after(last) && !event_log.has_all_after(last - 1));
-            let is_forgotten = event_log.forgotten();
-            assert!(expected.iter().all(|(id, start)| !is_forgotten(&Event {
-                id: *id,
-                start: start.clone(),
-                ..event(1)
-            })));
-            assert!(is_forgotten(&Event { id: numbers[0], start: early.clone(), ..event(1) }));
+            assert_eq!(names(&event_log, last), expected);
+            let stored: Vec<_> = event_log.take_uncommitted().into_iter().map(|of| (of.id, of.start)).collect();
+            assert_eq!(stored, expected);
+            assert_eq!(event_log.page(&EventFilter::default(), Cursor::after(last - 1)), None);
         }
+    }
+
+    #[test]
+    fn a_reader_of_ids_that_are_not_used_yet_is_told() {
+        let mut event_log = EventLog::default();
+        event_log.begin(Some(20), SystemTime::UNIX_EPOCH);
+        assert!(event_log.append(event(1), NOW));
+        let gap = Some(Gap { first_missing: 23, next_id: 21 });
+        let reported: Vec<_> = entries(&event_log, 22).iter().map(|event| (event.id, event.gap)).collect();
+        assert_eq!(reported, [(0, gap), (21, None)]);
+        assert_eq!(shown(&event_log, 21), [], "the newest one");
+    }
+
+    /// A start after a kill gives none of these ids again, or a reader is told.
+    #[test]
+    fn ids_that_the_store_has_not_reserved_are_far_from_those_that_it_has() {
+        let mut event_log = EventLog::default();
+        event_log.begin(Some(20), SystemTime::UNIX_EPOCH);
+        let last_reserved = 20 + RESERVED;
+        (0..RESERVED).for_each(|number| event_log.report(event(number)));
+        assert_eq!(*event_log.newest().borrow(), last_reserved);
+        event_log.report(event(0));
+        let far = *event_log.newest().borrow();
+        assert!(far >= 1 << 40, "{far}");
+        event_log.report(event(1));
+        let gap = Some(Gap { first_missing: last_reserved + 1, next_id: far });
+        let reported: Vec<_> = entries(&event_log, last_reserved).iter().map(|event| (event.id, event.gap)).collect();
+        assert_eq!(reported, [(0, gap), (far, None), (far + 1, None)]);
+        // The store works again, and reserves more.
+        event_log.stored(far + 1);
+        (0..RESERVED / 2).for_each(|number| event_log.report(event(number)));
+        assert_eq!(*event_log.newest().borrow(), far + 1 + RESERVED / 2);
     }
 
     #[test]
     fn the_oldest_events_are_removed() {
         let mut event_log = EventLog::default();
-        assert!((0..2 * MAX_EVENTS as u64).all(|number| event_log.append(event(number), NOW)));
-        let recent = event_log.recent();
+        let last = 2 * MAX_EVENTS as u64;
+        assert!((0..last).all(|number| event_log.append(event(number), NOW)));
+        assert_eq!(event_log.forgotten(), 10_000);
+        let recent = entries(&event_log, 10_000);
         assert_eq!((recent.len(), recent[0].id), (MAX_EVENTS, 10_001));
-        let is_forgotten = event_log.forgotten();
-        assert!(is_forgotten(&event(10_000)) && !is_forgotten(&event(10_001)));
-        assert!(event_log.has_all_after(10_000) && !event_log.has_all_after(9_999));
-        assert_eq!(event_log.take_uncommitted(), recent, "the oldest events are evicted");
+        assert_eq!(event_log.page(&EventFilter::default(), Cursor::after(9_999)), None);
+        let uncommitted: Vec<Arc<Event>> = event_log.take_uncommitted().into_iter().map(Arc::new).collect();
+        assert_eq!(uncommitted, recent, "the oldest events are evicted");
     }
 
     #[test]
@@ -317,9 +470,9 @@ mod tests {
             assert!(number > 3 || event_log.append(long.clone(), NOW));
             assert!(event_log.append(Event { text: "x".repeat(5000), ..event(number) }, NOW));
         }
-        let size = |events: &[Event]| events.iter().map(Event::size).sum::<usize>();
-        assert!(size(&event_log.recent()) <= BYTES && event_log.recent().len() > 1000);
-        assert!(event_log.recent().iter().all(|event| event.text.len() < 4200 && event.ports.len() <= 64));
-        assert!(size(&event_log.take_uncommitted()) <= BYTES + 8192);
+        let recent = entries(&event_log, event_log.forgotten());
+        assert!(recent.iter().map(|event| event.size()).sum::<usize>() <= BYTES && recent.len() > 1000);
+        assert!(recent.iter().all(|event| event.text.len() < 4200 && event.ports.len() <= 64));
+        assert!(event_log.take_uncommitted().iter().map(Event::size).sum::<usize>() <= BYTES + 8192);
     }
 }

@@ -2,10 +2,13 @@
 
 use std::time::SystemTime;
 
+use serde::de::IntoDeserializer;
+use serde::de::value::StrDeserializer;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::control::author::Author;
+use crate::time;
 
 /// Kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -50,20 +53,27 @@ pub enum EventKind {
     Config,
     /// Storing the state fails, or works again.
     State,
-    /// For a subscriber only: it has missed events by reading too slowly.
-    Lagged,
+    /// For a reader only: events are missing here.
+    Gap,
+}
+
+/// Ids of missing events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Gap {
+    /// The first missing id.
+    pub first_missing: u64,
+    /// The id from which on events follow.
+    pub next_id: u64,
 }
 
 /// An event, as in the API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Id: ascending within a start. An event of a change reserves its id when storing the change starts, and is sent
-    /// when it is stored: a missing id arrives later. 0 (omitted): a message of the API about missing events, or an
-    /// event of a version without ids.
+    /// Id: each event has the one after that of the event before it. Omitted: a message about missing events, or an event of a
+    /// version without ids.
     #[serde(skip_serializing_if = "is_none", default)]
     pub id: u64,
-    /// The start of the switch that emitted it. Numbers continue after those of earlier starts in the state; without a
-    /// state they begin again with each start.
+    /// The start of the switch that emitted it.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub start: String,
     /// Time: RFC 3339, UTC, milliseconds.
@@ -85,6 +95,9 @@ pub struct Event {
     /// IP address.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ip: Option<String>,
+    /// Of the kind `gap`: the missing ids.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub gap: Option<Gap>,
     /// Of a change by the API: who made it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub by: Option<Author>,
@@ -104,26 +117,40 @@ impl EventKind {
         // Serde represents a kind as a string.
         serde_json::to_value(self).ok().and_then(|kind| Some(kind.as_str()?.to_owned())).unwrap_or_default()
     }
+
+    /// The kind with this keyword.
+    ///
+    /// # Errors
+    /// There is none: the error names all kinds.
+    pub fn parse(name: &str) -> Result<EventKind, String> {
+        let of: StrDeserializer<'_, serde::de::value::Error> = name.into_deserializer();
+        EventKind::deserialize(of).map_err(|why| why.to_string())
+    }
 }
 
 impl Event {
     /// An event of this kind at `time`, without details.
     pub fn new(kind: EventKind, time: SystemTime) -> Event {
-        let time = crate::time::rfc3339(time);
-        let (id, start) = (0, String::new());
         Event {
-            id,
-            start,
-            time,
+            id: 0,
+            start: String::new(),
+            time: time::rfc3339(time),
             kind,
             vm: None,
             ports: Vec::new(),
             network: None,
             mac: None,
             ip: None,
+            gap: None,
             by: None,
             text: String::new(),
         }
+    }
+
+    /// A message in place of the events `first_missing` to `next_id` - 1.
+    pub fn gap(first_missing: u64, next_id: u64, text: String) -> Event {
+        let gap = Some(Gap { first_missing, next_id });
+        Event { gap, text, ..Event::new(EventKind::Gap, time::wall()) }.bounded()
     }
 
     /// Truncates its parts to their maximum lengths.
@@ -156,5 +183,19 @@ pub fn shorten(text: &mut String, most: usize) {
         let end = (0..=most).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
         text.truncate(end);
         text.push('…');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_parsed_and_an_error_names_them_all() {
+        assert_eq!(EventKind::parse("storm_start"), Ok(EventKind::StormStart));
+        let why = EventKind::parse("storm").unwrap_err();
+        for part in ["`storm`", "port_up", "mac_dampened", "gap"] {
+            assert!(why.contains(part), "{why}");
+        }
     }
 }

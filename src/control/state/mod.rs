@@ -4,8 +4,10 @@
 //! The configuration file is stored as it is written, so that its next edit is known; the configuration is stored without
 //! defaults. Keys that this version does not know are stored unchanged.
 
+pub mod event_filter;
 pub mod event_limit;
 pub mod event_log;
+pub mod event_page;
 pub mod events;
 mod last_applied;
 pub mod store;
@@ -25,6 +27,7 @@ use crate::control::desired::merge::{Merged, merge};
 use crate::control::desired::orphans::{self, Orphans};
 use crate::control::state::events::Event;
 use crate::control::state::store::{DesiredState, Store, StoreError, StoredStation};
+use crate::time;
 
 /// The state store with the data stored beside the configuration. Clones share it.
 #[derive(Debug, Clone)]
@@ -186,15 +189,22 @@ impl StateStore {
         }
     }
 
-    /// The greatest id of a stored event, 0 without one.
+    /// The greatest event id that may be in use, behind which the state reserves further ones. `None` without state.
     ///
     /// # Errors
-    /// The state is unusable or cannot be read.
-    pub async fn last_event(&self) -> Result<u64, ChangeError> {
+    /// The state is unusable or cannot be written.
+    pub async fn reserve_event_ids(&self) -> Result<Option<u64>, ChangeError> {
         self.check()?;
+        let Some(store) = self.store() else { return Ok(None) };
+        let last = store.reserve_ids(time::unix_millis(time::wall())).await;
+        last.map(Some).map_err(|why| ChangeError::switch("store_failed", why.to_string()))
+    }
+
+    /// No event has a greater id than this one: the next start continues there without a gap.
+    pub async fn settle_event_ids(&self, last: u64) -> Result<(), StoreError> {
         match self.store() {
-            Some(store) => store.last_event().await.map_err(|why| ChangeError::switch("store_failed", why.to_string())),
-            None => Ok(0),
+            Some(store) => store.settle_ids(last).await,
+            None => Ok(()),
         }
     }
 

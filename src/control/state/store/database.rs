@@ -27,6 +27,8 @@ use self::stations::StationSave;
 use super::error::StoreError;
 use super::rows::{parts, put_parts, text, version};
 use super::{DesiredState, file, renamed, rows};
+use crate::control::state::event_log::RESERVED;
+use crate::control::state::event_page::{PAGE, PAGE_BYTES};
 use crate::control::state::events::Event;
 
 /// Bounds of the history; the newest events are kept.
@@ -56,6 +58,17 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Tables that are not checked at start.
 pub const TABLES: [&str; 5] = ["events", "places_0", "stations_0", "places_1", "stations_1"];
+
+/// Stored events of a page.
+#[derive(Debug, PartialEq, Eq)]
+pub struct StoredPage {
+    /// In order, without those of kinds that only a later version knows.
+    pub events: Vec<Event>,
+    /// Number of the last row read.
+    pub row: i64,
+    /// No more rows follow.
+    pub is_last: bool,
+}
 
 /// The open file.
 #[derive(Debug)]
@@ -156,6 +169,7 @@ impl Database {
     }
 
     fn put(&mut self, parts: &[(&str, &Value)], events: &[Event]) -> Result<(), StoreError> {
+        let last = events.iter().map(|event| event.id).max().unwrap_or_default();
         let events =
             events.iter().map(|event| Ok((micros(&event.time)?, text(event)))).collect::<Result<Vec<_>, _>>()?;
         let history = self.history;
@@ -164,6 +178,7 @@ impl Database {
             if !events.is_empty() {
                 append(transaction, &events)?;
                 prune(transaction, history)?;
+                renew_ids(transaction, last)?;
             }
             Ok(())
         })
@@ -179,15 +194,51 @@ impl Database {
             find.query_map([since, max], |row| row.get(0))?.collect()
         };
         let texts = read().map_err(self.to_store_error())?;
-        let events: Vec<Event> = texts.iter().rev().filter_map(|text| parse_event(text)).collect();
-        if events.len() < texts.len() {
-            // New kinds of events do not change the format.
-            warn!(
-                "skipping {} events of kinds that only a later version of vifswitch knows",
-                texts.len() - events.len()
-            );
-        }
+        let mut events = parse_events(&texts);
+        events.reverse();
         Ok(events)
+    }
+
+    /// The next stored events behind a row, a bounded number; with `after` those with a greater id.
+    pub fn events_page(&self, row: i64, after: Option<u64>) -> Result<StoredPage, StoreError> {
+        let after = after.map(u64::cast_signed);
+        let most = i64::try_from(PAGE).unwrap_or(i64::MAX);
+        let read = || -> rusqlite::Result<(Vec<String>, i64, bool)> {
+            let mut find = self.connection.prepare(
+                "SELECT number, json FROM events WHERE number > ?1 AND
+                 (?2 IS NULL OR CASE WHEN json_valid(json) THEN json_extract(json, '$.id') END > ?2)
+                 ORDER BY number LIMIT ?3",
+            )?;
+            let mut rows = find.query(params![row, after, most])?;
+            let (mut texts, mut last, mut bytes) = (Vec::new(), row, 0);
+            while let Some(found) = rows.next()? {
+                let text: String = found.get(1)?;
+                (last, bytes) = (found.get(0)?, bytes + text.len());
+                texts.push(text);
+                if texts.len() >= PAGE || bytes >= PAGE_BYTES {
+                    return Ok((texts, last, false));
+                }
+            }
+            Ok((texts, last, true))
+        };
+        let (texts, row, is_last) = read().map_err(self.to_store_error())?;
+        Ok(StoredPage { events: parse_events(&texts), row, is_last })
+    }
+
+    /// The greatest event id that may be in use; `first` if none is. Reserves the next ones durably.
+    pub fn reserve_ids(&mut self, first: u64) -> Result<u64, StoreError> {
+        let reserved = self.part(rows::EVENT_IDS)?.and_then(|id| id.as_u64()).unwrap_or_default();
+        let last = match self.last_event()?.max(reserved) {
+            0 => first,
+            last => last,
+        };
+        self.settle_ids(last + RESERVED)?;
+        Ok(last)
+    }
+
+    /// Event ids up to this one may be in use, and no greater ones.
+    pub fn settle_ids(&mut self, last: u64) -> Result<(), StoreError> {
+        self.put(&[(rows::EVENT_IDS, &last.into())], &[])
     }
 
     /// The greatest id of a stored event, including events of unknown kinds; 0 without events.
@@ -225,6 +276,16 @@ impl Database {
         };
         all().map_err(|why| StoreError::from_sqlite(&self.path, why))
     }
+}
+
+/// Stored events, without those of unknown kinds.
+fn parse_events(texts: &[String]) -> Vec<Event> {
+    let events: Vec<Event> = texts.iter().filter_map(|text| parse_event(text)).collect();
+    if events.len() < texts.len() {
+        // New kinds of events do not change the format.
+        warn!("skipping {} events of kinds that only a later version of vifswitch knows", texts.len() - events.len());
+    }
+    events
 }
 
 /// A stored event; `None` for an unknown kind.
@@ -288,6 +349,18 @@ fn append(transaction: &Transaction<'_>, events: &[(i64, String)]) -> rusqlite::
         put.execute(params![number, at, ends, text])?;
     }
     Ok(())
+}
+
+/// Reserves ids behind the last stored one, if half of the reserved ones are used.
+fn renew_ids(transaction: &Transaction<'_>, last: u64) -> rusqlite::Result<()> {
+    let find = "SELECT json FROM desired WHERE part = ?1";
+    let stored: Option<String> = transaction.query_row(find, [rows::EVENT_IDS], |row| row.get(0)).optional()?;
+    let reserved: u64 = stored.and_then(|text| text.parse().ok()).unwrap_or_default();
+    // Events of early versions have no ids.
+    if last == 0 || reserved >= last + RESERVED / 2 {
+        return Ok(());
+    }
+    put_parts(transaction, &[(rows::EVENT_IDS, &(last + RESERVED).into())])
 }
 
 /// Deletes events beyond the bounds.

@@ -33,7 +33,8 @@ pub const NOT_A_FILE: &str = "a FIFO, directory or device";
 /// Minimum length of a database: the library treats a shorter file as an empty one.
 const SHORTEST: u64 = 512;
 
-/// Schema. `part`: `base`, `config`, `orphans`, `loops`, `version` (of the format, and of the switch that wrote last).
+/// Schema. `part`: `base`, `config`, `orphans`, `loops`, `event_ids` (the greatest one that
+/// is reserved), `version` (of the format, and of the switch that wrote last).
 /// `at`: microseconds since 1970. `ends`: bytes of all events up to this one. Stations are saved alternately to two
 /// sets of tables, so that one is always complete; `current` tells which, and since when, in milliseconds since 1970.
 const SCHEMA: &str = "

@@ -23,6 +23,7 @@ use serde_json::Value;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use self::database::Database;
+pub use self::database::StoredPage;
 pub use self::error::StoreError;
 pub use self::peek::peek;
 use self::reopen::StoreHandle;
@@ -147,9 +148,19 @@ impl Store {
         self.request(move |database| database.events(since.as_deref(), max)).await
     }
 
-    /// The greatest id of a stored event; 0 without events.
-    pub async fn last_event(&self) -> Result<u64, StoreError> {
-        self.request(|database| database.last_event()).await
+    /// The next events behind a row (the first is behind 0), a bounded number; with `after` those with a greater id.
+    pub async fn events_page(&self, row: i64, after: Option<u64>) -> Result<StoredPage, StoreError> {
+        self.request(move |database| database.events_page(row, after)).await
+    }
+
+    /// The greatest event id that may be in use, `first` if none is; ids behind it are reserved durably.
+    pub async fn reserve_ids(&self, first: u64) -> Result<u64, StoreError> {
+        self.request(move |database| database.reserve_ids(first)).await
+    }
+
+    /// Releases the reserved event ids behind this one, durably.
+    pub async fn settle_ids(&self, last: u64) -> Result<(), StoreError> {
+        self.request(move |database| database.settle_ids(last)).await
     }
 
     /// Replaces the stored stations, all or nothing. Other requests are executed in between. Those seen last are read

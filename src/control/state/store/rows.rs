@@ -15,6 +15,9 @@ pub(super) const ORPHANS: &str = "leftovers";
 /// Row of the generation.
 pub(super) const GENERATION: &str = "generation";
 
+/// Row of the greatest event id that is reserved.
+pub(super) const EVENT_IDS: &str = "event_ids";
+
 /// Writes a complete desired state.
 pub(super) fn put_desired(transaction: &Transaction<'_>, desired: &DesiredState) -> rusqlite::Result<()> {
     put_parts(transaction, &parts(desired, &desired.generation.into(), &version()))

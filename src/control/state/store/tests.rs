@@ -7,6 +7,8 @@ use tempfile::TempDir;
 use super::database::{Database, History};
 use super::*;
 use crate::control::config::Device;
+use crate::control::state::event_log::RESERVED;
+use crate::control::state::event_page::{PAGE, PAGE_BYTES};
 use crate::control::state::events::EventKind;
 
 /// A short history, which fills soon.
@@ -24,6 +26,7 @@ fn event(time: &str, text: &str) -> Event {
         network,
         mac,
         ip: None,
+        gap: None,
         by: None,
         text: text.into(),
     }
@@ -246,7 +249,64 @@ fn events_of_unknown_kinds_are_skipped() {
     assert_eq!(open(&path).0.events(None, 9).unwrap(), [events[0].clone(), events[2].clone()]);
 }
 
-/// Reserved ids are stored out of order, and a later version of the switch may have stored events of unknown kinds.
+#[test]
+fn stored_events_are_read_page_by_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let database = &mut Database::open(&path, None).unwrap().0;
+    assert_eq!(database.events_page(0, None).unwrap(), StoredPage { events: vec![], row: 0, is_last: true });
+    // Without ids, as early versions stored them, then with ids and gaps between.
+    let ids = (0..600).map(|number| if number < 100 { 0 } else { 2 * number });
+    let all: Vec<Event> = ids.map(|id| Event { id, ..event(&written(0), "some") }).collect();
+    database.append_events(None, None, &all).unwrap();
+    let read = |after: Option<u64>| {
+        let (mut row, mut events) = (0, Vec::new());
+        loop {
+            let page = database.events_page(row, after).unwrap();
+            assert!(page.events.len() <= PAGE);
+            events.extend(page.events);
+            if page.is_last {
+                return events;
+            }
+            row = page.row;
+        }
+    };
+    assert_eq!(read(None), all);
+    assert_eq!(read(Some(0)), all[100..]);
+    assert_eq!(read(Some(801)), all[401..]);
+    assert_eq!(read(Some(5000)), []);
+    // Bounded in bytes too.
+    let long = Event { id: 2000, text: "x".repeat(PAGE_BYTES / 4), ..event(&written(0), "") };
+    database.append_events(None, None, &vec![long; 9]).unwrap();
+    assert_eq!(database.events_page(0, Some(1999)).unwrap().events.len(), 4);
+}
+
+/// Events are shown before they are stored, and a kill must not give their ids again.
+#[test]
+fn event_ids_are_reserved_until_they_are_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let open = || Database::open(&path, None).unwrap().0;
+    let some = |id| [Event { id, ..event(&written(0), "some") }];
+    assert_eq!(open().reserve_ids(700).unwrap(), 700, "the first one of a new store");
+    assert_eq!(open().reserve_ids(0).unwrap(), 700 + RESERVED, "after a kill");
+    let mut database = open();
+    database.settle_ids(800).unwrap();
+    assert_eq!(database.reserve_ids(0).unwrap(), 800);
+    // With each commit of events, at least half as many are reserved.
+    let mut last = 801;
+    for further in [0, RESERVED / 2, RESERVED / 2 + 1, 3 * RESERVED] {
+        last += further;
+        database.append_events(None, None, &some(last)).unwrap();
+        drop(database);
+        database = open();
+        let reserved = database.reserve_ids(0).unwrap();
+        assert!((last + RESERVED / 2..=last + RESERVED).contains(&reserved), "{reserved} after {last}");
+        database.settle_ids(last).unwrap();
+    }
+}
+
+/// Earlier versions may have stored ids out of order, and a later version events of unknown kinds.
 #[test]
 fn the_last_event_id_is_the_greatest_one() {
     let place = TempDir::new().unwrap();

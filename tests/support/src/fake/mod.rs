@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use vifswitch::control::api::handle::{ChangeOptions, Flush, Handle, Request};
 use vifswitch::control::api::responses::{
     AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CountsView, DeviceView, Direction, DropView,
@@ -19,6 +19,9 @@ use vifswitch::control::api::{SHUTDOWN_TIMEOUT, api, serve};
 use vifswitch::control::author::Author;
 use vifswitch::control::desired::change::{Change, ChangeError, ChangeResult, ErrorKind};
 use vifswitch::control::loops::status::{LoopCounts, LoopKind, LoopStatus, StormStatus};
+use vifswitch::control::state::event_filter::EventFilter;
+use vifswitch::control::state::event_log::EventLog;
+use vifswitch::control::state::event_page::{Cursor, Page};
 use vifswitch::control::state::events::{Event, EventKind};
 
 /// A valid id that needs escaping everywhere.
@@ -53,7 +56,8 @@ pub enum Received {
     Cancel,
     Flush(Flush),
     Release(String),
-    Events(Option<String>),
+    /// A page of events behind this id.
+    Events(EventFilter, Option<u64>),
 }
 
 /// How the fake switch answers changes.
@@ -63,10 +67,35 @@ pub struct FakeBehaviour {
     pub answer: Result<ChangeResult, ChangeError>,
     /// Receives each request.
     pub requests: mpsc::UnboundedSender<Received>,
-    /// Emits events.
-    pub happening: broadcast::Sender<Event>,
+    /// Its events.
+    pub happening: Happening,
     /// Authors of changes, in order.
     pub authors: Arc<Mutex<Vec<Option<Author>>>>,
+}
+
+/// The events of the fake switch, in memory. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Happening(Arc<Mutex<EventLog>>);
+
+impl Happening {
+    /// Emits an event, which gets the next id; the first one has 1.
+    pub fn emit(&self, event: Event) {
+        self.0.lock().unwrap().report(event);
+    }
+
+    /// Number of followers.
+    pub fn followers(&self) -> usize {
+        self.0.lock().unwrap().readers()
+    }
+
+    fn page(&self, filter: &EventFilter, from: Cursor) -> Page {
+        let log = self.0.lock().unwrap();
+        log.page(filter, from).unwrap_or_else(|| {
+            let mut page = Page::at(from);
+            page.end_stored(log.forgotten(), None);
+            page
+        })
+    }
 }
 
 impl FakeBehaviour {
@@ -78,7 +107,7 @@ impl FakeBehaviour {
             warnings: vec!["no namespace".into()],
             ..ChangeResult::default()
         });
-        (FakeBehaviour { answer, requests, happening: broadcast::channel(16).0, authors: Arc::default() }, received)
+        (FakeBehaviour { answer, requests, happening: Happening::default(), authors: Arc::default() }, received)
     }
 
     /// A behaviour that refuses every change.
@@ -108,9 +137,15 @@ pub fn event(time: &str, text: &str) -> Event {
         network: Some("net1".into()),
         mac: None,
         ip: None,
+        gap: None,
         by: None,
         text: text.into(),
     }
+}
+
+/// The events of the fake switch as it numbers them.
+pub fn numbered(events: &[Event]) -> Vec<Event> {
+    events.iter().zip(1..).map(|(event, id)| Event { id, ..event.clone() }).collect()
 }
 
 impl Views {
@@ -321,6 +356,7 @@ impl Views {
 
     /// The same, with this behaviour.
     pub async fn mind(self, mind: FakeBehaviour, mut requests: mpsc::Receiver<Request>) {
+        self.events.iter().for_each(|event| mind.happening.emit(event.clone()));
         while let Some(request) = requests.recv().await {
             // The client may have disconnected.
             match request {
@@ -352,7 +388,7 @@ impl Views {
                 }
                 Request::Config(_, reply) => drop(reply.send((json!({ "switch": { "cores": [1] } }), GENERATION))),
                 Request::Generation(reply) => drop(reply.send(GENERATION)),
-                Request::Subscribe(reply) => drop(reply.send(mind.happening.subscribe())),
+                Request::Subscribe(reply) => drop(reply.send(mind.happening.0.lock().unwrap().newest())),
                 Request::Change(change, options, reply) => {
                     mind.record(Received::Change(change, options));
                     mind.note(reply.by());
@@ -384,10 +420,9 @@ impl Views {
                     mind.note(reply.by());
                     drop(reply.send(mind.answer.clone()));
                 }
-                Request::Events(which, reply) => {
-                    mind.record(Received::Events(which.since));
-                    let events = (self.events.clone(), mind.happening.subscribe());
-                    drop(reply.send(mind.answer.clone().map(|_| events)));
+                Request::Events(which, from, reply) => {
+                    mind.record(Received::Events(EventFilter::clone(&which), from.id));
+                    drop(reply.send(mind.happening.page(&which, from)));
                 }
             }
         }

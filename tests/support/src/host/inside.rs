@@ -1,7 +1,7 @@
 //! The switch inside the test process: its controller over real workers, called by its handle like the API.
 
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use tokio::runtime::Runtime;
@@ -13,6 +13,8 @@ use vifswitch::control::config::{Config, Port, parse_toml};
 use vifswitch::control::descriptors::Descriptors;
 use vifswitch::control::desired::change::{Change, ChangeError, ChangeResult};
 use vifswitch::control::reconcile::{Controller, Startup};
+use vifswitch::control::state::event_page::Cursor;
+use vifswitch::control::state::events::Event;
 use vifswitch::control::state::{Precedence, StateStore};
 use vifswitch::control::workers::WorkerHandles;
 use vifswitch::frame::Pool;
@@ -118,6 +120,19 @@ impl Inside {
 
     pub fn change(&self, change: Change) -> ChangeResult {
         self.try_change(change).unwrap()
+    }
+
+    /// Events behind a position, which moves behind them.
+    pub fn events(&self, from: &mut Cursor) -> Vec<Event> {
+        let mut events = Vec::new();
+        loop {
+            let page = self.wait(self.handle.events(Arc::default(), *from)).unwrap();
+            *from = page.next;
+            events.extend(page.events.iter().map(|event| Event::clone(event)));
+            if page.is_last {
+                return events;
+            }
+        }
     }
 
     /// Attaches ports to the VM of the first one.
