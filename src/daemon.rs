@@ -37,6 +37,7 @@ use crate::control::api::socket::Callers;
 use crate::control::api::{SHUTDOWN_TIMEOUT, api, metrics_routes, pages, read_only_api, serve};
 use crate::control::config::{self, Config, ConfigFile, Poll, SwitchSettings};
 use crate::control::health::Phase;
+use crate::control::log_settings::{LogFormat, LogSettings};
 use crate::control::reconcile::{Controller, FINISH_TIMEOUT, Startup};
 use crate::control::state::{self, Precedence, StateStore};
 use crate::control::workers::WorkerHandles;
@@ -61,15 +62,20 @@ fn report_error(what: impl std::fmt::Display, code: u8) -> ExitCode {
 ///
 /// Without a configuration file the switch resumes from the stored state at `state`, or at the default path. With one,
 /// [`state`] describes how file and stored state are merged.
-pub fn run(path: Option<PathBuf>, state: Option<PathBuf>, precedence: Precedence) -> ExitCode {
+pub fn run(
+    path: Option<PathBuf>,
+    state: Option<PathBuf>,
+    precedence: Precedence,
+    log_format: Option<LogFormat>,
+) -> ExitCode {
     // Before a file is opened.
     let passed = Passed::take();
     let file = match path.as_ref().map(config::load_file).transpose() {
         Ok(file) => file,
         Err(errors) => return report_error(errors, 2),
     };
-    let log = Log::install();
-    let code = match run_logged(&log, passed, file, path, state, precedence) {
+    let (log, log_settings) = Log::install(log_format);
+    let code = match run_logged(&log, log_settings, passed, file, path, state, precedence) {
         Ok(()) => ExitCode::SUCCESS,
         Err(StartError { why, code }) => {
             log.say(&why);
@@ -95,6 +101,7 @@ impl StartError {
 
 fn run_logged(
     log: &Log,
+    log_settings: LogSettings,
     mut passed: Passed,
     file: Option<ConfigFile>,
     path: Option<PathBuf>,
@@ -125,7 +132,7 @@ fn run_logged(
         Signals::receive(log).map_err(|why| StartError::new(format_args!("cannot receive signals: {why}"), 1))?;
     let served = runtime.block_on(async {
         // First of all: a second switch with the same socket ends before it opens anything.
-        let server = ApiServer::start(&settings, &mut passed).await.map_err(|why| why.to_string())?;
+        let server = ApiServer::start(&settings, log_settings, &mut passed).await.map_err(|why| why.to_string())?;
         let begun = tokio::select! {
             begun = StateStore::open(file, path_of_state.as_deref(), precedence) => begun,
             () = signals.stop() => {
@@ -193,8 +200,9 @@ struct StopOfServers {
 }
 
 impl ApiServer {
-    async fn start(settings: &SwitchSettings, passed: &mut Passed) -> io::Result<ApiServer> {
+    async fn start(settings: &SwitchSettings, log: LogSettings, passed: &mut Passed) -> io::Result<ApiServer> {
         let (handle, requests) = Handle::new();
+        let handle = handle.with_log(log);
         let (stop, stopped) = watch::channel(());
         let at = &settings.api;
         // The socket for changes first: it is what a second switch fails at.

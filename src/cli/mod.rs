@@ -9,6 +9,7 @@ mod contained;
 mod doctor;
 mod events;
 mod keys;
+mod log;
 mod show;
 mod table;
 
@@ -21,6 +22,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::control::api::client::{self, Client};
 use crate::control::config::ConfigErrors;
+use crate::control::log_settings::LogFormat;
 use crate::control::state::Precedence;
 use crate::daemon;
 
@@ -51,6 +53,9 @@ enum Command {
         /// Replace the stored state by the configuration file, instead of merging both
         #[arg(long, requires = "config")]
         replace: bool,
+        /// Format of the log: text, logfmt or json [default: VIFSWITCH_LOG_FORMAT, or text]
+        #[arg(long, value_name = "FORMAT")]
+        log_format: Option<LogFormat>,
     },
     /// Check a configuration, whether this host can run it, and what a start would change in the stored state; changes
     /// nothing
@@ -84,6 +89,8 @@ enum Command {
     Flush(change::Flush),
     /// Release a port from loop or storm quarantine, and end MAC dampening of its VM
     Release(change::Release),
+    /// Show or set the level of the log
+    Log(log::Log),
 }
 
 /// Connection to the switch and output format.
@@ -131,8 +138,9 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         None => say(&command().render_help().to_string()),
-        Some(Command::Run { config, state, replace }) => {
-            daemon::run(config, state, if replace { Precedence::Replace } else { Precedence::Merge })
+        Some(Command::Run { config, state, replace, log_format }) => {
+            let precedence = if replace { Precedence::Replace } else { Precedence::Merge };
+            daemon::run(config, state, precedence, log_format)
         }
         Some(Command::Check { config, json }) => daemon::check(&config, json),
         Some(Command::Doctor(doctor)) => doctor.run(),
@@ -152,6 +160,7 @@ pub fn main() -> ExitCode {
         Some(Command::Events(events)) => end(events.run()),
         Some(Command::Flush(flush)) => end(flush.run()),
         Some(Command::Release(release)) => end(release.run()),
+        Some(Command::Log(log)) => end(log.run()),
     }
 }
 

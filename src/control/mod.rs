@@ -23,6 +23,7 @@ pub mod config;
 pub mod descriptors;
 pub mod desired;
 pub mod health;
+pub mod log_settings;
 pub mod loops;
 pub mod problem;
 pub mod reason;

@@ -23,7 +23,7 @@ use self::loops::Samples;
 use crate::control::api::responses::{
     CountsView, Direction, DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView,
 };
-use crate::telemetry::LOG_LINES_LOST;
+use crate::telemetry::{LOG_LINES_LEFT_OUT, LOG_LINES_LOST};
 use crate::time;
 
 /// Value of the `Content-Type` header.
@@ -202,9 +202,14 @@ impl Collector for Metrics {
             let sample = out.encode_descriptor("start_time", help, Some(&Unit::Seconds), ConstGauge::<f64>::TYPE)?;
             ConstGauge::new(seconds).encode(sample)?;
         }
-        let help = "Log lines lost because standard error was not read in time or failed.";
-        let sample = out.encode_descriptor("log_lines_lost", help, None, ConstCounter::<u64>::TYPE)?;
-        ConstCounter::new(LOG_LINES_LOST.load(Ordering::Relaxed)).encode(sample)?;
+        let lost = "Log lines lost because standard error was not read in time or failed.";
+        let left_out = "Log lines left out because their source had more than its limit.";
+        for (name, help, lines) in
+            [("log_lines_lost", lost, &LOG_LINES_LOST), ("log_lines_left_out", left_out, &LOG_LINES_LEFT_OUT)]
+        {
+            let sample = out.encode_descriptor(name, help, None, ConstCounter::<u64>::TYPE)?;
+            ConstCounter::new(lines.load(Ordering::Relaxed)).encode(sample)?;
+        }
         let help = "Time spent in loop iterations with work.";
         let unit = Some(&Unit::Seconds);
         family(out, "worker_busy", help, unit, &self.workers, |w| ConstCounter::new(w.busy_seconds))

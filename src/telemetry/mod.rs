@@ -28,6 +28,9 @@ use crate::switch::{DropReason, ReservedGroup};
 /// Log lines lost because standard error was full or failed. Global, like the log.
 pub static LOG_LINES_LOST: AtomicU64 = AtomicU64::new(0);
 
+/// Log messages left out because their source had too many.
+pub static LOG_LINES_LEFT_OUT: AtomicU64 = AtomicU64::new(0);
+
 /// A counter with one writer and any number of readers: a relaxed load and store, no locked add.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);

@@ -10,6 +10,7 @@ mod events;
 mod followers;
 mod listeners;
 mod lists;
+mod log;
 mod openapi;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -475,6 +476,6 @@ fn the_metrics_can_be_scraped() {
 #[test]
 fn metrics_of_an_empty_switch_can_be_scraped() {
     let fake = Fake::with_views(Views::default());
-    assert_eq!(scrape(&request(&fake, "GET", "/metrics").2).len(), 10, "build info, lost log lines, loops and storms");
+    assert_eq!(scrape(&request(&fake, "GET", "/metrics").2).len(), 11, "build info, log lines, loops and storms");
     assert_eq!(request(&fake, "GET", "/v1/ports").2, "[]");
 }

@@ -8,9 +8,11 @@ use std::thread;
 
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::process::Signal;
+use serde_json::Value;
 use vifswitch::control::api::responses::Status;
 
 use support::host::daemon::{Daemon, Vif, config};
+use support::host::nic::{Nic, experiment};
 use support::host::{Namespace, await_that};
 
 /// A pipe whose read end no other process inherits, which would be another reader.
@@ -33,19 +35,22 @@ fn change_often(daemon: &Daemon) {
     }
 }
 
-/// A switch with a port on a veth whose peer is the guest's.
+/// A switch with a port on a veth whose peer is the guest's, and a second one.
 fn guest(log: impl Into<Stdio>, environment: &[(&str, &str)]) -> Option<(Daemon, Namespace, Vif)> {
     let namespace = Namespace::new()?;
-    namespace.ip("link add port1 type veth peer name guest1");
-    namespace.ip("link set port1 up");
-    namespace.ip("link set guest1 up");
-    let vif = Vif { kind: "packet", name: "port1".into(), ..Vif::new("vm", 1, &namespace) };
+    let [vif, other] = [1, 2].map(|number| {
+        namespace.ip(&format!("link add port{number} type veth peer name guest{number}"));
+        namespace.ip(&format!("link set port{number} up"));
+        namespace.ip(&format!("link set guest{number} up"));
+        Vif { kind: "packet", name: format!("port{number}"), ..Vif::new(&format!("vm{number}"), number, &namespace) }
+    });
     let mut daemon = Daemon::new();
-    daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif)));
+    daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &[vif.clone(), other.clone()]));
     let mut command = daemon.command();
     command.envs(environment.iter().copied());
     daemon.start_logging_to(log, command);
     daemon.await_active(&vif);
+    daemon.await_active(&other);
     Some((daemon, namespace, vif))
 }
 
@@ -57,12 +62,26 @@ fn flap(daemon: &Daemon, namespace: &Namespace, vif: &Vif) {
     daemon.await_active(vif);
 }
 
+/// The guest sends frames to the other one.
+fn forwards(namespace: &Namespace, vif: &Vif) {
+    let [sender, receiver] = ["guest1", "guest2"].map(|name| Nic::new(namespace, name));
+    let to = Vif::new("vm2", 2, namespace).mac;
+    for number in 0..100u8 {
+        let frame = experiment(to, vif.mac, &[number; 64]);
+        sender.send(&frame);
+        assert_eq!(receiver.take(), frame);
+    }
+}
+
 #[test]
 fn an_unread_log_blocks_nothing() {
     let (_read, write) = small_pipe();
     let Some((mut daemon, namespace, vif)) = guest(write, &[("WATCHDOG_USEC", "3000000")]) else { return };
+    // More than the pipe holds: the log thread hangs from here on.
     change_often(&daemon);
+    forwards(&namespace, &vif);
     flap(&daemon, &namespace, &vif);
+    forwards(&namespace, &vif);
     daemon.await_note("WATCHDOG=1"); // earlier notifications
     while daemon.note_within(rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }).is_some() {}
     daemon.await_note("WATCHDOG=1");
@@ -76,6 +95,8 @@ fn a_closed_log_pipe_does_not_end_the_switch() {
     drop(read);
     flap(&daemon, &namespace, &vif);
     change_often(&daemon);
+    forwards(&namespace, &vif);
+    assert!(lost(&daemon.page("/metrics")) > 0);
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
 }
 
@@ -85,8 +106,9 @@ fn a_log_on_a_full_disk_does_not_end_the_switch() {
     let Some((mut daemon, namespace, vif)) = guest(full, &[]) else { return };
     flap(&daemon, &namespace, &vif);
     change_often(&daemon);
+    forwards(&namespace, &vif);
     let metrics = daemon.page("/metrics");
-    assert!(lost(&metrics) > 100, "{metrics}");
+    assert!(lost(&metrics) > 50, "{metrics}");
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
 }
 
@@ -101,14 +123,15 @@ fn lost_log_lines_are_counted_and_logged_in_place() {
     let mut daemon = Daemon::new();
     // Long names make long lines.
     let names: Vec<String> = (0..20).map(|number| format!("{number:0>240}")).collect();
-    let configure = |daemon: &Daemon, mtu: u16| {
-        let networks: Vec<(&str, u16)> = names.iter().map(|name| (name.as_str(), mtu)).collect();
-        daemon.configure(&config(&daemon.socket(), "", &networks, &[]));
+    let configure = |daemon: &Daemon, owner: u16| {
+        let networks: Vec<(&str, u16)> = names.iter().map(|name| (name.as_str(), 1500)).collect();
+        let text = config(&daemon.socket(), "", &networks, &[]);
+        daemon.configure(&text.replace("mtu = 1500", &format!("owner = \"{owner:0>240}\"")));
     };
     configure(&daemon, 1500);
     daemon.start_logging_to(write, daemon.command());
-    let apply = |daemon: &Daemon, mtu: u16| {
-        configure(daemon, mtu);
+    let apply = |daemon: &Daemon, owner: u16| {
+        configure(daemon, owner);
         assert!(daemon.try_command(&["apply", "FILE", "--socket", daemon.socket().to_str().unwrap()]).status.success());
     };
     let mut changes = 0;
@@ -123,9 +146,9 @@ fn lost_log_lines_are_counted_and_logged_in_place() {
         read.read_to_string(&mut text).map(|_| text).unwrap()
     });
     await_that("the queue is empty", || {
-        apply(&daemon, 1400);
         let before = lost(&daemon.page("/metrics"));
-        apply(&daemon, 1401);
+        // Two lines.
+        ["debug", "info"].map(|level| daemon.done(&["log", level], ""));
         (lost(&daemon.page("/metrics")) == before).then_some(())
     });
     let lost = lost(&daemon.page("/metrics"));
@@ -133,7 +156,50 @@ fn lost_log_lines_are_counted_and_logged_in_place() {
     let text = reader.join().unwrap();
     let count = |line: &str| line.split_once(" WARN ")?.1.split_once(" log lines lost here")?.0.parse::<u64>().ok();
     assert_eq!(text.lines().filter_map(count).sum::<u64>(), lost, "{text}");
-    assert!(text.lines().next_back().unwrap().contains("stopped"), "{text}");
+    // Behind it, at most what was held back.
+    assert!(text.lines().rev().take(5).any(|line| line.ends_with("INFO stopped")), "{text}");
+}
+
+#[test]
+fn the_log_has_the_format_and_levels_that_were_asked_for() {
+    let mut daemon = Daemon::new();
+    let apply = |daemon: &Daemon, mtu: u16| {
+        daemon.configure(&config(&daemon.socket(), "", &[("net1", mtu)], &[]));
+        assert!(daemon.try_command(&["apply", "FILE", "--socket", daemon.socket().to_str().unwrap()]).status.success());
+    };
+    daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &[]));
+    let mut command = daemon.command();
+    command.envs([("VIFSWITCH_LOG_FORMAT", "json"), ("VIFSWITCH_LOG", "warn")]);
+    daemon.start_as(command, "--config", &daemon.file());
+    let levels = ["info", "vifswitch::control::reconcile=warn,vifswitch::daemon=debug", "off", "info"];
+    apply(&daemon, 1400);
+    for (level, mtu) in levels.into_iter().zip(1401..) {
+        let shown = daemon.done(&["log", level], "");
+        assert!(shown.contains(&format!("level {level}\nformat json\n")), "{shown}");
+        apply(&daemon, mtu);
+    }
+    let socket = daemon.socket();
+    let wrong = daemon.try_command(&["log", "loud", "--socket", socket.to_str().unwrap()]);
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+    let log = daemon.log();
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for key in ["time", "level", "module", "message"] {
+        assert!(lines.iter().all(|line| line[key].is_string()), "{key}: {log}");
+    }
+    let changes: Vec<&str> =
+        lines.iter().filter(|line| line["event"] == "config").map(|line| line["message"].as_str().unwrap()).collect();
+    assert!(changes.len() == 2 && changes[0].contains("is 1401") && changes[1].contains("is 1404"), "{changes:?}");
+    assert!(lines.iter().any(|line| line["message"] == "stopped" && line["module"] == "vifswitch::daemon"), "{log}");
+
+    let run = daemon.try_command(&["run", "--config", "FILE", "--log-format", "xml"]);
+    let why = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(run.status.code() == Some(2) && why.contains("use text, logfmt or json"), "{why}");
+    // What is said before there is an error's format is in it, too.
+    std::fs::create_dir(daemon.socket()).unwrap();
+    let run = daemon.try_command(&["run", "--config", "FILE", "--log-format", "logfmt"]);
+    let why = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(why.lines().all(|line| line.starts_with("time=")) && why.contains("is not a socket"), "{why}");
 }
 
 /// A command whose standard output is a closed pipe, as with `| head -1`.

@@ -14,6 +14,7 @@ use crate::control::author::Author;
 use crate::control::config::ConfigFile;
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
 use crate::control::health::Health;
+use crate::control::log_settings::LogSettings;
 use crate::control::loops::status::{LoopCounts, LoopStatus, StormStatus};
 use crate::control::state::event_filter::EventFilter;
 use crate::control::state::event_page::{Cursor, Page};
@@ -186,13 +187,24 @@ pub struct ShuttingDown;
 pub struct Handle {
     requests: mpsc::Sender<Request>,
     health: Health,
+    log: LogSettings,
 }
 
 impl Handle {
     /// Creates a handle, and the receiver for the controller.
     pub fn new() -> (Handle, mpsc::Receiver<Request>) {
         let (send, read) = mpsc::channel(64);
-        (Handle { requests: send, health: Health::default() }, read)
+        (Handle { requests: send, health: Health::default(), log: LogSettings::default() }, read)
+    }
+
+    /// The same, with the settings of the process's log.
+    pub fn with_log(self, log: LogSettings) -> Handle {
+        Handle { log, ..self }
+    }
+
+    /// Settings of the log.
+    pub fn log(&self) -> &LogSettings {
+        &self.log
     }
 
     /// Health of the switch, to be updated by the controller.

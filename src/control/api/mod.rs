@@ -5,6 +5,7 @@
 //!   (connections) (rate)  (who)   write_routes   changes of the configuration and of ports, unix socket only
 //!                                 entity_routes  single entities: put, delete, read
 //!                                 health_routes  status of the switch, also while it starts
+//!                                 log_routes     levels of the log
 //!                                 conditions     of changes: If-Match, dry_run, wait
 //!                                 lists          filters, fields, pages; selection: which items
 //!                                 event_stream   events, unix socket only; event_query: which
@@ -36,6 +37,7 @@ mod health_routes;
 mod limits;
 mod listener;
 mod lists;
+mod log_routes;
 mod openapi;
 pub mod peer;
 mod read_routes;
@@ -46,6 +48,7 @@ pub mod socket;
 mod write_routes;
 
 pub use listener::{SHUTDOWN_TIMEOUT, serve};
+pub use log_routes::LogView;
 pub use openapi::description;
 
 use error::ApiError;
@@ -95,6 +98,7 @@ fn all_routes() -> Router<AppState> {
         .route("/v1/vms/{id}", put(entity_routes::put_vm).delete(entity_routes::delete_vm))
         .route("/v1/ports/{id}/release", post(write_routes::release))
         .route("/v1/fdb/flush", post(write_routes::flush))
+        .route("/v1/log", put(log_routes::set_log))
         .route("/v1/events", get(event_stream::events))
         .route("/v1/openapi.json", get(openapi::page));
     read_router().merge(changing)
@@ -117,6 +121,7 @@ fn read_router() -> Router<AppState> {
         .route("/v1/storms", get(read_routes::storms))
         .route("/v1/audit", get(read_routes::audit))
         .route("/v1/config", get(read_routes::configuration))
+        .route("/v1/log", get(log_routes::log))
         .route("/v1/status", get(health_routes::status))
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::error::PROBLEM_JSON;
-use super::{entity_routes, event_stream, health_routes, read_routes, write_routes};
+use super::{entity_routes, event_stream, health_routes, log_routes, read_routes, write_routes};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -56,6 +56,8 @@ use super::{entity_routes, event_stream, health_routes, read_routes, write_route
         health_routes::status,
         health_routes::live,
         health_routes::ready,
+        log_routes::log,
+        log_routes::set_log,
         write_routes::release,
         write_routes::flush,
         event_stream::events,

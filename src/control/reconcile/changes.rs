@@ -75,7 +75,7 @@ impl Controller {
         };
         let last_applied = state::last_applied(&file);
         if merged.config == self.config && last_applied == *self.state.last_applied() {
-            info!("config: reloaded; no changes");
+            info!(event = "config", "reloaded; no changes");
             return drop(reply.send(Ok(result)));
         }
         let mut text = format!("reloaded: {}", summary(&result.changes));

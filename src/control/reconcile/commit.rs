@@ -196,14 +196,14 @@ impl Controller {
     /// Shows the event of a change whose commit has ended, or one that reports its failure.
     fn settle_event(&mut self, event: Event, before: Vec<Event>, failure: Option<&ChangeError>) {
         let Some(error) = failure else {
-            info!("config: {}", event.text);
+            info!(event = "config", "{}", event.text);
             self.event_log.stored(event.id);
             return self.event_log.settle(event);
         };
         // The event's id is used: the failed change is reported under it.
         let mut text = format!("not stored and not applied: {error}: {}", event.text);
         shorten(&mut text, 1024);
-        warn!("config: {text}");
+        warn!(event = "config", "{text}");
         self.event_log.fail(before, Event { text, ..event });
     }
 

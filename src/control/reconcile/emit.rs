@@ -46,8 +46,8 @@ pub(super) fn log_event(is_warning: bool, event: &Event) {
     let Event { kind, vm, network, ports, text, .. } = event;
     let (kind, port) = (kind.name(), ports.first().filter(|_| ports.len() == 1));
     if is_warning {
-        warn!(vm, network, port, "{kind}: {text}");
+        warn!(event = kind, vm, network, port, "{text}");
     } else {
-        info!(vm, network, port, "{kind}: {text}");
+        info!(event = kind, vm, network, port, "{text}");
     }
 }

@@ -99,7 +99,7 @@ impl Controller {
         let id = id(now).to_owned();
         let event = Event { ports: vec![id.clone()], ..self.event(EventKind::Uplink, text.clone()) };
         if self.event_log.append(event, time::now()) {
-            info!(uplink = id, "uplink: {text}");
+            info!(event = "uplink", uplink = id, "{text}");
         }
     }
 }

@@ -127,9 +127,9 @@ impl Controller {
         let Labels { vm, network, .. } = self.names(index);
         let (port, uplink) = self.log_label(index);
         if self.ports[index].drift.warnings().is_empty() {
-            info!(vm, network, port, uplink, "netdev_changed: {text}");
+            info!(event = "netdev_changed", vm, network, port, uplink, "{text}");
         } else {
-            warn!(vm, network, port, uplink, "netdev_changed: {text}");
+            warn!(event = "netdev_changed", vm, network, port, uplink, "{text}");
         }
     }
 }

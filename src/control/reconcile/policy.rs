@@ -102,8 +102,8 @@ impl Controller {
         }
         let Labels { vm, network, id: port, .. } = self.names(index);
         match transition {
-            Transition::Raised => warn!(vm, network, port, "mac_limit: {text}"),
-            Transition::Cleared => info!(vm, network, port, "mac_limit: {text}"),
+            Transition::Raised => warn!(event = "mac_limit", vm, network, port, "{text}"),
+            Transition::Cleared => info!(event = "mac_limit", vm, network, port, "{text}"),
         }
     }
 }

@@ -23,7 +23,7 @@ impl Controller {
         let Labels { vm, network, .. } = self.names(index);
         let (port, uplink) = self.log_label(index);
         if is_reported {
-            warn!(vm, network, port, uplink, "port_down: {why}");
+            warn!(event = "port_down", vm, network, port, uplink, "{why}");
         } else if was_reported && is_new_reason {
             info!(vm, network, port, uplink, "still down: {why}");
         }
@@ -39,13 +39,12 @@ impl Controller {
         if let Some(why) = self.ports[index].dead_link() {
             return self.emit_down(index, &why);
         }
-        let text = if warnings.is_empty() { String::from("frames can flow both ways") } else { warnings.clone() };
+        let text = if warnings.is_empty() { String::from("frames can flow both ways") } else { warnings };
         self.ports[index].reported_down = false;
         if self.emit_for(EventKind::PortUp, index, &text) {
             let Labels { vm, network, .. } = self.names(index);
             let (port, uplink) = self.log_label(index);
-            let colon = if warnings.is_empty() { "" } else { ": " };
-            info!(vm, network, port, uplink, worker, queues, "port_up{colon}{warnings}");
+            info!(event = "port_up", vm, network, port, uplink, worker, queues, "{text}");
         }
         self.emit_subports(index);
     }
@@ -57,7 +56,7 @@ impl Controller {
         {
             let Labels { vm, network, .. } = self.names(index);
             let (port, uplink) = self.log_label(index);
-            warn!(vm, network, port, uplink, "port_down: {why}");
+            warn!(event = "port_down", vm, network, port, uplink, "{why}");
         }
         self.emit_subports(index);
     }
@@ -75,7 +74,7 @@ impl Controller {
             if self.emit_for(EventKind::PortDown, index, "administratively down") {
                 let Labels { vm, network, .. } = self.names(index);
                 let (port, uplink) = self.log_label(index);
-                info!(vm, network, port, uplink, "port_down: administratively down");
+                info!(event = "port_down", vm, network, port, uplink, "administratively down");
             }
             self.emit_subports(index);
         }

@@ -192,7 +192,15 @@ impl Daemon {
     /// test can run against another build.
     pub fn command(&self) -> Command {
         let mut command = Command::new(super::program());
-        for variable in ["VIFSWITCH", "NOTIFY_SOCKET", "VIFSWITCH_LOG", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE"] {
+        for variable in [
+            "VIFSWITCH",
+            "NOTIFY_SOCKET",
+            "VIFSWITCH_LOG",
+            "VIFSWITCH_LOG_FORMAT",
+            "WATCHDOG_USEC",
+            "WATCHDOG_PID",
+            "FDSTORE",
+        ] {
             command.env_remove(variable);
         }
         command
