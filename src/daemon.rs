@@ -34,7 +34,7 @@ use self::supervisor::notify_all;
 use crate::control::api::handle::{Handle, Request};
 use crate::control::api::peer::PeerOf;
 use crate::control::api::socket::Callers;
-use crate::control::api::{SHUTDOWN_TIMEOUT, api, metrics_routes, pages, read_only_api, serve};
+use crate::control::api::{SHUTDOWN_TIMEOUT, api_for, metrics_routes, pages, read_only_api, serve};
 use crate::control::config::{self, Config, ConfigFile, Poll, SwitchSettings};
 use crate::control::health::Phase;
 use crate::control::log_settings::{LogFormat, LogSettings};
@@ -208,7 +208,8 @@ impl ApiServer {
         // The socket for changes first: it is what a second switch fails at.
         let socket = passed.unix(Callers::Group, at)?;
         let stop_of_servers = StopOfServers { stopped, is_kept: socket.is_kept() };
-        let mut tasks = vec![spawn_server(socket, api(handle.clone()), &stop_of_servers)];
+        let routes = api_for(settings.api_writers.clone(), handle.clone());
+        let mut tasks = vec![spawn_server(socket, routes, &stop_of_servers)];
         if let Some(path) = &settings.api_read {
             let socket = passed.unix(Callers::All, path)?;
             tasks.push(spawn_server(socket, read_only_api(handle.clone(), at), &stop_of_servers));

@@ -16,6 +16,7 @@ pub mod netdev;
 pub mod netns;
 pub mod netns_names;
 pub mod packet;
+pub mod peer_groups;
 pub mod privileges;
 pub mod running;
 pub mod stack;

@@ -242,8 +242,9 @@ fn tables(document: &Value) -> BTreeMap<String, BTreeSet<String>> {
 }
 
 /// Heading in docs/configuration.md of each table, by the end of its path.
-const HEADINGS: [(&str, &str); 12] = [
+const HEADINGS: [(&str, &str); 13] = [
     ("switch", "`[switch]`"),
+    ("switch.api_writers", "`api_writers`"),
     ("uplinks[].networks[]", "Networks of an uplink"),
     ("networks[]", "`[[networks]]`"),
     ("vms[]", "`[[vms]]`"),
@@ -293,6 +294,8 @@ fn each_key_of_the_configuration_is_documented_and_no_other() {
 /// A configuration with one of everything, and all defaults filled in.
 fn everything() -> Value {
     let text = r#"
+        [switch]
+        api_writers = {}
         [[networks]]
         id = "n"
         [[networks]]

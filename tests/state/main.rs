@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 
+mod access;
 mod kept;
 mod killed;
 mod power_loss;

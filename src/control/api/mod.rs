@@ -22,6 +22,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post, put};
 
 use crate::control::api::handle::Handle;
+use crate::control::config::Writers;
 
 mod access;
 mod body;
@@ -80,7 +81,16 @@ pub fn read_only_api(handle: Handle, socket: &Path) -> Router {
 
 /// All routes. Every client that can connect is trusted with the switch. Each call creates its own limits.
 pub fn api(handle: Handle) -> Router {
-    with_state(with_errors(all_routes(), unknown_path), handle)
+    api_for(None, handle)
+}
+
+/// All routes, with changes by these users only; `None`: by everyone who can connect. Each call creates its own limits.
+pub fn api_for(writers: Option<Writers>, handle: Handle) -> Router {
+    let mut routes = with_errors(all_routes(), unknown_path);
+    if let Some(writers) = writers {
+        routes = routes.layer(from_fn_with_state(Arc::new(writers), access::writers_only));
+    }
+    with_state(routes.layer(from_fn(access::log_changes)), handle)
 }
 
 fn all_routes() -> Router<AppState> {

@@ -1,9 +1,13 @@
 //! Credentials of the process at the other end of a connection.
 //!
 //! The kernel records them when the client connects: a process that inherits a connection acts with the credentials of
-//! the one that opened it. The listener adds them to each request, as an extension of type `Option<Peer>`.
+//! the one that opened it. The listener adds them to each request, as extensions of type `Option<Peer>` and `PeerGroups`.
+
+use std::sync::Arc;
 
 use tokio::net::{TcpStream, UnixStream};
+
+use crate::sys::peer_groups::peer_groups;
 
 /// The process that opened a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,10 +20,17 @@ pub struct Peer {
     pub pid: Option<u32>,
 }
 
+/// Supplementary groups of the process that opened a connection; none if the kernel does not tell.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PeerGroups(pub Arc<[u32]>);
+
 /// A connection that may know its peer.
 pub trait PeerOf {
     /// The peer; `None` over a network, and if the kernel does not tell.
     fn peer(&self) -> Option<Peer>;
+
+    /// Supplementary groups of the peer.
+    fn groups(&self) -> PeerGroups;
 }
 
 impl PeerOf for UnixStream {
@@ -29,11 +40,19 @@ impl PeerOf for UnixStream {
         let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0);
         Some(Peer { uid: peer.uid(), gid: peer.gid(), pid })
     }
+
+    fn groups(&self) -> PeerGroups {
+        PeerGroups(peer_groups(self).unwrap_or_default().into())
+    }
 }
 
 impl PeerOf for TcpStream {
     fn peer(&self) -> Option<Peer> {
         None
+    }
+
+    fn groups(&self) -> PeerGroups {
+        PeerGroups::default()
     }
 }
 
@@ -48,6 +67,6 @@ mod tests {
         assert_eq!(ours.peer(), Some(Peer { uid, gid, pid: Some(std::process::id()) }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        assert_eq!(stream.peer(), None);
+        assert_eq!((stream.peer(), stream.groups()), (None, PeerGroups::default()));
     }
 }

@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::diagnostics::Path;
 use super::error::kind;
 use super::lowering::Lowering;
+use super::model::Writers;
 use super::raw;
 
 /// `sun_path` without its final zero.
@@ -13,7 +15,36 @@ pub(super) const LONGEST_SOCKET_PATH: usize = 107;
 /// Maximum length of a host name in bytes (RFC 1035).
 const LONGEST_HOST: usize = 253;
 
+/// Maximum id of a user or group: the next one means none.
+const LARGEST_ID: u32 = u32::MAX - 1;
+
 impl Lowering<'_, '_> {
+    /// `api_writers`.
+    pub fn writers(&mut self, raw: Option<&raw::Writers>) -> Option<Writers> {
+        let path = self.path.key("api_writers");
+        let raw = raw?;
+        let uids = self.ids(&path.key("uids"), raw.uids.as_deref());
+        Some(Writers { uids, gids: self.ids(&path.key("gids"), raw.gids.as_deref()) })
+    }
+
+    fn ids(&mut self, path: &Path, raw: Option<&[i64]>) -> Vec<u32> {
+        let mut ids = Vec::new();
+        for (index, id) in raw.unwrap_or_default().iter().enumerate() {
+            match u32::try_from(*id) {
+                Ok(id) if id <= LARGEST_ID && !ids.contains(&id) => ids.push(id),
+                Ok(id) if id <= LARGEST_ID => {
+                    let message = "this id is listed already; list each once";
+                    self.diagnostics.push(&path.item(index), kind::BAD_VALUE, message);
+                }
+                _ => {
+                    let message = format!("not the number of a user or group; use 0 to {LARGEST_ID}");
+                    self.diagnostics.push(&path.item(index), kind::BAD_VALUE, message);
+                }
+            }
+        }
+        ids
+    }
+
     /// `api_read`, which needs a path of its own.
     pub fn read_socket(&mut self, raw: &raw::Switch) -> Option<PathBuf> {
         let path = raw.api_read.as_deref()?;

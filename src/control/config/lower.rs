@@ -43,6 +43,7 @@ impl Lowering<'_, '_> {
                 Some(path) if self.is_path("api", path, LONGEST_SOCKET_PATH) => PathBuf::from(path),
                 _ => default.api,
             },
+            api_writers: self.writers(raw.api_writers.as_ref()),
             api_read: self.read_socket(raw),
             state: match raw.state.as_deref() {
                 Some("") => None,

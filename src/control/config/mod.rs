@@ -47,7 +47,7 @@ pub use lint::Warning;
 pub use lowering::wrong_id;
 pub use model::{
     Config, Device, IpAllocation, Network, Packet, Poll, Port, PortAttachment, Subport, SwitchSettings, Tap, Uplink,
-    UplinkNetwork, Vm, VmSettings, Xdp,
+    UplinkNetwork, Vm, VmSettings, Writers, Xdp,
 };
 pub use named::Named;
 pub use patch::{
@@ -160,6 +160,6 @@ mod tests {
         };
         assert_eq!(keys(&json["networks"][0]), all(raw::Network::KEYS, &["owner"]));
         // a disabled setting has no value
-        assert_eq!(keys(&json["switch"]), all(raw::Switch::KEYS, &["api_read", "metrics", "pages"]));
+        assert_eq!(keys(&json["switch"]), all(raw::Switch::KEYS, &["api_read", "api_writers", "metrics", "pages"]));
     }
 }

@@ -70,6 +70,8 @@ pub struct SwitchSettings {
     pub cores: Vec<usize>,
     /// Path of the API socket.
     pub api: PathBuf,
+    /// Users who may change the switch by the API; `None`: each that can connect.
+    pub api_writers: Option<Writers>,
     /// Path of the socket for reads, if any.
     pub api_read: Option<PathBuf>,
     /// Path of the state file; `None`: changes are not stored.
@@ -93,6 +95,7 @@ impl Default for SwitchSettings {
         SwitchSettings {
             cores: Vec::new(),
             api: PathBuf::from("/run/vifswitch/api.sock"),
+            api_writers: None,
             api_read: None,
             state: Some(PathBuf::from("/var/lib/vifswitch/state.db")),
             metrics: None,
@@ -103,6 +106,15 @@ impl Default for SwitchSettings {
             stations: 262_144,
         }
     }
+}
+
+/// Users who may change the switch by the API, beside root.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Writers {
+    /// Users.
+    pub uids: Vec<u32>,
+    /// Groups, primary or supplementary.
+    pub gids: Vec<u32>,
 }
 
 /// A network: one broadcast domain.

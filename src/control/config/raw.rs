@@ -230,6 +230,8 @@ table! {
         cores: Vec<i64>,
         /// Path of the API socket.
         api: String,
+        /// Users who may change the switch by the API; each that can connect without it.
+        api_writers: Writers,
         /// Path of a second socket, for reads only.
         api_read: String,
         /// Path of the state file.
@@ -246,6 +248,17 @@ table! {
         frames: i64,
         /// FDB capacity per worker, in stations.
         stations: i64,
+    }
+    later {}
+}
+
+table! {
+    /// `api_writers`: users who may change the switch by the API, beside root.
+    Writers {
+        /// Ids of users.
+        uids: Vec<i64>,
+        /// Ids of groups, primary or supplementary.
+        gids: Vec<i64>,
     }
     later {}
 }

@@ -4,7 +4,9 @@
 
 use serde::{Serialize, Serializer};
 
-use super::model::{Config, Device, Network, Packet, Port, SwitchSettings, Tap, Uplink, UplinkNetwork, Vm, Xdp};
+use super::model::{
+    Config, Device, Network, Packet, Port, SwitchSettings, Tap, Uplink, UplinkNetwork, Vm, Writers, Xdp,
+};
 use super::named::Named;
 use super::raw;
 
@@ -34,6 +36,7 @@ impl SwitchSettings {
             // no parsed core exceeds an i64
             cores: Some(self.cores.iter().filter_map(|core| i64::try_from(*core).ok()).collect()),
             api: Some(self.api.to_string_lossy().into_owned()),
+            api_writers: self.api_writers.as_ref().map(Writers::to_raw),
             api_read: self.api_read.as_ref().map(|path| path.to_string_lossy().into_owned()),
             state: Some(self.state.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()),
             metrics: self.metrics.map(|address| address.to_string()),
@@ -43,6 +46,14 @@ impl SwitchSettings {
             frames: Some(self.frames.into()),
             stations: Some(self.stations.into()),
         }
+    }
+}
+
+impl Writers {
+    /// Raw `api_writers`.
+    pub fn to_raw(&self) -> raw::Writers {
+        let ids = |ids: &[u32]| Some(ids.iter().copied().map(i64::from).collect());
+        raw::Writers { uids: ids(&self.uids), gids: ids(&self.gids) }
     }
 }
 

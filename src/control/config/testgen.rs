@@ -168,24 +168,29 @@ fn switch() -> impl Strategy<Value = SwitchSettings> {
             option::weighted(0.5, address()).prop_map(move |pages| pages.filter(|pages| Some(*pages) != metrics));
         (Just(metrics), pages, subsequence(&["switch-1.example.net", "a_b", "localhost"], 0..=3))
     });
-    let sockets = (path(), option::of(path())).prop_map(|(api, read)| {
+    let ids = || subsequence(&[0u32, 1000, 990, u32::MAX - 1], 0..=3);
+    let writers = option::of((ids(), ids()).prop_map(|(uids, gids)| Writers { uids, gids }));
+    let sockets = (path(), option::of(path()), writers).prop_map(|(api, read, writers)| {
         let read = read.filter(|read| *read != api);
-        (api, read)
+        (api, read, writers)
     });
     let poll = select(&[Poll::Adaptive, Poll::Busy]);
     let cores = btree_set(0usize..1024, 0..4).prop_map(|cores| cores.into_iter().rev().collect());
     (cores, sockets, option::of(path()), listeners, poll, 1024u32..=4_194_304, 1024u32..=8_388_608).prop_map(
-        |(cores, (api, api_read), state, (metrics, pages, hosts), poll, frames, stations)| SwitchSettings {
-            cores,
-            api,
-            api_read,
-            state,
-            metrics,
-            pages,
-            pages_hosts: hosts.into_iter().filter(|_| pages.is_some()).map(str::to_owned).collect(),
-            poll,
-            frames,
-            stations,
+        |(cores, (api, api_read, api_writers), state, (metrics, pages, hosts), poll, frames, stations)| {
+            SwitchSettings {
+                cores,
+                api,
+                api_writers,
+                api_read,
+                state,
+                metrics,
+                pages,
+                pages_hosts: hosts.into_iter().filter(|_| pages.is_some()).map(str::to_owned).collect(),
+                poll,
+                frames,
+                stations,
+            }
         },
     )
 }
