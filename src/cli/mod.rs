@@ -4,10 +4,13 @@
 #![forbid(unsafe_code)]
 
 mod audit;
+mod bugreport;
 mod change;
 mod contained;
 mod doctor;
 mod events;
+mod generate;
+mod init;
 mod keys;
 mod log;
 mod show;
@@ -67,6 +70,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write a commented configuration from what this host has; never overwrites a file
+    Init(init::Init),
     /// Report which device kinds netdevs support, and why no better mode; changes nothing
     Doctor(doctor::Doctor),
     /// Print the changes that a configuration would make; changes nothing
@@ -91,6 +96,12 @@ enum Command {
     Release(change::Release),
     /// Show or set the level of the log
     Log(log::Log),
+    /// Write an archive for a fault report: configuration without secrets, state, events and what the host has
+    Bugreport(bugreport::Bugreport),
+    /// Print completions of commands and options for a shell
+    Completions(generate::Completions),
+    /// Print a man page, or write those of all commands
+    Man(generate::Man),
 }
 
 /// Connection to the switch and output format.
@@ -143,6 +154,7 @@ pub fn main() -> ExitCode {
             daemon::run(config, state, precedence, log_format)
         }
         Some(Command::Check { config, json }) => daemon::check(&config, json),
+        Some(Command::Init(init)) => end(init.run()),
         Some(Command::Doctor(doctor)) => doctor.run(),
         Some(Command::Diff(diff)) => end(diff.run()),
         Some(Command::Apply(apply)) => end(apply.run()),
@@ -161,6 +173,9 @@ pub fn main() -> ExitCode {
         Some(Command::Flush(flush)) => end(flush.run()),
         Some(Command::Release(release)) => end(release.run()),
         Some(Command::Log(log)) => end(log.run()),
+        Some(Command::Bugreport(bugreport)) => end(bugreport.run()),
+        Some(Command::Completions(completions)) => end(completions.run()),
+        Some(Command::Man(man)) => end(man.run()),
     }
 }
 

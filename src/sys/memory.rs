@@ -90,9 +90,32 @@ pub fn prefer_huge_pages<T>(table: &mut Vec<T>) {
     let _ = unsafe { madvise(base.cast(), end - start, Advice::LinuxHugepage) };
 }
 
+/// Available bytes of this host, and free bytes of its huge pages. `None` if /proc is not mounted.
+pub fn available() -> Option<(u64, u64)> {
+    parse_available(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn parse_available(meminfo: &str) -> Option<(u64, u64)> {
+    let value = |key: &str| -> Option<u64> {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    let huge = value("HugePages_Free").zip(value("Hugepagesize")).map_or(0, |(pages, kib)| pages * kib * 1024);
+    Some((value("MemAvailable")? * 1024, huge))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn available_memory_is_parsed() {
+        let table =
+            "MemTotal:       4000 kB\nMemAvailable:   1000 kB\nHugePages_Free:       3\nHugepagesize:       2048 kB\n";
+        assert_eq!(parse_available(table), Some((1_024_000, 3 << 21)));
+        assert_eq!(parse_available("MemAvailable: 1 kB\n"), Some((1024, 0)));
+        assert_eq!(parse_available("MemTotal: 1 kB\n"), None);
+    }
 
     #[test]
     fn a_mapping_is_zeroed_and_rounded_up() {

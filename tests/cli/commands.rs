@@ -60,6 +60,10 @@ fn help_lists_every_command() {
             "events",
             "flush",
             "release",
+            "init",
+            "bugreport",
+            "completions",
+            "man",
             "Exit codes",
         ] {
             assert!(text.contains(word), "{arguments:?}: {text}");

@@ -140,6 +140,28 @@ impl Client {
         self.round_trip(stream, request, READ_TIMEOUT, answer).await
     }
 
+    /// Gets the first `max` bytes of `path`, and whether there are more.
+    pub async fn get_at_most(&self, path: &str, max: usize) -> Result<(Vec<u8>, bool), Error> {
+        let read = async |answer: Response<Incoming>| {
+            let mut body = answer.into_body();
+            let mut all = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let Ok(data) = frame?.into_data() else { continue };
+                let room = max - all.len();
+                all.extend_from_slice(&data[..data.len().min(room)]);
+                if data.len() > room {
+                    return Ok((all, true));
+                }
+            }
+            Ok((all, false))
+        };
+        let all = async {
+            let stream = self.connect().await?;
+            self.round_trip(stream, request(Method::GET, path, None), READ_TIMEOUT, read).await
+        };
+        timeout(READ_TIMEOUT, all).await.map_err(|_| self.timeout(READ_TIMEOUT))?
+    }
+
     fn json(&self, body: &[u8]) -> Result<String, Error> {
         let _: IgnoredAny = self.parse(body)?;
         Ok(String::from_utf8_lossy(body).into_owned())

@@ -20,7 +20,7 @@ use crate::control::config::Config;
 use crate::device::{self, OpenError, Settings};
 use crate::frame::SLOT;
 use crate::sys::netns::Netns;
-use crate::sys::privileges;
+use crate::sys::{memory, privileges};
 
 /// Open files besides device queues: sockets, and a few per worker.
 const OTHER_FILES: u64 = 256;
@@ -41,7 +41,7 @@ pub(super) fn check_host(config: &Config) -> Vec<CheckResult> {
     let running = sockets(config, &mut results);
     cores(config, &mut results);
     state(config, &mut results);
-    memory(config, &mut results);
+    pool(config, &mut results);
     files(&endpoints, &mut results);
     rights(config, &endpoints, &mut results);
     if devices(&endpoints).any(|device| matches!(device, Settings::Tap(_))) {
@@ -167,12 +167,9 @@ fn state(config: &Config, results: &mut Vec<CheckResult>) {
     }
 }
 
-fn memory(config: &Config, results: &mut Vec<CheckResult>) {
+fn pool(config: &Config, results: &mut Vec<CheckResult>) {
     let needed = u64::from(config.switch.frames) * SLOT as u64;
-    // /proc may not be mounted.
-    let Some((ordinary, huge)) = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available) else {
-        return;
-    };
+    let Some((ordinary, huge)) = memory::available() else { return };
     if needed > ordinary.max(huge) {
         let (needed, ordinary) = (needed >> 20, ordinary >> 20);
         let why = format!(
@@ -182,16 +179,6 @@ fn memory(config: &Config, results: &mut Vec<CheckResult>) {
         );
         results.push(result(Severity::Warning, "switch.frames", why));
     }
-}
-
-/// Available bytes, and free bytes of huge pages, parsed from `/proc/meminfo`.
-fn available(meminfo: &str) -> Option<(u64, u64)> {
-    let value = |key: &str| -> Option<u64> {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-        line.split_whitespace().next()?.parse().ok()
-    };
-    let huge = value("HugePages_Free").zip(value("Hugepagesize")).map_or(0, |(pages, kib)| pages * kib * 1024);
-    Some((value("MemAvailable")? * 1024, huge))
 }
 
 fn files(endpoints: &[Endpoint], results: &mut Vec<CheckResult>) {
@@ -270,15 +257,6 @@ fn port(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn available_memory_is_parsed() {
-        let table =
-            "MemTotal:       4000 kB\nMemAvailable:   1000 kB\nHugePages_Free:       3\nHugepagesize:       2048 kB\n";
-        assert_eq!(available(table), Some((1_024_000, 3 << 21)));
-        assert_eq!(available("MemAvailable: 1 kB\n"), Some((1024, 0)));
-        assert_eq!(available("MemTotal: 1 kB\n"), None);
-    }
 
     #[test]
     fn a_path_is_checked_by_its_nearest_directory() {

@@ -1,0 +1,181 @@
+//! Shell completions and man pages, generated from the definition of the command line.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Command};
+use clap_complete::Shell;
+
+use super::{CliError, command};
+
+/// Section of the man pages: commands of administrators.
+const SECTION: &str = "8";
+
+/// The arguments of `completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// Shell to complete commands in
+    #[arg(value_name = "SHELL")]
+    shell: Shell,
+    /// Write a file, named as the shell expects it, into this directory
+    #[arg(long, value_name = "DIRECTORY")]
+    directory: Option<PathBuf>,
+}
+
+/// The arguments of `man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Command to describe; default: the page that lists all commands
+    #[arg(value_name = "COMMAND", conflicts_with = "directory")]
+    command: Option<String>,
+    /// Write the pages of all commands into this directory
+    #[arg(long, value_name = "DIRECTORY")]
+    directory: Option<PathBuf>,
+}
+
+impl Completions {
+    /// Writes the file, or returns its text.
+    pub fn run(&self) -> Result<String, CliError> {
+        let mut command = command();
+        let name = command.get_name().to_owned();
+        match &self.directory {
+            Some(directory) => {
+                let made = fs::create_dir_all(directory);
+                let made = made.and_then(|()| clap_complete::generate_to(self.shell, &mut command, name, directory));
+                let path = made.map_err(|e| at(directory, &e))?;
+                Ok(format!("{}\n", path.display()))
+            }
+            None => {
+                let mut text = Vec::new();
+                clap_complete::generate(self.shell, &mut command, name, &mut text);
+                Ok(String::from_utf8_lossy(&text).into_owned())
+            }
+        }
+    }
+}
+
+impl Man {
+    /// Writes the pages, or returns the text of one.
+    pub fn run(&self) -> Result<String, CliError> {
+        let pages = pages();
+        if let Some(directory) = &self.directory {
+            fs::create_dir_all(directory).map_err(|e| at(directory, &e))?;
+            let mut written = String::new();
+            for page in &pages {
+                let path = directory.join(page.get_filename());
+                fs::write(&path, render(page)?).map_err(|e| at(&path, &e))?;
+                written += &format!("{}\n", path.display());
+            }
+            return Ok(written);
+        }
+        let wanted = self.command.as_ref().map_or("vifswitch".to_owned(), |name| format!("vifswitch-{name}"));
+        let wanted = format!("{wanted}.{SECTION}");
+        match pages.iter().find(|page| page.get_filename() == wanted) {
+            Some(page) => render(page),
+            None => {
+                let name = self.command.as_deref().unwrap_or_default();
+                let known: Vec<String> = command().get_subcommands().map(|of| of.get_name().to_owned()).collect();
+                Err(CliError::Usage(format!("there is no command {name:?}; use one of {}", known.join(", "))))
+            }
+        }
+    }
+}
+
+/// One page of the program, and one of each command.
+fn pages() -> Vec<clap_mangen::Man> {
+    let mut program = command().disable_help_subcommand(true);
+    program.build();
+    let page = |of: &Command| {
+        let version = concat!("vifswitch ", env!("CARGO_PKG_VERSION"));
+        clap_mangen::Man::new(of.clone()).section(SECTION).source(version).manual("vifswitch")
+    };
+    std::iter::once(&program).chain(program.get_subcommands()).map(page).collect()
+}
+
+fn render(page: &clap_mangen::Man) -> Result<String, CliError> {
+    let mut text = Vec::new();
+    page.render(&mut text).map_err(CliError::Output)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn at(path: &Path, error: &io::Error) -> CliError {
+    CliError::Output(io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::ValueEnum;
+
+    use super::*;
+
+    /// Each command with its long options.
+    fn commands() -> Vec<(String, Vec<String>)> {
+        let options = |of: &Command| of.get_arguments().filter_map(|of| of.get_long()).map(str::to_owned).collect();
+        command().get_subcommands().map(|of| (of.get_name().to_owned(), options(of))).collect()
+    }
+
+    #[test]
+    fn each_command_and_option_has_completions_in_each_shell() {
+        for shell in Shell::value_variants() {
+            let text = Completions { shell: *shell, directory: None }.run().unwrap();
+            for (name, options) in commands() {
+                assert!(text.contains(&name), "{shell}: {name}");
+                for option in options {
+                    // fish has `-l json`
+                    let is_there = text.contains(&format!("--{option}")) || text.contains(&format!("-l {option}"));
+                    assert!(is_there, "{shell}: {name} --{option}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_command_has_a_man_page_with_all_options() {
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("new/man8");
+        let written = Man { command: None, directory: Some(below.clone()) }.run().unwrap();
+        let names: BTreeSet<String> =
+            fs::read_dir(&below).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let expected: BTreeSet<String> = commands()
+            .iter()
+            .map(|(name, _)| format!("vifswitch-{name}.8"))
+            .chain(["vifswitch.8".to_owned()])
+            .collect();
+        assert_eq!(names, expected);
+        assert_eq!(written.lines().count(), names.len());
+        let all = Man { command: None, directory: None }.run().unwrap();
+        for (name, options) in commands() {
+            assert!(all.contains(&format!("vifswitch\\-{name}(8)")), "{name}: {all}");
+            let page = Man { command: Some(name.clone()), directory: None }.run().unwrap();
+            assert_eq!(page, fs::read_to_string(below.join(format!("vifswitch-{name}.8"))).unwrap());
+            for option in options {
+                // a hyphen that is no line break, as roff writes it
+                let option = option.replace('-', "\\-");
+                assert!(page.contains(&format!("\\-\\-{option}")), "{name} --{option}: {page}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_command_has_no_page() {
+        let error = Man { command: Some("shew".into()), directory: None }.run().unwrap_err().to_string();
+        assert!(error.contains("\"shew\"") && error.contains("show"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let below = file.path().join("man8");
+        let shell = Shell::Bash;
+        for done in [
+            Man { command: None, directory: Some(below.clone()) }.run(),
+            Completions { shell, directory: Some(below.clone()) }.run(),
+        ] {
+            let error = done.unwrap_err().to_string();
+            assert!(error.contains(below.to_str().unwrap()), "{error}");
+        }
+    }
+}
