@@ -266,10 +266,12 @@ impl Controller {
     pub(super) fn retry_state(&mut self, changes: VecDeque<Request>) {
         self.retries_state = true;
         let (store, done) = (self.state.clone(), self.device_event_sender.clone());
+        // A new state has no ids in use: those of this start continue.
+        let first = *self.event_log.newest().borrow();
         tokio::spawn(async move {
             let begun = match store.reopen().await {
                 Some(Ok((config, store))) => {
-                    let (measures, last_event) = (store.take_loops().await, reserve_event_ids(&store).await);
+                    let (measures, last_event) = (store.take_loops().await, reserve_event_ids(&store, first).await);
                     Ok(Recovered { config, store, measures, last_event })
                 }
                 Some(Err(why)) => Err(why),

@@ -11,9 +11,10 @@ use crate::control::state::StateStore;
 use crate::control::state::event_filter::EventFilter;
 use crate::control::state::event_page::{Cursor, Page};
 
-/// The greatest event id that may be in use. `None` without state and, with a warning, if it is unknown.
-pub(super) async fn reserve_event_ids(state: &StateStore) -> Option<u64> {
-    match timeout(DISK, state.reserve_event_ids()).await {
+/// The greatest event id that may be in use, 0 if none is; those behind it, or behind `first`, are reserved. `None` without state
+/// and, with a warning, if it is unknown.
+pub(super) async fn reserve_event_ids(state: &StateStore, first: u64) -> Option<u64> {
+    match timeout(DISK, state.reserve_event_ids(first)).await {
         Ok(Ok(last)) => return last,
         // The start has logged why the state is unusable.
         Ok(Err(_)) if state.check().is_err() => {}

@@ -120,7 +120,9 @@ impl Controller {
     pub async fn begin(&mut self, config: Config) -> Result<(), TooMany> {
         endpoints::check_capacity(&config)?;
         self.config.switch = config.switch.clone();
-        self.event_log.begin(reserve_event_ids(&self.state).await, self.since);
+        let first = time::unix_millis(self.since);
+        let last = reserve_event_ids(&self.state, first).await;
+        self.event_log.begin(last.map(|last| if last == 0 { first } else { last }), self.since);
         self.publish_state();
         self.emit_state_at_start();
         self.append_start_events();

@@ -4,8 +4,9 @@
 //!
 //! **Ids** are given in order, without gaps, and each is given once, whatever happens to the process: the store keeps an
 //! upper bound of the ids in use ([`RESERVED`]), and a start after a kill continues behind it, since events may have been
-//! shown that were not stored. Where no bound is known, ids begin at the milliseconds since 1970: they are greater than
-//! those of earlier starts, because no switch emits 1000 events per second for long.
+//! shown that were not stored. A new state begins at the milliseconds since 1970. Where no bound is known, ids begin above
+//! these and all that may be reserved: they are greater than those of earlier starts, because no switch emits 1000 events per
+//! second for long.
 //!
 //! **Order**: readers get events by id. The event of a change gets its id when the change is being stored, and is shown when
 //! that has succeeded; later events wait for it. If the disk does not answer, another event is shown under that id.
@@ -85,9 +86,9 @@ impl Default for EventLog {
 
 impl EventLog {
     /// Begins ids behind `last`, the greatest id that may be in use, up to which and [`RESERVED`] more the store has reserved
-    /// them. If it is unknown, ids begin at the milliseconds since 1970.
+    /// them. If it is unknown, ids begin by the clock.
     pub fn begin(&mut self, last: Option<u64>, since: SystemTime) {
-        self.forgotten = last.unwrap_or_else(|| time::unix_millis(since));
+        self.forgotten = last.unwrap_or_else(|| by_clock(since));
         self.reserved = last.map_or(u64::MAX, |last| last + RESERVED);
         (self.earlier, self.next) = (self.forgotten, self.forgotten + 1);
         self.start = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros().to_string();
@@ -156,7 +157,7 @@ impl EventLog {
     fn numbered(&mut self, event: Event) -> Event {
         if self.next > self.reserved {
             // The store has failed for long. A start after a kill gives lower ids, which readers of these are told.
-            self.next = self.next.max(time::unix_millis(time::wall()));
+            self.next = self.next.max(by_clock(time::wall()));
             self.reserved = u64::MAX;
         }
         let id = self.next;
@@ -293,6 +294,11 @@ impl EventLog {
     }
 }
 
+/// An id above all that earlier starts have used or reserved.
+fn by_clock(now: SystemTime) -> u64 {
+    time::unix_millis(now) + 2 * RESERVED
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,10 +406,11 @@ mod tests {
         assert!((0..2).all(|_| event_log.append(event(1), NOW)));
         assert_eq!(event_log.continue_behind(20, at(6)), None);
         assert!(event_log.append(event(1), NOW));
-        let expected = [(5001, early.clone()), (5002, early.clone()), (5003, early.clone())];
-        assert_eq!(names(&event_log, 5000), expected);
+        let expected = [(25_001, early.clone()), (25_002, early.clone()), (25_003, early.clone())];
+        assert_eq!(names(&event_log, 25_000), expected);
         // It is known later, and the clock was set back.
-        for (last, numbers) in [(5001, [5002, 5003, 5004, 5005]), (9000, [9001, 9002, 9003, 9004])] {
+        for (last, numbers) in [(25_001, [25_002, 25_003, 25_004, 25_005]), (29_000, [29_001, 29_002, 29_003, 29_004])]
+        {
             let mut event_log = EventLog::default();
             event_log.begin(None, at(5));
             assert!((0..3).all(|_| event_log.append(event(1), NOW)));

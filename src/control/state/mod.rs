@@ -27,7 +27,6 @@ use crate::control::desired::merge::{Merged, merge};
 use crate::control::desired::orphans::{self, Orphans};
 use crate::control::state::events::Event;
 use crate::control::state::store::{DesiredState, Store, StoreError, StoredStation};
-use crate::time;
 
 /// The state store with the data stored beside the configuration. Clones share it.
 #[derive(Debug, Clone)]
@@ -189,14 +188,15 @@ impl StateStore {
         }
     }
 
-    /// The greatest event id that may be in use, behind which the state reserves further ones. `None` without state.
+    /// The greatest event id that may be in use, 0 if none is; the state reserves those behind it, or behind `first`. `None`
+    /// without state.
     ///
     /// # Errors
     /// The state is unusable or cannot be written.
-    pub async fn reserve_event_ids(&self) -> Result<Option<u64>, ChangeError> {
+    pub async fn reserve_event_ids(&self, first: u64) -> Result<Option<u64>, ChangeError> {
         self.check()?;
         let Some(store) = self.store() else { return Ok(None) };
-        let last = store.reserve_ids(time::unix_millis(time::wall())).await;
+        let last = store.reserve_ids(first).await;
         last.map(Some).map_err(|why| ChangeError::switch("store_failed", why.to_string()))
     }
 

@@ -225,14 +225,11 @@ impl Database {
         Ok(StoredPage { events: parse_events(&texts), row, is_last })
     }
 
-    /// The greatest event id that may be in use; `first` if none is. Reserves the next ones durably.
+    /// The greatest event id that may be in use; 0 if none is. Reserves those behind it durably, or those behind `first`.
     pub fn reserve_ids(&mut self, first: u64) -> Result<u64, StoreError> {
         let reserved = self.part(rows::EVENT_IDS)?.and_then(|id| id.as_u64()).unwrap_or_default();
-        let last = match self.last_event()?.max(reserved) {
-            0 => first,
-            last => last,
-        };
-        self.settle_ids(last + RESERVED)?;
+        let last = self.last_event()?.max(reserved);
+        self.settle_ids(if last == 0 { first } else { last } + RESERVED)?;
         Ok(last)
     }
 

@@ -153,7 +153,7 @@ impl Store {
         self.request(move |database| database.events_page(row, after)).await
     }
 
-    /// The greatest event id that may be in use, `first` if none is; ids behind it are reserved durably.
+    /// The greatest event id that may be in use, 0 if none is; ids behind it, or behind `first`, are reserved durably.
     pub async fn reserve_ids(&self, first: u64) -> Result<u64, StoreError> {
         self.request(move |database| database.reserve_ids(first)).await
     }
