@@ -35,7 +35,9 @@ use crate::control::api::handle::{Handle, Request};
 use crate::control::api::peer::PeerOf;
 use crate::control::api::socket::Callers;
 use crate::control::api::{SHUTDOWN_TIMEOUT, api_for, metrics_routes, pages, read_only_api, serve};
+use crate::control::background;
 use crate::control::config::{self, Config, ConfigFile, Poll, SwitchSettings};
+use crate::control::handover::Handover;
 use crate::control::health::Phase;
 use crate::control::log_settings::{LogFormat, LogSettings};
 use crate::control::reconcile::{Controller, FINISH_TIMEOUT, Startup};
@@ -50,6 +52,9 @@ use crate::worker::{Pace, Worker, WorkerSetSettings, worker_set};
 
 /// Maximum time to answer clients after the signal to stop, before changes are refused.
 const ANSWERING: Duration = Duration::from_secs(1);
+
+/// Maximum time to read the counters of the last run.
+const HANDOVER: Duration = Duration::from_millis(200);
 
 /// Prints an error; returns exit code `code`.
 fn report_error(what: impl std::fmt::Display, code: u8) -> ExitCode {
@@ -112,6 +117,8 @@ fn run_logged(
     let runtime = runtime.map_err(|why| StartError::new(why, 1))?;
 
     let path_of_state = state.or_else(|| file.as_ref().and_then(|file| file.config.switch.state.clone()));
+    // Without a file, the default path.
+    let path_of_state = path_of_state.or_else(|| SwitchSettings::default().state.filter(|_| file.is_none()));
     let (settings, origin) = match &path {
         Some(path) => {
             (file.as_ref().map(|file| file.config.switch.clone()).unwrap_or_default(), path.display().to_string())
@@ -141,7 +148,9 @@ fn run_logged(
             }
         };
         let (config, store) = begun.map_err(|why| why.to_string())?;
-        serve_until_told(config, store, cores, (server, passed), signals, path).await.map_err(|why| why.to_string())
+        serve_until_told(config, store, cores, (server, passed), signals, (path, path_of_state))
+            .await
+            .map_err(|why| why.to_string())
     });
     served.map_err(|why| StartError::new(why, 1))
 }
@@ -238,7 +247,7 @@ async fn serve_until_told(
     cores: Vec<usize>,
     (server, passed): (ApiServer, Passed),
     signals: Signals,
-    path: Option<PathBuf>,
+    (path, state): (Option<PathBuf>, Option<PathBuf>),
 ) -> io::Result<()> {
     let mut random = [0; 16];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
@@ -260,6 +269,11 @@ async fn serve_until_told(
         Poll::Adaptive => Pace::Adaptive,
         Poll::Busy => Pace::Busy,
     };
+    let handover_path = state.as_deref().filter(|_| store.store().is_some()).map(Handover::path);
+    let mut handover = take_handover(handover_path.clone()).await;
+    if let Some(first) = worker_set.counters.first() {
+        handover.set_workers(&config, first);
+    }
     let workers = worker_set.workers.into_iter().zip(&cores).enumerate();
     let threads =
         workers.map(|(index, (worker, &core))| start(index, worker, core, pace)).collect::<io::Result<Vec<_>>>()?;
@@ -281,6 +295,7 @@ async fn serve_until_told(
         pool,
         health: health.clone(),
         descriptors: passed.devices(),
+        handover: (handover, handover_path),
     });
     let mut servers = tokio::spawn(async move {
         for server in tasks {
@@ -325,6 +340,13 @@ async fn serve_until_told(
     }
     info!("stopped");
     Ok(())
+}
+
+/// The counters of the last run. A disk that does not answer delays the start briefly.
+async fn take_handover(path: Option<PathBuf>) -> Handover {
+    let Some(path) = path else { return Handover::default() };
+    let taken = timeout(HANDOVER, background::run(move || Handover::take(&path))).await;
+    taken.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 /// Notifies the supervisor, if there is one.

@@ -220,6 +220,8 @@ def main():
             sys.exit("the third port receives nothing")
         flooded(a, c)
         learn(switch, c, options.stations)
+        if options.stations:
+            time.sleep(3)  # ages are in seconds: those of the stream are the youngest, and restored first
         # the orderly restart first: it stores the FDB, which the killed switch then restores, too
         for how, what in ((signal.SIGTERM, "planned"), (signal.SIGKILL, "killed")):
             b.send(frame(BROADCAST, HEARER, ALL))

@@ -22,6 +22,7 @@ pub mod compile;
 pub mod config;
 pub mod descriptors;
 pub mod desired;
+pub mod handover;
 pub mod health;
 pub mod log_settings;
 pub mod loops;

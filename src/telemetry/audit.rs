@@ -76,6 +76,17 @@ impl Retired {
         }
     }
 
+    /// Adds a port that no longer exists.
+    pub(super) fn add_removed(&self, counters: &PortCounters) {
+        self.add(counters, |frames| frames);
+    }
+
+    /// The sums: forwarded, copies, probes, announcements, frames transmitted, and dropped at egress.
+    pub(super) fn sums(&self) -> [&Counter; 6] {
+        let Retired { epoch: _, forwarded, copies, probes, announcements, tx_frames, drops_out } = self;
+        [forwarded, copies, probes, announcements, tx_frames, drops_out]
+    }
+
     fn add(&self, counters: &PortCounters, sign: fn(u64) -> u64) {
         self.forwarded.add(sign(counters.forwarded.get()));
         self.copies.add(sign(counters.copies.get()));

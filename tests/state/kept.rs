@@ -307,3 +307,36 @@ fn a_frame_that_waited_is_not_flooded() {
     nics[0].send(&all);
     assert_eq!(nics[2].take(), all, "the bystander received nothing else");
 }
+
+/// Counters of ports continue over an orderly restart, and add up. After a kill they begin at zero.
+#[test]
+fn counters_continue_over_a_restart() {
+    let Some(namespace) = Namespace::new() else { return };
+    let vifs = ports(&namespace);
+    let mut daemon = switch(&vifs, "");
+    await_devices(&daemon, 3);
+    let nics = [Nic::new(&namespace, "tap1"), Nic::new(&namespace, "tap3")];
+    let send = |number: u8| {
+        let frame = experiment(vifs[2].mac, vifs[0].mac, &[number; 46]);
+        nics[0].send(&frame);
+        assert_eq!(nics[1].take(), frame);
+    };
+    let counted = |daemon: &Daemon| {
+        let ports = daemon.await_idle();
+        let count = |vif: &Vif| ports.iter().find(|port| port.port_id == vif.port).unwrap().counts.clone();
+        (count(&vifs[0]).rx_frames, count(&vifs[2]).tx_frames)
+    };
+    (0..5).for_each(send);
+    let before = counted(&daemon);
+    assert!(before.0 >= 5 && before.1 >= 5, "{before:?}");
+    daemon.stop(Signal::TERM);
+    let waits = experiment(vifs[2].mac, vifs[0].mac, &[9; 46]);
+    nics[0].send(&waits);
+    daemon.start();
+    assert_eq!(nics[1].take(), waits);
+    let after = counted(&daemon);
+    assert!(after.0 > before.0 && after.1 > before.1, "{before:?}, {after:?}\n{}", daemon.log());
+    daemon.stop(Signal::KILL);
+    daemon.start();
+    assert!(counted(&daemon).1 < before.1, "read once, and not written by a kill");
+}

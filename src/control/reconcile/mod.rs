@@ -51,6 +51,7 @@ mod watcher;
 
 pub use self::startup::Startup;
 use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -69,6 +70,7 @@ use self::port::{Port, State};
 use self::results::{Apply, DeviceEvent, Recovered};
 use self::watcher::NetdevWatchers;
 use crate::control::api::handle::Request;
+use crate::control::background;
 use crate::control::compile::activation::Activations;
 use crate::control::compile::endpoints::Endpoint;
 use crate::control::compile::failover::Groups;
@@ -77,6 +79,7 @@ use crate::control::compile::policers::Policers;
 use crate::control::config::Config;
 use crate::control::descriptors::Descriptors;
 use crate::control::desired::orphans::{self, Orphans};
+use crate::control::handover::Handover;
 use crate::control::health::{Health, StoreHealth};
 use crate::control::loops::alarm::Alarm;
 use crate::control::loops::schedule::TICK;
@@ -91,6 +94,7 @@ use crate::control::workers::WorkerHandles;
 use crate::frame::Pool;
 use crate::switch::{ForwardingConfig, HashKey};
 use crate::sys::netns::Netns;
+use crate::telemetry::PortCounters;
 use crate::time::{self, MonoTime};
 use crate::worker::DeviceGone;
 
@@ -109,6 +113,9 @@ pub const FINISH_TIMEOUT: Duration = Duration::from_secs(4);
 /// Timeout of storing the state at exit.
 const PERSIST_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// Timeout at exit of handing over counters, while frames wait.
+const HANDING_OVER: Duration = Duration::from_millis(200);
+
 /// Timeout at exit of each step: stopping workers, closing devices, closing the store.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -124,6 +131,10 @@ pub struct Controller {
     pool: &'static Pool,
     /// Descriptors of devices that the service manager keeps.
     descriptors: Descriptors,
+    /// Counters of the last run that no port has taken.
+    handover: Handover,
+    /// Path to hand counters over to the next run; `None`: they are not.
+    handover_path: Option<PathBuf>,
     /// Netdevs whose removal is pending or has failed.
     orphans: Orphans,
     /// The stored list contains orphans that no longer exist.
@@ -309,6 +320,11 @@ impl Controller {
         // While frames are still forwarded: the more stations were stored, the longer this takes.
         let _ = timeout(CLOSE_TIMEOUT, self.state.close()).await;
         let queues = timeout(CLOSE_TIMEOUT, self.workers.stop()).await;
+        // No frame is missing.
+        if let Some(path) = self.handover_path.filter(|_| self.is_started) {
+            let endpoints = self.ports.iter().map(|port| (port.endpoint.key(), &*port.counters));
+            hand_over(Handover::new(endpoints, self.workers.counters()), path).await;
+        }
         // Closing a tap blocks until the kernel removes the netdev. A driver that blocks longer is abandoned until the
         // process exits.
         let (done, closed) = oneshot::channel();
@@ -348,6 +364,10 @@ impl Controller {
 
     fn new_port(&mut self, endpoint: Endpoint) -> Port {
         self.next_key += 1;
+        let mut counters: Vec<Arc<PortCounters>> = (0..self.workers.len()).map(|_| Arc::default()).collect();
+        if let Some(first) = counters.first_mut() {
+            *first = self.handover.take_port(endpoint.key());
+        }
         let state = match endpoint.parent() {
             Some(_) => State::Tagged { reported: None },
             None => State::Down { reason: Reason::default() },
@@ -355,7 +375,7 @@ impl Controller {
         Port {
             endpoint,
             state,
-            counters: (0..self.workers.len()).map(|_| Arc::default()).collect(),
+            counters,
             key: self.next_key,
             reported_down: false,
             made: None,
@@ -390,5 +410,14 @@ impl Controller {
         orphans.append(&mut orphans::netdevs(&self.config));
         orphans.append(&mut orphans::netdevs(next));
         &orphans - &orphans::netdevs(stored)
+    }
+}
+
+/// Hands counters over to the next run.
+async fn hand_over(handover: Handover, path: PathBuf) {
+    match timeout(HANDING_OVER, background::run(move || handover.save(&path))).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(why)) | Err(why)) => warn!("counters begin at zero at the next start: {why}"),
+        Err(_) => warn!("counters begin at zero at the next start: the disk does not answer"),
     }
 }

@@ -1,6 +1,7 @@
 //! Start of the controller: applies the initial configuration to an empty switch.
 
 use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use crate::control::compile::ids::IdAllocator;
 use crate::control::compile::policers::Policers;
 use crate::control::config::Config;
 use crate::control::descriptors::Descriptors;
+use crate::control::handover::Handover;
 use crate::control::health::{Health, Phase};
 use crate::control::state::event_log::EventLog;
 use crate::control::state::{DISK_AT_START, StateStore};
@@ -61,13 +63,26 @@ pub struct Startup {
     pub health: Health,
     /// Descriptors of devices that the service manager keeps.
     pub descriptors: Descriptors,
+    /// Counters of the last run, and the path to hand them over to the next one.
+    pub handover: (Handover, Option<PathBuf>),
 }
 
 impl Controller {
     /// A controller without ports or configuration.
     pub fn new(startup: Startup) -> Controller {
-        let Startup { cores, hash_key, workers, notices, events, probe_key, state: store, pool, health, descriptors } =
-            startup;
+        let Startup {
+            cores,
+            hash_key,
+            workers,
+            notices,
+            events,
+            probe_key,
+            state: store,
+            pool,
+            health,
+            descriptors,
+            handover,
+        } = startup;
         let (device_event_sender, device_events) = mpsc::unbounded_channel();
         Controller {
             config: Config::default(),
@@ -81,6 +96,8 @@ impl Controller {
             health,
             pool,
             descriptors,
+            handover: handover.0,
+            handover_path: handover.1,
             event_log: EventLog::default(),
             store_failure: None,
             recovered: None,

@@ -100,6 +100,7 @@ async fn run_prepared(
         pool,
         health: Health::default(),
         descriptors: Descriptors::default(),
+        handover: Default::default(),
     };
     let mut controller = Controller::new(beginning);
     controller.begin(first).await.unwrap();

@@ -95,6 +95,7 @@ impl Inside {
                     pool,
                     health,
                     descriptors: Descriptors::default(),
+                    handover: Default::default(),
                 };
                 let mut controller = Controller::new(beginning);
                 controller.begin(config).await.unwrap();
