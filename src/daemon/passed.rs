@@ -74,7 +74,7 @@ impl Passed {
         };
         if let Some((name, descriptor)) = self.take_socket(matches) {
             info!("listening at {} on the socket that the service manager has passed as {name:?}", path.display());
-            return Socket::adopt(path, descriptor);
+            return Socket::passed(path, descriptor);
         }
         let mut socket = Socket::bind_for(callers, path)?;
         if self.is_store

@@ -166,7 +166,7 @@ impl Queue {
 
     /// A queue from an open file, such as one of an earlier process, or `None` if the file is no queue of the tap `name` in
     /// the calling thread's namespace with these flags.
-    pub fn adopt(fd: OwnedFd, name: &str, flags: Flags) -> io::Result<Option<Queue>> {
+    pub fn from_file(fd: OwnedFd, name: &str, flags: Flags) -> io::Result<Option<Queue>> {
         let queue = Queue { fd };
         // SAFETY: the kernel writes one `struct ifreq`, whose layout `Request` has. Other files return an error, as this
         // opcode is of no other driver.

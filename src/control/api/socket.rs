@@ -80,7 +80,7 @@ impl Socket {
     /// Listens on a socket that the service manager has passed, bound to `path`. Its file stays at exit.
     ///
     /// Must be called in a tokio runtime.
-    pub fn adopt(path: &Path, socket: OwnedFd) -> io::Result<Socket> {
+    pub fn passed(path: &Path, socket: OwnedFd) -> io::Result<Socket> {
         let listener = StdListener::from(socket);
         listener.set_nonblocking(true)?;
         Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.to_owned(), file: None })

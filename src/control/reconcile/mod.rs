@@ -323,7 +323,7 @@ impl Controller {
         // No frame is missing.
         if let Some(path) = self.handover_path.filter(|_| self.is_started) {
             let endpoints = self.ports.iter().map(|port| (port.endpoint.key(), &*port.counters));
-            hand_over(Handover::new(endpoints, self.workers.counters()), path).await;
+            save_counters(Handover::new(endpoints, self.workers.counters()), path).await;
         }
         // Closing a tap blocks until the kernel removes the netdev. A driver that blocks longer is abandoned until the
         // process exits.
@@ -414,7 +414,7 @@ impl Controller {
 }
 
 /// Hands counters over to the next run.
-async fn hand_over(handover: Handover, path: PathBuf) {
+async fn save_counters(handover: Handover, path: PathBuf) {
     match timeout(HANDING_OVER, background::run(move || handover.save(&path))).await {
         Ok(Ok(Ok(()))) => {}
         Ok(Ok(Err(why)) | Err(why)) => warn!("counters begin at zero at the next start: {why}"),

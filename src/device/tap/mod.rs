@@ -111,9 +111,9 @@ pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> 
 pub fn open_kept(settings: &Settings, may_create: bool, kept: KeptDescriptors) -> Result<Opened, OpenError> {
     settings.check()?;
     let KeptDescriptors { inherited, is_wanted } = kept;
-    let opened = within(&settings.netns, || match adopt(settings, inherited)? {
+    let opened = within(&settings.netns, || match reuse(settings, inherited)? {
         None => attempt(settings, may_create, is_wanted),
-        adopted => Ok(adopted),
+        reused => Ok(reused),
     });
     let opened = opened.map_err(|e| OpenError::entering(&settings.at(), e))??;
     opened.ok_or_else(|| OpenError::Busy { at: settings.at() })
@@ -121,7 +121,7 @@ pub fn open_kept(settings: &Settings, may_create: bool, kept: KeptDescriptors) -
 
 /// Uses the queues of an earlier process, in the namespace. `None`: they are not those that opening the tap would yield,
 /// and are closed.
-fn adopt(settings: &Settings, inherited: Vec<OwnedFd>) -> Result<Option<Opened>, OpenError> {
+fn reuse(settings: &Settings, inherited: Vec<OwnedFd>) -> Result<Option<Opened>, OpenError> {
     if inherited.len() != usize::from(settings.queues) {
         return Ok(None);
     }
@@ -135,7 +135,7 @@ fn adopt(settings: &Settings, inherited: Vec<OwnedFd>) -> Result<Option<Opened>,
         return Ok(None);
     }
     let flags = Flags { vnet_header: settings.offloads, multi_queue: tap.multi_queue, exclusive: false };
-    let queues = inherited.into_iter().map(|fd| Queue::adopt(fd, &settings.name, flags));
+    let queues = inherited.into_iter().map(|fd| Queue::from_file(fd, &settings.name, flags));
     let queues: io::Result<Option<Vec<Queue>>> = queues.collect();
     // An error of the check: opening reports the cause, if it persists.
     let Ok(Some(queues)) = queues else { return Ok(None) };
@@ -232,7 +232,7 @@ pub fn remove_left(location: &DeviceLocation, port: &str, inherited: Vec<OwnedFd
         };
         let Some(tap) = link.tap else { return Ok(Removal::InUse) };
         let flags = Flags { vnet_header: tap.vnet_header, multi_queue: tap.multi_queue, exclusive: false };
-        let mut own = inherited.into_iter().map(|fd| Queue::adopt(fd, &location.device, flags));
+        let mut own = inherited.into_iter().map(|fd| Queue::from_file(fd, &location.device, flags));
         let is_own = own.any(|queue| queue.is_ok_and(|queue| queue.is_some()));
         if is_own || !is_in_use(&link, tap) {
             return link::delete(link.index).map(|()| Removal::Done);
