@@ -148,7 +148,7 @@ fn lost_log_lines_are_counted_and_logged_in_place() {
     await_that("the queue is empty", || {
         let before = lost(&daemon.page("/metrics"));
         // Two lines.
-        ["debug", "info"].map(|level| daemon.done(&["log", level], ""));
+        ["debug", "info"].iter().for_each(|level| drop(daemon.done(&["log", level], "")));
         (lost(&daemon.page("/metrics")) == before).then_some(())
     });
     let lost = lost(&daemon.page("/metrics"));
