@@ -8,6 +8,7 @@ mod log;
 mod passed;
 mod reload;
 mod signals;
+mod status_line;
 mod supervisor;
 mod watchdog;
 
@@ -312,6 +313,7 @@ async fn serve_until_told(
         notify(NotifyState::Ready);
         info!("ready");
         watchdog::start(mailboxes, handle.clone());
+        tokio::spawn(status_line::keep_current(health.clone()));
         let signalled = signals.stop();
         tokio::spawn(reload::whenever_told(signals.reload, path, handle));
         let stop_serving = async {

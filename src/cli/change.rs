@@ -232,7 +232,7 @@ impl Release {
 
 impl Connection {
     /// Sends a request; returns the response as text, or as JSON with `--json`.
-    fn request<T: serde::de::DeserializeOwned>(
+    pub(super) fn request<T: serde::de::DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
@@ -270,7 +270,7 @@ fn configuration(file: &Path) -> Result<Value, CliError> {
 }
 
 /// Changes and warnings, one per line; `none` if there are no changes.
-fn format_result(changed: &ChangeResult, none: &str) -> String {
+pub(super) fn format_result(changed: &ChangeResult, none: &str) -> String {
     let mut text = String::new();
     let changes = changed.changes.iter().map(|line| ("", line));
     for (mark, line) in changes.chain(changed.warnings.iter().map(|line| ("note: ", line))) {

@@ -10,6 +10,7 @@ mod contained;
 mod doctor;
 mod events;
 mod generate;
+mod history;
 mod init;
 mod keys;
 mod log;
@@ -80,6 +81,10 @@ enum Command {
     Apply(change::Apply),
     /// Keep the changes made by `apply --confirm`
     Confirm(change::Confirm),
+    /// List the last configurations, with authors and differences
+    History(history::History),
+    /// Restore an earlier configuration
+    Rollback(history::Rollback),
     /// Attach a port to a VM, after its existing ports
     Attach(change::Attach),
     /// Detach a port; its siblings keep their order
@@ -159,6 +164,8 @@ pub fn main() -> ExitCode {
         Some(Command::Diff(diff)) => end(diff.run()),
         Some(Command::Apply(apply)) => end(apply.run()),
         Some(Command::Confirm(confirm)) => end(confirm.run()),
+        Some(Command::History(history)) => end(history.run()),
+        Some(Command::Rollback(rollback)) => end(rollback.run()),
         Some(Command::Attach(attach)) => end(attach.run()),
         Some(Command::Detach(detach)) => end(detach.run()),
         Some(Command::Set(set)) => end(set.run()),

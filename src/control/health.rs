@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::measures::Measures;
+
 /// Phase of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -55,9 +57,9 @@ pub struct SwitchStatus {
     pub version: String,
 }
 
-/// The status of the switch. Clones share it.
+/// The status of the switch, and measures of its control. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Health(Arc<Mutex<SwitchStatus>>);
+pub struct Health(Arc<Mutex<SwitchStatus>>, Arc<Measures>);
 
 impl Health {
     /// The status now.
@@ -69,6 +71,11 @@ impl Health {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..status
         }
+    }
+
+    /// Measures of the control loop.
+    pub fn measures(&self) -> &Measures {
+        &self.1
     }
 
     /// Changes the status.

@@ -26,6 +26,7 @@ pub mod handover;
 pub mod health;
 pub mod log_settings;
 pub mod loops;
+pub mod measures;
 pub mod problem;
 pub mod reason;
 pub mod reconcile;

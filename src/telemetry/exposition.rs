@@ -3,6 +3,7 @@
 //! Each scrape encodes the current values; there is no persistent registry. *Receive* is from the guest to the switch,
 //! *transmit* is to the guest.
 
+mod control;
 mod loops;
 
 use std::fmt;
@@ -18,11 +19,13 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use self::control::Control;
 pub use self::loops::Mitigation;
 use self::loops::Samples;
 use crate::control::api::responses::{
     CountsView, Direction, DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView,
 };
+use crate::control::health::Health;
 use crate::telemetry::{LOG_LINES_LEFT_OUT, LOG_LINES_LOST};
 use crate::time;
 
@@ -37,7 +40,7 @@ pub fn render(
     workers: Vec<WorkerView>,
     drops: Vec<DropView>,
     uplinks: Vec<UplinkView>,
-    contained: Mitigation,
+    (contained, health): (Mitigation, &Health),
 ) -> String {
     let mut registry = Registry::with_prefix("vifswitch");
     registry.register("build", "Version of the switch", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -45,8 +48,8 @@ pub fn render(
     let (uplink_drops, drops) = drops.into_iter().partition(|drop: &DropView| drop.uplink_id.is_some());
     let uplink_drops: Vec<DropView> = uplink_drops;
     let uplink_drops = uplink_drops.into_iter().map(UplinkDrop).collect();
-    let contained = contained.samples();
-    let views = Metrics { ports, vms, networks, workers, drops, uplinks, uplink_drops, contained };
+    let (contained, control) = (contained.samples(), Control(health.clone()));
+    let views = Metrics { ports, vms, networks, workers, drops, uplinks, uplink_drops, contained, control };
     registry.register_collector(Box::new(views));
     let mut text = String::new();
     // Writing to a string does not fail.
@@ -65,6 +68,7 @@ struct Metrics {
     uplinks: Vec<UplinkView>,
     uplink_drops: Vec<UplinkDrop>,
     contained: Samples,
+    control: Control,
 }
 
 /// Drops at an uplink.
@@ -193,6 +197,7 @@ impl Collector for Metrics {
         gauges(out, NETWORK_GAUGES, &self.networks)?;
 
         self.contained.encode(out)?;
+        self.control.encode(out)?;
 
         gauges(out, WORKER_GAUGES, &self.workers)?;
         counters(out, WORKER_COUNTERS, &self.workers)?;

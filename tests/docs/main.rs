@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod described;
+mod monitoring;
 mod old_words;
 mod reference;
 mod requirements;
@@ -24,6 +25,7 @@ use serde_json::{Map, Value, json};
 use vifswitch::cli;
 use vifswitch::control::api;
 use vifswitch::control::config::{Source, kind, parse_json, parse_toml};
+use vifswitch::control::health::Health;
 use vifswitch::control::reason::ReasonCode;
 use vifswitch::switch::DropReason;
 use vifswitch::telemetry::exposition::{self, Mitigation};
@@ -589,26 +591,37 @@ fn each_drop_reason_is_documented_and_no_other() {
     assert_eq!(documented, reasons);
 }
 
-#[test]
-fn each_metric_is_documented_and_no_other() {
+/// Names of all metrics, with their suffixes.
+fn metrics() -> BTreeSet<String> {
     let worker = json!({
         "worker": 0, "core": 0, "poll": "busy", "queues": 0, "stations": 0, "stations_limit": 0, "stations_refused": 0,
         "polls": 0, "busy_polls": 0, "busy_seconds": 0.0, "sleeps": 0, "updates_lost": 0, "since": "2025-11-03T09:00:00Z"
     });
     let workers = vec![serde_json::from_value(worker).unwrap()];
-    let text = exposition::render(vec![], vec![], vec![], workers, vec![], vec![], Mitigation::default());
-    let metrics: BTreeSet<String> = text
-        .lines()
+    let text = exposition::render(
+        vec![],
+        vec![],
+        vec![],
+        workers,
+        vec![],
+        vec![],
+        (Mitigation::default(), &Health::default()),
+    );
+    text.lines()
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
         .map(|(name, kind)| match kind {
             "counter" => format!("{name}_total"),
             "info" => format!("{name}_info"),
             _ => name.to_owned(),
         })
-        .collect();
+        .collect()
+}
+
+#[test]
+fn each_metric_is_documented_and_no_other() {
     let rows = Page::named("docs/api.md").table("Metrics");
     let documented: BTreeSet<String> = rows.iter().flat_map(|row| codes(&row[0])).map(str::to_owned).collect();
-    assert_eq!(documented, metrics);
+    assert_eq!(documented, metrics());
 }
 
 #[test]

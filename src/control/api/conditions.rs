@@ -115,6 +115,12 @@ impl Conditions {
         Ok((Conditions { is_dry_run: dry_run, wait, options }, owner))
     }
 
+    /// Only if the desired configuration has this generation, unless the client has named others.
+    pub fn at(mut self, generation: u64) -> Conditions {
+        self.options.generations.get_or_insert_with(|| vec![generation]);
+        self
+    }
+
     /// Whether nothing is to be changed.
     pub fn is_dry_run(&self) -> bool {
         self.is_dry_run

@@ -11,13 +11,15 @@ use crate::control::api::responses::{
 };
 use crate::control::api::selection::{PortSelection, StationSelection};
 use crate::control::author::Author;
-use crate::control::config::ConfigFile;
+use crate::control::config::{Config, ConfigFile};
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
 use crate::control::health::Health;
 use crate::control::log_settings::LogSettings;
 use crate::control::loops::status::{LoopCounts, LoopStatus, StormStatus};
 use crate::control::state::event_filter::EventFilter;
 use crate::control::state::event_page::{Cursor, Page};
+use crate::control::state::history::GenerationView;
+use crate::time;
 
 /// Resources that a request occupies until it is answered, even if its client has disconnected.
 pub type Permit = Box<dyn std::any::Any + Send>;
@@ -78,6 +80,17 @@ impl<T> std::fmt::Debug for Reply<T> {
     }
 }
 
+/// The configuration of an earlier generation.
+#[derive(Debug)]
+pub struct Restored {
+    /// Its number.
+    pub generation: u64,
+    /// Number of the configuration now.
+    pub newest: u64,
+    /// The configuration, with the `[switch]` of now.
+    pub config: Config,
+}
+
 /// A request to the controller; [`Handle`] describes each.
 #[derive(Debug)]
 pub enum Request {
@@ -111,6 +124,10 @@ pub enum Request {
     Config(ConfigForm, oneshot::Sender<(serde_json::Value, u64)>),
     /// The number of the desired configuration.
     Generation(oneshot::Sender<u64>),
+    /// The last generations, the newest first.
+    History(oneshot::Sender<Vec<GenerationView>>),
+    /// The configuration of a generation, by default of the one before the newest.
+    Restored(Option<u64>, Reply<Result<Restored, ChangeError>>),
     /// A receiver of the id of the newest event.
     Subscribe(oneshot::Sender<watch::Receiver<u64>>),
     /// A change.
@@ -142,6 +159,7 @@ impl Request {
             | Request::Confirm(reply)
             | Request::Cancel(reply) => reply.is_abandoned(),
             Request::Release(_, reply) => reply.is_abandoned(),
+            Request::Restored(_, reply) => reply.is_abandoned(),
             Request::Flush(_, reply) => reply.is_abandoned(),
             Request::Fdb(_, reply) => reply.is_abandoned(),
             _ => false,
@@ -302,6 +320,20 @@ impl Handle {
         self.request(Request::Generation).await
     }
 
+    /// The last generations of the desired configuration, the newest first.
+    pub async fn history(&self) -> Result<Vec<GenerationView>, ShuttingDown> {
+        self.request(Request::History).await
+    }
+
+    /// The configuration of a generation, by default of the one before the newest.
+    pub async fn restored(
+        &self,
+        generation: Option<u64>,
+        permit: Permit,
+    ) -> Result<Result<Restored, ChangeError>, ShuttingDown> {
+        self.request_with(permit, |reply| Request::Restored(generation, reply)).await
+    }
+
     /// A receiver of the id of the newest event, which changes with each event.
     pub async fn subscribe(&self) -> Result<watch::Receiver<u64>, ShuttingDown> {
         self.request(Request::Subscribe).await
@@ -315,7 +347,10 @@ impl Handle {
         options: ChangeOptions,
         permit: Permit,
     ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
-        self.request_with(permit, |reply| Request::Change(change, options, reply)).await
+        let begun = time::now();
+        let answer = self.request_with(permit, |reply| Request::Change(change, options, reply)).await;
+        self.health.measures().changes.observe(time::now().since(begun));
+        answer
     }
 
     /// What a change would do. Changes nothing.

@@ -35,6 +35,7 @@ mod event_stream;
 mod fields;
 pub mod handle;
 mod health_routes;
+mod history_routes;
 mod limits;
 mod listener;
 mod lists;
@@ -107,6 +108,7 @@ fn all_routes() -> Router<AppState> {
         .route("/v1/uplinks/{id}", put(entity_routes::put_uplink).delete(entity_routes::delete_uplink))
         .route("/v1/vms/{id}", put(entity_routes::put_vm).delete(entity_routes::delete_vm))
         .route("/v1/ports/{id}/release", post(write_routes::release))
+        .route("/v1/rollback", post(history_routes::rollback))
         .route("/v1/fdb/flush", post(write_routes::flush))
         .route("/v1/log", put(log_routes::set_log))
         .route("/v1/events", get(event_stream::events))
@@ -132,6 +134,8 @@ fn read_router() -> Router<AppState> {
         .route("/v1/audit", get(read_routes::audit))
         .route("/v1/config", get(read_routes::configuration))
         .route("/v1/log", get(log_routes::log))
+        .route("/v1/history", get(history_routes::history))
+        .route("/v1/history/{id}", get(history_routes::generation))
         .route("/v1/status", get(health_routes::status))
 }
 

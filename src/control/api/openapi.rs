@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use super::error::PROBLEM_JSON;
-use super::{entity_routes, event_stream, health_routes, log_routes, read_routes, write_routes};
+use super::{entity_routes, event_stream, health_routes, history_routes, log_routes, read_routes, write_routes};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -58,6 +58,9 @@ use super::{entity_routes, event_stream, health_routes, log_routes, read_routes,
         health_routes::ready,
         log_routes::log,
         log_routes::set_log,
+        history_routes::history,
+        history_routes::generation,
+        history_routes::rollback,
         write_routes::release,
         write_routes::flush,
         event_stream::events,
@@ -99,7 +102,11 @@ fn operation_id(method: &str, path: &str) -> String {
     let segments: Vec<&str> = path.split('/').collect();
     let noun = |(index, segment): (usize, &&str)| {
         let is_followed_by_id = segments.get(index + 1).is_some_and(|next| next.starts_with('{'));
-        let noun = if is_followed_by_id { segment.trim_end_matches('s') } else { segment };
+        let noun = match *segment {
+            "history" if is_followed_by_id => "generation",
+            segment if is_followed_by_id => segment.trim_end_matches('s'),
+            segment => segment,
+        };
         (!segment.starts_with('{')).then(|| noun.to_owned())
     };
     let nouns = segments.iter().enumerate().filter_map(noun);
@@ -173,6 +180,7 @@ mod tests {
             ("post", "/v1/vms/{id}/ports", "post_vm_ports"),
             ("post", "/v1/ports/{id}/release", "post_port_release"),
             ("get", "/v1/openapi.json", "get_openapi"),
+            ("get", "/v1/history/{id}", "get_generation"),
             ("get", "/metrics", "get_metrics"),
         ] {
             assert_eq!(operation_id(method, path), id);

@@ -220,6 +220,6 @@ pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError
     let (workers, drops, uplinks) = (handle.workers().await?, handle.drops().await?, handle.uplinks().await?);
     let (loops, storms, counts) = (handle.loops().await?, handle.storms().await?, handle.loop_counts().await?);
     let contained = Mitigation { loops, storms, counts };
-    let text = exposition::render(ports, vms, networks, workers, drops, uplinks, contained);
+    let text = exposition::render(ports, vms, networks, workers, drops, uplinks, (contained, handle.health()));
     Ok(([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response())
 }

@@ -1,6 +1,7 @@
 //! Admits changes: validates them, commits them to the store, and has provisional ones confirmed or reverted. `apply`
 //! applies what is committed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::info;
@@ -17,6 +18,7 @@ use crate::control::desired::diff::describe_changes;
 use crate::control::desired::merge::Merged;
 use crate::control::state;
 use crate::control::state::events::{Event, EventKind, shorten};
+use crate::control::state::history::{Entry, Source};
 use crate::time::{self, MonoTime};
 
 /// Maximum changes listed in an event.
@@ -31,6 +33,8 @@ pub(super) struct UnconfirmedChange {
     pub previous: Config,
     pub(super) within: Duration,
     pub deadline: MonoTime,
+    /// The generation of its revert if the process ends before.
+    pub(super) reverted: Arc<Entry>,
     /// The client that wants it reverted now.
     cancelled: Option<Reply>,
 }
@@ -46,20 +50,31 @@ impl Controller {
             }
             Ok(Some(admitted)) => admitted,
         };
-        let (text, generation) = (summary(&result.changes), result.generation);
+        let (mut text, generation) = (summary(&result.changes), result.generation);
         let by = reply.by().cloned();
+        let source = match change {
+            Change::Rollback { generation, .. } => {
+                text.insert_str(0, &format!("rolled back to generation {generation}: "));
+                Source::Rollback
+            }
+            _ => Source::Api,
+        };
+        let made = Arc::new(Entry::between(&self.config, &config, &result, source, by.clone()));
         let apply = Apply { result, reply: Some(reply), ..Apply::default() }.into();
         match options.confirm {
             None => {
                 let event = Event { by, ..self.event(EventKind::Config, text) };
                 let orphans = self.orphans_after(&config, &config);
                 let then = AfterCommit::Apply { config: config.clone().into(), apply };
-                self.commit_change(config, generation, orphans, event, then, None);
+                self.commit_change(config, generation, orphans, event, vec![made], then, None);
             }
             // The process may end before the change is reverted: the netdevs it would leave are stored as orphans.
             Some(within) => {
                 let orphans = self.orphans_after(&config, &self.config);
-                self.commit_provisional(orphans, ProvisionalChange { config: config.into(), apply, within, text });
+                let back = ChangeResult::between(&config, &self.config, generation_of_revert(generation));
+                let reverted = Entry::between(&config, &self.config, &back, Source::Revert, None).into();
+                let (config, made) = (config.into(), [made, reverted]);
+                self.commit_provisional(orphans, ProvisionalChange { config, apply, within, text, made });
             }
         }
     }
@@ -86,9 +101,13 @@ impl Controller {
         let event = self.event(EventKind::Config, text);
         let orphans = self.orphans_after(&merged.config, &merged.config);
         let generation = result.generation;
+        let mut made = Vec::new();
+        if merged.config != self.config {
+            made.push(Entry::between(&self.config, &merged.config, &result, Source::File, None).into());
+        }
         let apply = Apply { result, reply: Some(reply), ..Apply::default() }.into();
         let then = AfterCommit::Apply { config: merged.config.clone().into(), apply };
-        self.commit_change(merged.config, generation, orphans, event, then, Some(last_applied.into()));
+        self.commit_change(merged.config, generation, orphans, event, made, then, Some(last_applied.into()));
     }
 
     /// Merges the file with API changes.
@@ -102,13 +121,14 @@ impl Controller {
 
     /// Applies a change that is reverted unless confirmed.
     pub(super) async fn apply_provisionally(&mut self, provisional: ProvisionalChange) {
-        let ProvisionalChange { config, apply, within, text } = provisional;
+        let ProvisionalChange { config, apply, within, text, made: [made, reverted] } = provisional;
         let by = apply.reply.as_ref().and_then(|reply| reply.by().cloned());
         self.emit_config(format!("to be confirmed within {}: {text}", seconds(within)), by);
         let previous = self.config.clone();
         self.set_generation(apply.result.generation);
+        self.state.record(made);
         self.unconfirmed =
-            Some(UnconfirmedChange { previous, within, deadline: time::now() + within, cancelled: None });
+            Some(UnconfirmedChange { previous, within, deadline: time::now() + within, reverted, cancelled: None });
         self.apply(*config, Apply { to_be_confirmed: true, ..*apply }).await;
     }
 
@@ -150,7 +170,7 @@ impl Controller {
         let event = Event { by: reply.by().cloned(), ..self.event(EventKind::Config, text) };
         let orphans = self.orphans_after(&self.config, &self.config);
         let next = AfterCommit::Answer { changed, reply };
-        self.commit_change(self.config.clone(), generation, orphans, event, next, None);
+        self.commit_change(self.config.clone(), generation, orphans, event, Vec::new(), next, None);
     }
 
     /// Reverts the unconfirmed change as soon as it is applied, and answers then.
@@ -188,6 +208,7 @@ impl Controller {
             None => format!("not confirmed within {}", seconds(within)),
         };
         let by = cancelled.as_ref().and_then(|reply| reply.by().cloned());
+        self.state.record(Entry::between(&self.config, &previous, &result, Source::Revert, by.clone()).into());
         self.emit_config(format!("{why}; reverted: {text}"), by);
         self.apply(previous, Apply { result, reply: cancelled, ..Apply::default() }).await;
     }

@@ -19,6 +19,7 @@ use crate::control::desired::change::ChangeError;
 use crate::control::desired::diff::describe_changes;
 use crate::control::desired::orphans::Orphans;
 use crate::control::state::events::{Event, EventKind, shorten};
+use crate::control::state::history::Entry;
 use crate::control::state::store::StoreError;
 use crate::time::{self, MonoTime};
 
@@ -70,10 +71,11 @@ impl Controller {
         }
         let (events, mut store, done) =
             (self.event_log.take_uncommitted(), self.state.clone(), self.device_event_sender.clone());
-        if self.unconfirmed.is_some() {
+        if let Some(unconfirmed) = &self.unconfirmed {
             store.set_generation(generation_of_revert(self.state.generation()));
+            store.record(unconfirmed.reverted.clone());
         }
-        self.commit = Some(Commit::Events);
+        self.begin_commit(Commit::Events);
         // Includes the initial configuration, if it could not be stored before.
         let stored = self.unconfirmed.as_ref().map_or(&self.config, |unconfirmed| &unconfirmed.previous);
         let due = is_due.then(|| (stored.clone(), self.orphans_after(&self.config, stored)));
@@ -95,9 +97,12 @@ impl Controller {
         }
         let stored = self.unconfirmed.as_ref().map_or(&self.config, |unconfirmed| &unconfirmed.previous);
         let orphans = self.orphans_after(&self.config, stored);
-        let (events, store, done) =
+        let (events, mut store, done) =
             (self.event_log.take_uncommitted(), self.state.clone(), self.device_event_sender.clone());
-        self.commit = Some(Commit::Events);
+        if let Some(unconfirmed) = &self.unconfirmed {
+            store.record(unconfirmed.reverted.clone());
+        }
+        self.begin_commit(Commit::Events);
         tokio::spawn(async move {
             let result = store.commit_orphans(&orphans, None, events.clone()).await;
             let _ = done.send(DeviceEvent::Committed(CommitDone::Events(result, events)));
@@ -106,8 +111,9 @@ impl Controller {
 
     /// Starts committing the orphans of a provisional change, which is then applied. No other commit is in progress.
     pub(super) fn commit_provisional(&mut self, orphans: Orphans, provisional: ProvisionalChange) {
-        let (store, done) = (self.state.clone(), self.device_event_sender.clone());
-        self.commit = Some(Commit::Change);
+        let (mut store, done) = (self.state.clone(), self.device_event_sender.clone());
+        provisional.made.iter().for_each(|entry| store.record(entry.clone()));
+        self.begin_commit(Commit::Change);
         // The next start finds the configuration of before, which has another number than the provisional one.
         let generation = generation_of_revert(provisional.apply.result.generation);
         tokio::spawn(async move {
@@ -124,6 +130,7 @@ impl Controller {
         generation: u64,
         orphans: Orphans,
         event: Event,
+        made: Vec<Arc<Entry>>,
         next: AfterCommit,
         last_applied: Option<Arc<Value>>,
     ) {
@@ -131,14 +138,15 @@ impl Controller {
         let event = self.event_log.hold(event, time::now());
         let (mut store, done) = (self.state.clone(), self.device_event_sender.clone());
         store.set_generation(generation);
+        made.iter().for_each(|entry| store.record(entry.clone()));
         if let Some(last_applied) = &last_applied {
             store.set_last_applied(last_applied.clone());
         }
-        self.commit = Some(Commit::Change);
+        self.begin_commit(Commit::Change);
         tokio::spawn(async move {
             let events = before.iter().chain([&event]).cloned().collect();
             let result = store.commit(&config, &orphans, events).await;
-            let committed = ChangeCommitted { result, generation, event, before, next, last_applied };
+            let committed = ChangeCommitted { result, generation, event, before, made, next, last_applied };
             let _ = done.send(DeviceEvent::Committed(CommitDone::Change(committed.into())));
         });
     }
@@ -153,6 +161,7 @@ impl Controller {
     /// Handles the result of a commit.
     pub(super) async fn handle_commit_done(&mut self, done: CommitDone) {
         self.commit = None;
+        self.measure_commit(&done);
         match done {
             CommitDone::Events(result, events) => self.handle_events_committed(result, events),
             CommitDone::Change(committed) => {
@@ -170,8 +179,25 @@ impl Controller {
         }
     }
 
+    fn measure_commit(&self, done: &CommitDone) {
+        let measures = self.health.measures();
+        measures.commits.observe(time::now().since(self.commit_begun));
+        let has_failed = match done {
+            CommitDone::Events(result, _) | CommitDone::Attempt(result, _) => result.is_err(),
+            CommitDone::Change(committed) => committed.result.is_err(),
+        };
+        if has_failed {
+            measures.commit_failures.add_one();
+        }
+    }
+
+    fn begin_commit(&mut self, commit: Commit) {
+        self.commit = Some(commit);
+        self.commit_begun = time::now();
+    }
+
     async fn handle_change_committed(&mut self, committed: ChangeCommitted) {
-        let ChangeCommitted { result, generation, event, before, next, last_applied } = committed;
+        let ChangeCommitted { result, generation, event, before, made, next, last_applied } = committed;
         self.settle_event(event, before, result.as_ref().err());
         if let Err(error) = result {
             return match next {
@@ -181,6 +207,7 @@ impl Controller {
         }
         self.state.mark_committed();
         self.set_generation(generation);
+        made.into_iter().for_each(|entry| self.state.record(entry));
         if let Some(last_applied) = last_applied {
             self.state.set_last_applied(last_applied);
         }
@@ -356,11 +383,19 @@ impl Controller {
                 // The change is stored and takes effect at the next start; the client is told that the switch stops.
                 Some(DeviceEvent::Committed(CommitDone::Change(committed))) => {
                     self.commit = None;
-                    let ChangeCommitted { result, event, before, .. } = *committed;
+                    let ChangeCommitted { result, event, before, made, .. } = *committed;
                     self.settle_event(event, before, result.as_ref().err());
+                    if result.is_ok() {
+                        made.into_iter().for_each(|entry| self.state.record(entry));
+                    }
                 }
                 // The client is told that the switch stops.
-                Some(DeviceEvent::Committed(CommitDone::Attempt(..))) => self.commit = None,
+                Some(DeviceEvent::Committed(CommitDone::Attempt(result, provisional))) => {
+                    self.commit = None;
+                    if result.is_ok() {
+                        provisional.made.into_iter().for_each(|entry| self.state.record(entry));
+                    }
+                }
                 // Dropping it closes a device opened meanwhile.
                 Some(_) => {}
                 None => return,

@@ -55,6 +55,9 @@ impl Controller {
                 self.next_attempt = Some(self.next_attempt.map_or(next, |earlier: MonoTime| earlier.min(next)));
                 continue;
             }
+            if !reason.is_empty() {
+                self.health.measures().open_retries.add_one();
+            }
             port.state = State::Opening { reason: std::mem::take(reason) };
             port.retry.tried(now, RETRY_INTERVAL, now.nanos() ^ port.key);
             let (key, done, pool) = (port.key, self.device_event_sender.clone(), self.pool);

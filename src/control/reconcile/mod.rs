@@ -170,6 +170,8 @@ pub struct Controller {
     device_event_sender: mpsc::UnboundedSender<DeviceEvent>,
     /// Commit in progress.
     commit: Option<Commit>,
+    /// Its start.
+    commit_begun: MonoTime,
     /// Change being applied.
     applying: Option<Apply>,
     /// Changes that are applied except for ports still being opened.
@@ -211,7 +213,9 @@ impl Controller {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut finish_by: Option<MonoTime> = None;
+        let mut checked = time::now();
         loop {
+            self.health.measures().waiting_changes.set(self.waiting.len());
             // Finishes and answers the change in progress within FINISH_TIMEOUT.
             if let Some(until) = finish_by {
                 if !self.has_change_in_progress() {
@@ -258,6 +262,7 @@ impl Controller {
                 () = sleep(next.unwrap_or_default()), if next.is_some() => self.try_down_ports(),
                 () = sleep(time_left.unwrap_or_default()), if time_left.is_some() => self.revert().await,
                 _ = retry.tick() => {
+                    self.measure(std::mem::replace(&mut checked, time::now()));
                     self.check_ports().await;
                     self.check_netdevs();
                     self.fail_over().await;
@@ -272,6 +277,19 @@ impl Controller {
                 }
             }
         }
+    }
+
+    /// Measures the control loop at a periodic check. The last one was at `checked`.
+    fn measure(&self, checked: MonoTime) {
+        let measures = self.health.measures();
+        measures.latency.observe(time::now().since(checked).saturating_sub(RETRY));
+        let is_well = |port: &&Port| {
+            matches!(port.state, State::Up { .. } | State::Tagged { .. })
+                || !port.endpoint.labels(&self.config).admin_up
+        };
+        measures.ports.set(self.ports.len());
+        measures.ports_well.set(self.ports.iter().filter(is_well).count());
+        measures.troubles.set(self.mitigation.troubles());
     }
 
     /// Checks namespaces and links, and continues opening ports.

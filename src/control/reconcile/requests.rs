@@ -1,8 +1,9 @@
 //! Answers requests. Changes are applied one at a time; others queue behind the change in progress.
 
 use super::Controller;
-use crate::control::api::handle::{Flush, Request};
+use crate::control::api::handle::{Flush, Reply, Request, Restored};
 use crate::control::background;
+use crate::control::config::Config;
 use crate::control::desired::change::{ChangeError, ChangeResult};
 use crate::control::status::StatusBuilder;
 use crate::switch::PortId;
@@ -31,6 +32,8 @@ impl Controller {
                 let outcome = outcome.map(|(_, changed)| ChangeResult { generation, ..changed });
                 let _ = reply.send(outcome);
             }
+            Request::History(reply) => drop(reply.send(self.state.history().views())),
+            Request::Restored(generation, reply) => self.restored(generation, reply),
             Request::Unconfirmed(reply) => drop(reply.send(self.unconfirmed_view())),
             Request::Events(which, from, reply) => self.read_events(which, from, reply),
             Request::Release(port, reply) => {
@@ -78,6 +81,28 @@ impl Controller {
         }
     }
 
+    /// Restores the configuration of a generation, by default the one before the newest, in the background: a long way
+    /// back takes long.
+    fn restored(&self, generation: Option<u64>, reply: Reply<Result<Restored, ChangeError>>) {
+        let history = self.state.history().clone();
+        let (newest, before) = history.newest();
+        let Some(generation) = generation.or(before) else {
+            let message = "there is no earlier generation yet; `GET /v1/history` lists those that are recorded";
+            return drop(reply.send(Err(ChangeError::conflict("not_restorable", message))));
+        };
+        let current = self.config.clone();
+        tokio::spawn(async move {
+            let restored = move || {
+                let config =
+                    history.restore(&current, generation).map(|config| Config { switch: current.switch, ..config });
+                let newest = newest.unwrap_or_default();
+                // The client may have disconnected.
+                let _ = reply.send(config.map(|config| Restored { generation, newest, config }));
+            };
+            let _ = background::run(restored).await;
+        });
+    }
+
     /// Answers a request that reads status.
     async fn read(&self, request: Request) {
         let report = StatusBuilder {
@@ -115,6 +140,8 @@ impl Controller {
             | Request::Cancel(_)
             | Request::Unconfirmed(_)
             | Request::Reload(..)
+            | Request::History(_)
+            | Request::Restored(..)
             | Request::Diff(..)
             | Request::Events(..)
             | Request::Release(..)

@@ -13,6 +13,7 @@ use crate::control::desired::change::{ChangeError, ChangeResult};
 use crate::control::desired::orphans::OrphanNetdev;
 use crate::control::state::StateStore;
 use crate::control::state::events::Event;
+use crate::control::state::history::Entry;
 use crate::control::state::store::StoreError;
 use crate::device::properties::Properties;
 use crate::device::{OpenError, Opened, Removal, Settings};
@@ -104,6 +105,8 @@ pub(super) struct ChangeCommitted {
     /// Event of the change, and earlier events committed with it.
     pub event: Event,
     pub before: Vec<Event>,
+    /// Generations that it makes.
+    pub made: Vec<Arc<Entry>>,
     pub next: AfterCommit,
     /// The configuration file applied with it, if any.
     pub last_applied: Option<Arc<Value>>,
@@ -129,6 +132,8 @@ pub(super) struct ProvisionalChange {
     pub within: Duration,
     /// Summary of changes.
     pub text: String,
+    /// The generation that it makes, and the one of its revert if the process ends before.
+    pub made: [Arc<Entry>; 2],
 }
 
 /// State that was unusable at the start and is usable now.

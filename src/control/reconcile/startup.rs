@@ -119,6 +119,7 @@ impl Controller {
             device_events,
             device_event_sender,
             commit: None,
+            commit_begun: time::now(),
             applying: None,
             pending: Vec::new(),
             waiting: VecDeque::new(),

@@ -14,9 +14,12 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
+use super::history::{Entry, History, Source};
+use super::store::HistoryRow;
 use super::{Backend, StateStore};
 use crate::control::background;
 use crate::control::config::{self, Config, ConfigFile, StoredConfig, SwitchSettings};
+use crate::control::desired::change::ChangeResult;
 use crate::control::desired::diff::describe_changes;
 use crate::control::desired::merge::{Merged, merge};
 use crate::control::desired::orphans::{self, Orphans};
@@ -125,7 +128,9 @@ impl StateStore {
         let (orphans, is_due, events) = (Orphans::new(), false, Vec::new());
         // Greater than those of earlier starts.
         let generation = time::wall().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs());
-        (file.config, StateStore { backend, last_applied, unknown, orphans, is_due, events, generation })
+        let mut history = History::default();
+        history.record(Entry::first(generation, Source::File, "the first generation that is recorded").into());
+        (file.config, StateStore { backend, last_applied, unknown, orphans, is_due, events, generation, history })
     }
 }
 
@@ -180,7 +185,7 @@ async fn open_over(again: Arc<ReopenSettings>) -> Result<(Config, StateStore), S
     // A state that is read-only or in use may still be readable.
     let peeked = timeout(DISK_AT_START, background::run(move || store::peek(&path))).await;
     let Ok(Ok(Ok(desired))) = peeked else { return without_state(&again, why.into()) };
-    match merge_over(&again, desired, Backend::Broken(why.to_string(), again.clone())) {
+    match merge_over(&again, desired, &[], Backend::Broken(why.to_string(), again.clone())) {
         Ok(OpenedState { config, store: state_store, .. }) => {
             error!("{why}. The switch runs the stored state, and refuses changes until the state can be written");
             // The process that has it open may need the orphans. A later retry merges the file again and emits the
@@ -198,7 +203,15 @@ async fn open_with_store(
     desired: Option<DesiredState>,
 ) -> Result<(Config, StateStore), StartError> {
     let store = Arc::new(store);
-    match merge_over(again, desired, Backend::Open(store.clone())) {
+    let history = timeout(DISK_AT_START, store.history()).await.unwrap_or_else(|_| {
+        let (path, seconds) = (again.path.clone(), DISK_AT_START.as_secs());
+        Err(StoreError::Hangs { path, seconds })
+    });
+    let history = history.unwrap_or_else(|why| {
+        warn!("the recorded generations cannot be read: {why}");
+        Vec::new()
+    });
+    match merge_over(again, desired, &history, Backend::Open(store.clone())) {
         Ok(OpenedState { config, store: mut state_store, before }) => {
             drop(store);
             state_store.commit_initial(&config, before, DISK_AT_START).await;
@@ -232,6 +245,7 @@ struct OpenedState {
 fn merge_over(
     again: &ReopenSettings,
     desired: Option<DesiredState>,
+    history: &[HistoryRow],
     backend: Backend,
 ) -> Result<OpenedState, StartError> {
     let path = again.path.display().to_string();
@@ -265,8 +279,19 @@ fn merge_over(
     };
     let generation = before.generation
         + u64::from(config.networks != state.networks || config.vms != state.vms || config.uplinks != state.uplinks);
+    let is_of_file = |file: &ConfigFile| {
+        let Config { networks, vms, uplinks, .. } = &file.config;
+        (networks, vms, uplinks) == (&state.networks, &state.vms, &state.uplinks)
+    };
+    let first = if again.file.as_ref().is_some_and(is_of_file) { Source::File } else { Source::State };
+    let mut history = History::load(history, before.generation, first);
+    if generation > before.generation {
+        let result =
+            ChangeResult::between(&Config { switch: config.switch.clone(), ..state.clone() }, &config, generation);
+        history.record(Entry::between(state, &config, &result, Source::File, None).into());
+    }
     let last_applied = last_applied.into();
-    let store = StateStore { backend, last_applied, unknown, orphans, is_due: false, events, generation };
+    let store = StateStore { backend, last_applied, unknown, orphans, is_due: false, events, generation, history };
     Ok(OpenedState { config, store, before: Some(before) })
 }
 

@@ -9,6 +9,7 @@ pub mod event_limit;
 pub mod event_log;
 pub mod event_page;
 pub mod events;
+pub mod history;
 mod last_applied;
 pub mod store;
 
@@ -19,6 +20,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 use tracing::{error, warn};
 
+use self::history::{Entry, History};
 use self::last_applied::ReopenSettings;
 pub use self::last_applied::{DISK_AT_START, Precedence, StartError, StartPreview, last_applied, preview, stored};
 use crate::control::config::{Config, ConfigFile, UnknownParts};
@@ -44,6 +46,8 @@ pub struct StateStore {
     events: Vec<Event>,
     /// Number of the desired configuration.
     generation: u64,
+    /// The last generations, with the one of the desired configuration.
+    history: History,
 }
 
 #[derive(Debug, Clone)]
@@ -91,12 +95,25 @@ impl StateStore {
         self.is_due = true;
     }
 
+    /// The last generations of the desired configuration.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Records a generation, which is stored with the next commit.
+    pub fn record(&mut self, entry: Arc<Entry>) {
+        self.history.record(entry);
+    }
+
     /// Stores a configuration, its orphans and events durably.
     pub async fn commit(&self, config: &Config, orphans: &Orphans, events: Vec<Event>) -> Result<(), ChangeError> {
         match &self.backend {
             Backend::None => Ok(()),
             Backend::Open(store) => {
-                let stored = store.commit(self.desired(config, orphans), events).await;
+                let stored = match store.set_history(self.history.rows()).await {
+                    Ok(()) => store.commit(self.desired(config, orphans), events).await,
+                    Err(why) => Err(why),
+                };
                 stored.map_err(|why| ChangeError::switch("store_failed", why.to_string()))
             }
             Backend::Broken(why, _) => Err(ChangeError::switch("store_failed", why.as_str())),
@@ -106,7 +123,10 @@ impl StateStore {
     /// Stores the initial configuration, if still due, and events.
     pub async fn commit_due(&self, config: &Config, orphans: &Orphans, events: Vec<Event>) -> Result<(), StoreError> {
         match self.store() {
-            Some(store) => store.commit(self.desired(config, orphans), events).await,
+            Some(store) => {
+                store.set_history(self.history.rows()).await?;
+                store.commit(self.desired(config, orphans), events).await
+            }
             None => Ok(()),
         }
     }
@@ -124,7 +144,10 @@ impl StateStore {
         events: Vec<Event>,
     ) -> Result<(), StoreError> {
         match self.store() {
-            Some(store) => store.commit_orphans(orphans::to_value(orphans), generation, events).await,
+            Some(store) => {
+                store.set_history(self.history.rows()).await?;
+                store.commit_orphans(orphans::to_value(orphans), generation, events).await
+            }
             None => Ok(()),
         }
     }
@@ -183,7 +206,10 @@ impl StateStore {
     /// Stores events.
     pub async fn append_events(&self, events: Vec<Event>) -> Result<(), StoreError> {
         match self.store() {
-            Some(store) if !events.is_empty() => store.append_events(events).await,
+            Some(store) if !events.is_empty() => {
+                store.set_history(self.history.rows()).await?;
+                store.append_events(events).await
+            }
             _ => Ok(()),
         }
     }

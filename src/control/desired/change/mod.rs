@@ -33,6 +33,13 @@ use crate::control::problem::{Problem, Subject};
 pub enum Change {
     /// Replaces the configuration. `[switch]` is fixed at start.
     Apply(Config),
+    /// Replaces the configuration by that of an earlier generation.
+    Rollback {
+        /// Its number.
+        generation: u64,
+        /// The configuration.
+        config: Config,
+    },
     /// Appends these ports to those of the VM, in this order. Creates an unknown VM.
     Attach {
         /// The VM.
@@ -129,7 +136,7 @@ impl Change {
     /// applied configuration that lists them.
     pub fn to(&self, now: &Config) -> Result<Config, ChangeError> {
         let wanted = match self {
-            Change::Apply(config) => apply(now, config),
+            Change::Apply(config) | Change::Rollback { config, .. } => apply(now, config),
             Change::Attach { vm, ports } => attach(now, vm, ports),
             Change::ApplyOwned { owner, config } => owned::replace(now, owner, config),
             Change::PutPort { vm, port } => entities::put_port(now, vm, port),

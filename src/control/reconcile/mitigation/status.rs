@@ -49,6 +49,11 @@ impl Mitigation {
         active.chain(notices).chain(over).collect()
     }
 
+    /// Number of active loops and storms.
+    pub fn troubles(&self) -> usize {
+        self.loops.loops().count() + self.monitor.active_storms().len()
+    }
+
     /// Counts of loops, storms, dampened stations and probes.
     pub fn counts(&self, ports: &[Port]) -> LoopCounts {
         let drops = |reason| ports.iter().map(|port| port.sum(|counters| counters.drops_in.get(reason))).sum();

@@ -26,7 +26,7 @@ use tracing::warn;
 use self::stations::StationSave;
 use super::error::StoreError;
 use super::rows::{parts, put_parts, text, version};
-use super::{DesiredState, file, renamed, rows};
+use super::{DesiredState, HistoryRow, file, history, renamed, rows};
 use crate::control::state::event_log::RESERVED;
 use crate::control::state::event_page::{PAGE, PAGE_BYTES};
 use crate::control::state::events::Event;
@@ -77,6 +77,10 @@ pub struct Database {
     connection: Connection,
     history: History,
     saving: Option<StationSave>,
+    /// The generations to store with the next commit.
+    generations: Option<Vec<HistoryRow>>,
+    /// Those that this has stored; `None`: none yet.
+    written: Option<Vec<HistoryRow>>,
 }
 
 impl Database {
@@ -93,7 +97,7 @@ impl Database {
     ) -> Result<(Database, Option<DesiredState>), StoreError> {
         let path = file::provide(path, first)?;
         let connection = connect(&path)?;
-        let database = Database { path, connection, history, saving: None };
+        let database = Database { path, connection, history, saving: None, generations: None, written: None };
         let desired = database.desired()?;
         Ok((database, desired))
     }
@@ -127,7 +131,9 @@ impl Database {
                 let orphans = read(rows::ORPHANS)?.unwrap_or_default();
                 let stored = read(rows::GENERATION)?.and_then(|number| number.as_u64()).unwrap_or_default();
                 // Another version may have stored another configuration, and not its generation.
-                let is_ours = read("version")?.is_some_and(|by| by == version());
+                let by = read("version")?.unwrap_or_default();
+                let is_ours = by == version()
+                    || history::is_recorded(&self.connection, stored, &by).map_err(self.to_store_error())?;
                 let generation = if is_ours { stored } else { stored.saturating_add(1) };
                 Ok(Some(DesiredState { last_applied, config, orphans, generation }))
             }
@@ -142,7 +148,7 @@ impl Database {
 
     /// Stores a desired state and events durably, all or nothing.
     pub fn commit(&mut self, desired: &DesiredState, events: &[Event]) -> Result<(), StoreError> {
-        self.put(&parts(desired, &desired.generation.into(), &version()), events)
+        self.put(&parts(desired, &desired.generation.into(), &version()), events, true)
     }
 
     /// Stores orphans and a generation, if given, and events durably, all or nothing.
@@ -155,12 +161,12 @@ impl Database {
         let generation = generation.map(Value::from);
         let parts = [(rows::ORPHANS, orphans), (rows::GENERATION, generation.as_ref())];
         let parts: Vec<_> = parts.into_iter().filter_map(|(part, value)| Some((part, value?))).collect();
-        self.put(&parts, events)
+        self.put(&parts, events, true)
     }
 
     /// Stores the state of loop mitigation durably.
     pub fn put_loops(&mut self, loops: &Value) -> Result<(), StoreError> {
-        self.put(&[("loops", loops)], &[])
+        self.put(&[("loops", loops)], &[], false)
     }
 
     /// The stored state of loop mitigation; null without.
@@ -168,20 +174,40 @@ impl Database {
         Ok(self.part("loops")?.unwrap_or_default())
     }
 
-    fn put(&mut self, parts: &[(&str, &Value)], events: &[Event]) -> Result<(), StoreError> {
+    /// The recorded generations, ascending.
+    pub fn history(&self) -> Result<Vec<HistoryRow>, StoreError> {
+        history::read(&self.connection).map_err(self.to_store_error())
+    }
+
+    /// From the next commit on, the file has these generations.
+    pub fn set_history(&mut self, rows: Vec<HistoryRow>) {
+        self.generations = Some(rows);
+    }
+
+    fn put(&mut self, parts: &[(&str, &Value)], events: &[Event], with_history: bool) -> Result<(), StoreError> {
         let last = events.iter().map(|event| event.id).max().unwrap_or_default();
         let events =
             events.iter().map(|event| Ok((micros(&event.time)?, text(event)))).collect::<Result<Vec<_>, _>>()?;
-        let history = self.history;
-        self.transact(|transaction| {
+        let bounds = self.history;
+        let generations = if with_history { self.generations.take() } else { None };
+        let written = self.written.take();
+        let result = self.transact(|transaction| {
             put_parts(transaction, parts)?;
+            if let Some(rows) = &generations {
+                history::write(transaction, rows, written.as_deref())?;
+            }
             if !events.is_empty() {
                 append(transaction, &events)?;
-                prune(transaction, history)?;
+                prune(transaction, bounds)?;
                 renew_ids(transaction, last)?;
             }
             Ok(())
-        })
+        });
+        self.written = match &result {
+            Ok(()) => generations.or(written),
+            Err(_) => written,
+        };
+        result
     }
 
     /// The newest `max` of the events at `since` or later, the oldest first.
@@ -235,7 +261,7 @@ impl Database {
 
     /// Event ids up to this one may be in use, and no greater ones.
     pub fn settle_ids(&mut self, last: u64) -> Result<(), StoreError> {
-        self.put(&[(rows::EVENT_IDS, &last.into())], &[])
+        self.put(&[(rows::EVENT_IDS, &last.into())], &[], false)
     }
 
     /// The greatest id of a stored event, including events of unknown kinds; 0 without events.

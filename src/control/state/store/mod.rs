@@ -8,6 +8,7 @@
 mod database;
 mod error;
 mod file;
+mod history;
 mod peek;
 mod renamed;
 mod reopen;
@@ -25,6 +26,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use self::database::Database;
 pub use self::database::StoredPage;
 pub use self::error::StoreError;
+pub use self::history::HistoryRow;
 pub use self::peek::peek;
 use self::reopen::StoreHandle;
 use crate::control::background;
@@ -126,6 +128,20 @@ impl Store {
     /// Stores a desired state and events durably, all or nothing.
     pub async fn commit(&self, desired: DesiredState, events: Vec<Event>) -> Result<(), StoreError> {
         self.request_handle(move |handle| handle.commit(desired, &events)).await
+    }
+
+    /// The recorded generations, ascending.
+    pub async fn history(&self) -> Result<Vec<HistoryRow>, StoreError> {
+        self.request(|database| database.history()).await
+    }
+
+    /// From the next commit on, the file has these generations.
+    pub async fn set_history(&self, rows: Vec<HistoryRow>) -> Result<(), StoreError> {
+        self.request_handle(move |handle| {
+            handle.set_history(rows);
+            Ok(())
+        })
+        .await
     }
 
     /// Stores events durably, all or nothing.

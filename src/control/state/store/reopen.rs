@@ -14,7 +14,7 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::database::Database;
-use super::{DesiredState, StoreError};
+use super::{DesiredState, HistoryRow, StoreError};
 use crate::control::state::events::Event;
 
 /// The file at a path, open if possible.
@@ -24,6 +24,8 @@ pub struct StoreHandle {
     open: Option<Open>,
     /// The desired state last stored; none for a new file.
     desired: Option<DesiredState>,
+    /// The generations that the file is to have; `None`: those that it has.
+    history: Option<Vec<HistoryRow>>,
 }
 
 #[derive(Debug)]
@@ -38,12 +40,20 @@ impl StoreHandle {
     pub fn open(path: PathBuf, first: Option<&DesiredState>) -> Result<StoreHandle, StoreError> {
         let (database, desired) = Database::open(&path, first)?;
         let open = Some(Open { database, file: identity(&path) });
-        Ok(StoreHandle { path, open, desired })
+        Ok(StoreHandle { path, open, desired, history: None })
     }
 
     /// The desired state.
     pub fn desired(&self) -> Option<&DesiredState> {
         self.desired.as_ref()
+    }
+
+    /// From the next commit on, the file has these generations.
+    pub fn set_history(&mut self, rows: Vec<HistoryRow>) {
+        if let Some(open) = &mut self.open {
+            open.database.set_history(rows.clone());
+        }
+        self.history = Some(rows);
     }
 
     /// Stores a desired state and events durably, all or nothing.
@@ -88,6 +98,9 @@ impl StoreHandle {
         }
         if self.open.is_none() {
             let (mut database, found) = Database::open(&self.path, self.desired.as_ref())?;
+            if let Some(rows) = &self.history {
+                database.set_history(rows.clone());
+            }
             if let Some(desired) = &self.desired
                 && found.as_ref() != Some(desired)
             {

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
-use vifswitch::control::api::handle::{ChangeOptions, Flush, Handle, Request};
+use vifswitch::control::api::handle::{ChangeOptions, Flush, Handle, Request, Restored};
 use vifswitch::control::api::responses::{
     AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CountsView, DeviceView, Direction, DropView,
     NetworkView, PortView, StationKind, StationView, Status, UplinkNetworkView, UplinkView, VmView, WorkerView,
@@ -17,12 +17,14 @@ use vifswitch::control::api::selection::{self, StationKey};
 use vifswitch::control::api::socket::Socket;
 use vifswitch::control::api::{SHUTDOWN_TIMEOUT, api, serve};
 use vifswitch::control::author::Author;
+use vifswitch::control::config::Config;
 use vifswitch::control::desired::change::{Change, ChangeError, ChangeResult, ErrorKind};
 use vifswitch::control::loops::status::{LoopCounts, LoopKind, LoopStatus, StormStatus};
 use vifswitch::control::state::event_filter::EventFilter;
 use vifswitch::control::state::event_log::EventLog;
 use vifswitch::control::state::event_page::{Cursor, Page};
 use vifswitch::control::state::events::{Event, EventKind};
+use vifswitch::control::state::history::GenerationView;
 
 /// A valid id that needs escaping everywhere.
 pub const ODD: &str = "a\"b\\c";
@@ -388,6 +390,15 @@ impl Views {
                 }
                 Request::Config(_, reply) => drop(reply.send((json!({ "switch": { "cores": [1] } }), GENERATION))),
                 Request::Generation(reply) => drop(reply.send(GENERATION)),
+                Request::History(reply) => drop(reply.send(vec![made_up_generation()])),
+                Request::Restored(generation, reply) => {
+                    let restored = |_| Restored {
+                        generation: generation.unwrap_or(4),
+                        newest: GENERATION,
+                        config: Config::default(),
+                    };
+                    drop(reply.send(mind.answer.clone().map(restored)));
+                }
                 Request::Subscribe(reply) => drop(reply.send(mind.happening.0.lock().unwrap().newest())),
                 Request::Change(change, options, reply) => {
                     mind.record(Received::Change(change, options));
@@ -427,6 +438,17 @@ impl Views {
             }
         }
     }
+}
+
+/// A generation with all that one can have.
+fn made_up_generation() -> GenerationView {
+    serde_json::from_value(json!({
+        "generation": GENERATION, "time": "2026-01-31T12:00:00.000Z", "source": "api",
+        "by": {"uid": 0, "pid": 7, "request_id": "r"}, "changes": ["port \"p\" is gone from VM \"v\""],
+        "differences": [{"kind": "port", "id": "p", "before": {"device_id": "v"}, "after": null}],
+        "omitted": 1, "restorable": true
+    }))
+    .unwrap()
 }
 
 /// A loop, active or ended.
