@@ -1,6 +1,7 @@
 //! The example client of the documentation does what it says, also while the switch is away. Needs root and python3.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -84,7 +85,13 @@ fn it_puts_waits_changes_and_follows_over_a_restart() {
     daemon.stop(Signal::TERM);
     port["mac_address"] = json!("02:00:00:00:00:02");
     std::fs::write(&file, port.to_string()).unwrap();
+    let socket = UnixListener::bind(daemon.socket()).unwrap();
     let waiting = client(&daemon, &["put", file.to_str().unwrap()]).stdout(Stdio::piped()).spawn().unwrap();
+    // Its first attempt is cut off, and so are those of the follower; the next ones find nobody, until the switch is back.
+    let is_put = |stream: UnixStream| BufReader::new(stream).lines().next().unwrap().unwrap().starts_with("PUT");
+    while !is_put(socket.accept().unwrap().0) {}
+    drop(socket);
+    std::fs::remove_file(daemon.socket()).unwrap();
     daemon.start();
     let changed = waiting.wait_with_output().unwrap();
     assert_eq!(changed.status.code(), Some(0), "{changed:?}");
