@@ -93,9 +93,13 @@ impl Handover {
             Kind::Port | Kind::Subport => config.ports().all(|(_, port)| port.id() != id),
         };
         for kind in [Kind::Port, Kind::Uplink] {
-            for (_, values) in self.of(kind).extract_if(.., |id, _| is_gone(kind, id)) {
-                PortCounters::of(&values).iter().for_each(|counters| first.add_removed(counters));
-            }
+            self.of(kind).retain(|id, values| {
+                let is_kept = !is_gone(kind, id);
+                if let Some(counters) = PortCounters::of(values).filter(|_| !is_kept) {
+                    first.add_removed(&counters);
+                }
+                is_kept
+            });
         }
     }
 
