@@ -165,6 +165,7 @@ fn the_socket_for_reads_serves_all_of_them_and_no_change() {
                 "/v1/networks/{id}" => "net1",
                 "/v1/uplinks/{id}" => "up0",
                 "/v1/vms/{id}" => "fw-3",
+                "/v1/history/{id}" => "4",
                 _ => "p1",
             };
             let answer = listener.get(&path.replace("{id}", id));

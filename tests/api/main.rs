@@ -365,9 +365,10 @@ fn scrape(text: &str) -> HashMap<Sample, f64> {
             let (name, kind) = rest.split_once(' ').unwrap();
             assert_eq!(name, family, "{line}");
             ending = Some(match kind {
-                "counter" => "_total",
-                "gauge" => "",
-                "info" => "_info",
+                "counter" => &["_total"][..],
+                "gauge" => &[""],
+                "info" => &["_info"],
+                "histogram" => &["_sum", "_count", "_bucket"],
                 _ => panic!("{line}"),
             });
         } else if let Some(rest) = line.strip_prefix("# UNIT ") {
@@ -375,8 +376,9 @@ fn scrape(text: &str) -> HashMap<Sample, f64> {
             assert!(name == family && name.ends_with(&format!("_{unit}")), "{line}");
         } else {
             let ending = ending.expect("HELP and TYPE come before samples");
-            let name = format!("{family}{ending}");
-            let rest = line.strip_prefix(&name).unwrap_or_else(|| panic!("{line}"));
+            let mut names = ending.iter().map(|ending| format!("{family}{ending}"));
+            let found = names.find_map(|name| Some((line.strip_prefix(&name)?, name)));
+            let (rest, name) = found.unwrap_or_else(|| panic!("{line}"));
             let (labels, value) = match rest.strip_prefix('{') {
                 Some(rest) => labels(rest),
                 None => (BTreeMap::new(), rest),
@@ -476,6 +478,10 @@ fn the_metrics_can_be_scraped() {
 #[test]
 fn metrics_of_an_empty_switch_can_be_scraped() {
     let fake = Fake::with_views(Views::default());
-    assert_eq!(scrape(&request(&fake, "GET", "/metrics").2).len(), 11, "build info, log lines, loops and storms");
+    assert_eq!(
+        scrape(&request(&fake, "GET", "/metrics").2).len(),
+        59,
+        "build info, log lines, loops and storms, control"
+    );
     assert_eq!(request(&fake, "GET", "/v1/ports").2, "[]");
 }

@@ -181,6 +181,7 @@ fn every_page_matches_its_schema() {
             "/v1/networks/{id}" => "net1",
             "/v1/uplinks/{id}" => "up0",
             "/v1/vms/{id}" => "fw-3",
+            "/v1/history/{id}" => "4",
             _ => "p1",
         };
         let answer = request(&fake, "GET", &path.replace("{id}", id));
