@@ -52,7 +52,7 @@ impl Lowering<'_, '_> {
             return None;
         }
         let api = raw.api.as_deref().map_or_else(|| super::SwitchSettings::default().api, PathBuf::from);
-        if api == PathBuf::from(path) {
+        if api.as_os_str() == path {
             let message = "the socket `api` has this path; use another one, such as /run/vifswitch/read.sock";
             self.report("api_read", kind::CONTRADICTION, message);
         }
