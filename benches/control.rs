@@ -1,13 +1,16 @@
-//! Control plane of a full host: the switch as a process, with many taps in the bench's namespaces. Run as root on an
-//! idle machine.
+//! Control plane of a full host: the switch as a process, with many taps in the bench's namespaces, and its state on a
+//! disk. Run as root on an idle machine.
 //!
 //! ```text
-//! cargo bench --bench control -- [--ports 1000] [--networks 100] [--rounds 3] [--cycles 20]
+//! cargo bench --bench control -- [--ports 1000] [--networks 100] [--rounds 3] [--cycles 20] [--clients 32]
+//!     [--each 10] [--short] [--figures]
 //! ```
 //!
 //! Each round begins and ends with an empty switch. Measures at the client: the command `apply` from start to end, an
-//! API request from connect to the end of the response, a start until READY. Prints the median over all rounds, with
-//! minimum and maximum. Removes everything afterwards, also after a failure.
+//! API request from connect to the end of the response, a start until READY. `--clients` change single ports at once,
+//! each its own, `--each` times. Prints the median over all rounds, with minimum, 99th percentile and maximum;
+//! `--figures`: for `scripts/bench`. `--short` leaves restarts out. Removes everything afterwards, also after a failure.
+//! The state is in `$TMPDIR`; in memory its figures mean nothing.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 use std::fmt::Write;
@@ -17,6 +20,7 @@ use hyper::Method;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
 use vifswitch::control::api::client::Client;
 use vifswitch::control::api::responses::Status;
 
@@ -26,28 +30,40 @@ use support::host::daemon::Daemon;
 /// Ports per VM; each VM has a namespace.
 const SIBLINGS: usize = 10;
 
+/// Requests that read one port, per round.
+const READS: usize = 200;
+
 /// Measured values, in order of output.
 #[derive(Default)]
-struct Figures(Vec<(&'static str, &'static str, Vec<f64>)>);
+struct Figures(Vec<(Figure, Vec<f64>)>);
+
+/// What is measured: its name for scripts, its description and its unit.
+type Figure = (&'static str, &'static str, &'static str);
 
 impl Figures {
-    fn note(&mut self, what: &'static str, unit: &'static str, value: f64) {
-        match self.0.iter_mut().find(|(known, ..)| *known == what) {
-            Some((.., values)) => values.push(value),
-            None => self.0.push((what, unit, vec![value])),
+    fn note(&mut self, figure: Figure, value: f64) {
+        match self.0.iter_mut().find(|(known, _)| *known == figure) {
+            Some((_, values)) => values.push(value),
+            None => self.0.push((figure, vec![value])),
         }
     }
 
-    fn millis(&mut self, what: &'static str, spent: Duration) {
-        self.note(what, "ms", spent.as_secs_f64() * 1e3);
+    fn millis(&mut self, name: &'static str, what: &'static str, spent: Duration) {
+        self.note((name, what, "ms"), spent.as_secs_f64() * 1e3);
     }
 
     /// Prints the medians.
-    fn print(&mut self) {
-        for (what, unit, values) in &mut self.0 {
+    fn print(&mut self, for_scripts: bool) {
+        for ((name, what, unit), values) in &mut self.0 {
             values.sort_unstable_by(f64::total_cmp);
-            let (least, median, most) = (values[0], values[values.len() / 2], values[values.len() - 1]);
-            println!("{what:<52} {median:>9.1} {unit:<4} ({least:.1} to {most:.1}, {} times)", values.len());
+            let part = |percent: usize| values[(values.len() * percent / 100).min(values.len() - 1)];
+            let (least, median, late, most) = (part(0), part(50), part(99), part(100));
+            if for_scripts {
+                println!("{name} {median:.3}\n{name}-p99 {late:.3}");
+            } else {
+                let count = values.len();
+                println!("{what:<52} {median:>9.2} {unit:<4} ({least:.2} to {most:.2}, p99 {late:.2}, {count} times)");
+            }
         }
     }
 }
@@ -58,10 +74,16 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     (result, begin.elapsed())
 }
 
+/// A request: method, path and body.
+type Ask = (Method, String, Option<serde_json::Value>);
+
 /// Dimensions of the configuration.
 struct Size {
     ports: usize,
     networks: usize,
+    /// Concurrent clients, and how often each changes its port.
+    clients: usize,
+    each: usize,
 }
 
 /// The switch on a host with namespaces for the VMs.
@@ -75,8 +97,9 @@ struct Bench {
 impl Bench {
     /// `None` without the rights to create namespaces.
     fn new(size: Size) -> Option<Bench> {
-        // One more, for the port that comes and goes.
-        let spaces = (0..size.ports.div_ceil(SIBLINGS) + 1).map(|_| Namespace::new()).collect::<Option<_>>()?;
+        // More, for the ports that come and go.
+        let spaces = (0..(size.ports + 1 + size.clients).div_ceil(SIBLINGS)).map(|_| Namespace::new());
+        let spaces = spaces.collect::<Option<_>>()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Some(Bench { size, daemon: Daemon::new(), spaces, runtime })
     }
@@ -119,10 +142,70 @@ impl Bench {
         })
     }
 
+    /// Path and body of a request that puts a port.
+    fn put(&self, port: usize, mac_limit: usize) -> (String, serde_json::Value) {
+        let mut body = self.port(port);
+        let path = format!("/v1/ports/{}", body["port_id"].as_str().unwrap());
+        body["device_id"] = json!(format!("vm{}", port / SIBLINGS));
+        body["mac_limit"] = json!(mac_limit);
+        (path, body)
+    }
+
+    /// All clients make their requests at once, each one after the other. Returns how long each took, and all.
+    fn at_once(&self, requests: impl Fn(usize) -> Vec<Ask>) -> (Vec<Duration>, Duration) {
+        let clients: Vec<_> = (0..self.size.clients).map(&requests).collect();
+        let socket = self.daemon.socket();
+        let all = self.runtime.block_on(async {
+            let begin = Instant::now();
+            let mut running = JoinSet::new();
+            for requests in clients {
+                let client = Client::new(&socket);
+                running.spawn(async move {
+                    let mut each = Vec::new();
+                    for (method, path, body) in requests {
+                        let begin = Instant::now();
+                        client.request(method, &path, body.as_ref()).await.unwrap_or_else(|e| panic!("{path}: {e}"));
+                        each.push(begin.elapsed());
+                    }
+                    each
+                });
+            }
+            (running.join_all().await.concat(), begin.elapsed())
+        });
+        all
+    }
+
+    /// Concurrent clients: each puts a port and deletes it, and changes a key of one that exists.
+    fn crowd(&self, figures: &mut Figures) {
+        let Size { ports, each, .. } = self.size;
+        let come_and_go = |client: usize| {
+            let (path, body) = self.put(ports + 1 + client, 9);
+            let pair = [(Method::PUT, path.clone(), Some(body)), (Method::DELETE, path, None)];
+            (0..each).flat_map(|_| pair.clone()).collect()
+        };
+        let change = |client: usize| {
+            let ask = |turn: usize| {
+                let (path, body) = self.put(client * ports / self.size.clients, 9 + turn % 2);
+                (Method::PUT, path, Some(body))
+            };
+            (0..2 * each).map(ask).collect()
+        };
+        let kinds: [(_, _, _, _, &dyn Fn(usize) -> Vec<Ask>); 2] = [
+            ("crowd", "concurrent clients: ports put and deleted, changes", "crowd-each", "each of them", &come_and_go),
+            ("keys", "concurrent clients: keys changed, changes", "keys-each", "each of them ", &change),
+        ];
+        for (name, what, name_of_each, what_of_each, requests) in kinds {
+            let (all, spent) = self.at_once(requests);
+            figures.note((name, what, "/s"), all.len() as f64 / spent.as_secs_f64());
+            all.into_iter().for_each(|spent| figures.millis(name_of_each, what_of_each, spent));
+        }
+    }
+
     fn request(&self, method: Method, path: &str, body: Option<&serde_json::Value>) -> serde_json::Value {
         let client = Client::new(self.daemon.socket());
         let answer = self.runtime.block_on(client.request(method, path, body));
-        serde_json::from_str(&answer.unwrap_or_else(|e| panic!("{path}: {e}\n{}", self.daemon.log()))).unwrap()
+        let answer = answer.unwrap_or_else(|e| panic!("{path}: {e}\n{}", self.daemon.log()));
+        serde_json::from_str(&answer).unwrap()
     }
 
     /// Applies a configuration with `ports` ports by the command `vifswitch apply`.
@@ -159,47 +242,58 @@ impl Bench {
         timed(|| self.daemon.start_over("--state", &state)).1
     }
 
-    fn round(&mut self, cycles: usize, figures: &mut Figures) {
+    fn round(&mut self, cycles: usize, is_short: bool, figures: &mut Figures) {
         let all = self.size.ports;
         self.daemon.configure(&self.text(0));
         self.daemon.start();
-        figures.note("memory of an empty switch (VmRSS)", "MiB", self.memory("VmRSS"));
-        figures.millis("apply all, from empty", self.apply(all));
-        for _ in 0..cycles {
-            let (port, vm) = (self.port(all), format!("/v1/vms/vm{}/ports", all / SIBLINGS));
-            figures.millis("attach one", timed(|| self.request(Method::POST, &vm, Some(&port))).1);
-            let path = format!("/v1/ports/{}", port["port_id"].as_str().unwrap());
-            figures.millis("detach one", timed(|| self.request(Method::DELETE, &path, None)).1);
+        figures.note(("empty", "memory of an empty switch (VmRSS)", "MiB"), self.memory("VmRSS"));
+        figures.millis("apply", "apply all, from empty", self.apply(all));
+        for cycle in 0..cycles {
+            let (path, body) = self.put(all, 9);
+            figures.millis("put", "put one more port", timed(|| self.request(Method::PUT, &path, Some(&body))).1);
+            let (_, changed) = self.put(all, 10 + cycle);
+            figures.millis("key", "change a key of it", timed(|| self.request(Method::PUT, &path, Some(&changed))).1);
+            figures.millis("delete", "delete it", timed(|| self.request(Method::DELETE, &path, None)).1);
         }
-        figures.millis("show all ports", timed(|| self.daemon.ports()).1);
-        figures.note("memory with all (VmRSS)", "MiB", self.memory("VmRSS"));
-        assert!(self.daemon.stop(Signal::TERM).success());
-        figures.millis("restart with all taps", self.start());
-        self.check(all);
-        self.daemon.stop(Signal::KILL);
-        figures.millis("restart after kill -9", self.start());
-        self.check(all);
-        figures.millis("apply none: remove all", self.apply(0));
-        figures.note("maximum memory until all are removed (VmHWM)", "MiB", self.memory("VmHWM"));
+        for number in 0..READS {
+            let (path, _) = self.put(number * all / READS, 9);
+            figures.millis("get", "get one port", timed(|| self.request(Method::GET, &path, None)).1);
+        }
+        figures.millis("show", "show all ports", timed(|| self.daemon.ports()).1);
+        self.crowd(figures);
+        figures.note(("full", "memory with all (VmRSS)", "MiB"), self.memory("VmRSS"));
+        if !is_short {
+            assert!(self.daemon.stop(Signal::TERM).success());
+            figures.millis("restart", "restart with all taps", self.start());
+            self.check(all);
+            self.daemon.stop(Signal::KILL);
+            figures.millis("killed", "restart after kill -9", self.start());
+            self.check(all);
+        }
+        figures.millis("none", "apply none: remove all", self.apply(0));
+        let most = self.memory("VmHWM");
+        figures.note(("most", "maximum memory until all are removed (VmHWM)", "MiB"), most);
         let (ended, spent) = timed(|| self.daemon.stop(Signal::TERM));
         assert!(ended.success());
-        figures.millis("stop, empty", spent);
+        figures.millis("stop", "stop, empty", spent);
         std::fs::remove_file(self.state()).unwrap();
     }
 }
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    let number = |key: &str, default: usize| match arguments.iter().position(|argument| argument == key) {
-        Some(at) => arguments[at + 1].parse().unwrap(),
-        None => default,
-    };
-    let size = Size { ports: number("--ports", 1000), networks: number("--networks", 100) };
-    println!("{} ports on {} networks, {} per VM", size.ports, size.networks, SIBLINGS);
+    let given = |key: &str| arguments.iter().position(|argument| argument == key);
+    let number = |key: &str, default: usize| given(key).map_or(default, |at| arguments[at + 1].parse().unwrap());
+    let (ports, networks) = (number("--ports", 1000), number("--networks", 100));
+    let size = Size { ports, networks, clients: number("--clients", 32), each: number("--each", 10) };
+    let for_scripts = given("--figures").is_some();
+    if !for_scripts {
+        println!("{ports} ports on {networks} networks, {SIBLINGS} per VM; {} concurrent clients", size.clients);
+    }
     let Some(mut bench) = Bench::new(size) else { return };
     let mut figures = Figures::default();
     for _ in 0..number("--rounds", 3) {
-        bench.round(number("--cycles", 20), &mut figures);
+        bench.round(number("--cycles", 20), given("--short").is_some(), &mut figures);
     }
-    figures.print();
+    figures.print(for_scripts);
 }
