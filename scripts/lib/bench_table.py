@@ -111,7 +111,23 @@ def rows():
         for what, name in ("planned", "a restart"), ("killed", "`kill -9` and start"):
             yield Row("restart", f"traffic gap of {name}, {note}, ms", f"restart.{part}.{what}", False,
                       [Peer("one second", "restart.limit.planned", 1)])
+    yield from api_rows()
     yield from worker_rows()
+
+
+def api_rows():
+    """Rows of changes by API, in ms unless said otherwise."""
+    for ports in 1000, 4000:
+        host, limit = f"{ports // 1000} 000 ports", lambda name: f"api.limit.{name}"
+        yield Row("api", f"`apply` of {host} from empty, ms", f"api-{ports}.apply", False,
+                  [Peer("one second", limit("apply"), 1)] if ports == 1000 else [])
+        yield Row("api", f"`PUT` of one more port beside {host}, ms", f"api-{ports}.put", False,
+                  [Peer("its limit, ms", limit(f"put-{ports}"), 1)])
+        yield Row("api", f"`GET` of one port of {host}, ms", f"api-{ports}.get", False, [Peer("its limit, ms", limit("get"), 1)])
+        yield Row("api", f"32 clients put and delete ports beside {host}, changes/s", f"api-{ports}.crowd", True,
+                  [Peer("its limit", limit("crowd"), 1)] if ports == 1000 else [])
+        yield Row("api", f"32 clients change keys of {host}, changes/s", f"api-{ports}.keys", True,
+                  [Peer("its limit", limit("crowd"), 1)] if ports == 1000 else [])
 
 
 def worker_rows():
