@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::control::compile::settings;
 use crate::control::compile::uplink_groups::uplink_groups;
-use crate::control::config::{Config, Network, Port, Uplink};
+use crate::control::config::{Config, Network, Port, Uplink, Vm};
 use crate::device::{Settings, packet, xdp};
 
 /// A step.
@@ -60,9 +60,23 @@ pub enum DeviceChange {
     },
 }
 
-/// Ports of a configuration by id, with their VMs.
-fn ports(config: &Config) -> HashMap<&str, (&str, &Port)> {
-    config.ports().map(|(vm, port)| (port.id(), (vm.id.as_str(), port))).collect()
+/// VMs whose ports may need a step: those that differ from the VM of the same id in `other`, or all if something else
+/// differs that devices depend on.
+fn differing<'c>(of: &'c Config, other: &Config) -> Vec<&'c Vm> {
+    let may_be_equal = of.networks == other.networks && settings::fill(of) == settings::fill(other);
+    let vms: HashMap<&str, &Vm> = other.vms.iter().map(|vm| (vm.id.as_str(), vm)).collect();
+    let differs = |vm: &&Vm| !may_be_equal || vms.get(vm.id.as_str()).is_none_or(|same| same != vm);
+    of.vms.iter().filter(differs).collect()
+}
+
+/// Ports of VMs, with these.
+fn of_vms<'c>(vms: &[&'c Vm]) -> impl Iterator<Item = (&'c Vm, &'c Port)> {
+    vms.iter().flat_map(|&vm| vm.ports.iter().map(move |port| (vm, port)))
+}
+
+/// Ports of VMs by id, with the ids of these.
+fn ports<'c>(vms: &[&'c Vm]) -> HashMap<&'c str, (&'c str, &'c Port)> {
+    of_vms(vms).map(|(vm, port)| (port.id(), (vm.id.as_str(), port))).collect()
 }
 
 fn networks(config: &Config) -> HashMap<&str, &Network> {
@@ -75,14 +89,16 @@ fn uplinks(config: &Config) -> HashMap<&str, &Uplink> {
 
 /// Steps from `old` to `new`. `[switch]` is fixed at start.
 pub fn plan(old: &Config, new: &Config) -> Vec<Step> {
-    let (ports_before, ports_after) = (ports(old), ports(new));
+    // A port is in the same VM as its parent, and its VM differs if it leaves it.
+    let (vms_before, vms_after) = (differing(old, new), differing(new, old));
+    let (ports_before, ports_after) = (ports(&vms_before), ports(&vms_after));
     let (networks_before, networks_after) = (networks(old), networks(new));
     let (fill_before, fill) = (settings::fill(old), settings::fill(new));
     let mut steps = Vec::new();
     // A port that becomes a subport, or stops being one, is a different endpoint.
     let stays = |before: &Port, after: &Port| before.subport().is_some() == after.subport().is_some();
     steps.extend(
-        old.ports()
+        of_vms(&vms_before)
             .filter(|(_, port)| !ports_after.get(port.id()).is_some_and(|(_, after)| stays(port, after)))
             .map(|(_, port)| Step::Close(port.port_id.clone())),
     );
@@ -121,7 +137,7 @@ pub fn plan(old: &Config, new: &Config) -> Vec<Step> {
             || matches!(device, DeviceChange::Reopen { .. });
         (flush, device)
     };
-    for (vm, port) in new.ports() {
+    for (vm, port) in of_vms(&vms_after) {
         let was = ports_before.get(port.id()).filter(|(_, before)| stays(before, port));
         let Some(&(vm_before, before)) = was else {
             steps.push(Step::Open(port.clone()));
@@ -235,6 +251,25 @@ mod tests {
     use super::*;
     use crate::control::config::{Device, testgen};
     use proptest::prelude::*;
+
+    fn ports(config: &Config) -> HashMap<&str, (&str, &Port)> {
+        super::ports(&config.vms.iter().collect::<Vec<_>>())
+    }
+
+    /// The work of a change does not grow with the ports of other VMs.
+    #[test]
+    fn a_changed_port_is_compared_with_those_of_its_vm_only() {
+        let vm = |id: usize| Vm { id: id.to_string(), ..Vm::default() };
+        let old = Config { vms: (0..100).map(vm).collect(), ..Config::default() };
+        let mut new = old.clone();
+        new.vms[70].share_mac = true;
+        new.vms.remove(20);
+        let ids = |vms: Vec<&Vm>| vms.into_iter().map(|vm| vm.id.clone()).collect::<Vec<_>>();
+        assert_eq!(ids(differing(&old, &new)), ["20", "70"]);
+        assert_eq!(ids(differing(&new, &old)), ["70"]);
+        new.networks.push(Network::new("n"));
+        assert_eq!(differing(&new, &old).len(), 99);
+    }
 
     proptest! {
         #[test]

@@ -4,13 +4,13 @@
 //! unconfirmed. Orphans are therefore stored with the state, and removed by the next run. A netdev of ours is
 //! recognised by its alias; others of the same name are not touched.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::control::config::{Config, Device};
+use crate::control::config::{Config, Device, Vm};
 use crate::device::{DeviceLocation, Settings};
 use crate::sys::netns::Netns;
 
@@ -59,13 +59,38 @@ impl OrphanNetdev {
 
 /// Netdevs of a configuration that the switch creates.
 pub fn netdevs(config: &Config) -> Orphans {
-    let netdev = |(id, device): (&String, &Device)| {
-        let Device::Tap(_) = device else { return None };
-        let (netns, name) = device.netdev();
-        Some(OrphanNetdev { port_id: id.clone(), netns, name: name.to_owned() })
+    let ports = config.ports().filter_map(|(_, port)| netdev(&port.port_id, port.device()?));
+    ports.chain(config.uplinks.iter().filter_map(|uplink| netdev(&uplink.id, &uplink.device))).collect()
+}
+
+fn netdev(id: &str, device: &Device) -> Option<OrphanNetdev> {
+    let Device::Tap(_) = device else { return None };
+    let (netns, name) = device.netdev();
+    Some(OrphanNetdev { port_id: id.to_owned(), netns, name: name.to_owned() })
+}
+
+/// Netdevs that the switch creates for `before` and not for `after`. Looks at the VMs and uplinks that differ.
+pub fn gone(before: &Config, after: &Config) -> Orphans {
+    let part = |of: &Config, other: &Config| {
+        let vms: HashMap<&str, &Vm> = other.vms.iter().map(|vm| (vm.id.as_str(), vm)).collect();
+        let differs = |vm: &&Vm| vms.get(vm.id.as_str()).is_none_or(|same| same != vm);
+        let vms = of.vms.iter().filter(differs).cloned().collect();
+        netdevs(&Config { vms, uplinks: of.uplinks.clone(), ..Config::default() })
     };
-    let ports = config.ports().filter_map(|(_, port)| Some((&port.port_id, port.device()?)));
-    ports.chain(config.uplinks.iter().map(|uplink| (&uplink.id, &uplink.device))).filter_map(netdev).collect()
+    &part(before, after) - &part(after, before)
+}
+
+/// Those that are not netdevs of a configuration.
+pub fn without(orphans: Orphans, config: &Config) -> Orphans {
+    if orphans.is_empty() { orphans } else { &orphans - &netdevs(config) }
+}
+
+/// Netdevs of a configuration that the switch creates for this port or uplink.
+pub fn of_port<'c>(config: &'c Config, id: &'c str) -> impl Iterator<Item = OrphanNetdev> + 'c {
+    let ports = config.ports().filter(move |(_, port)| port.port_id == id);
+    let ports = ports.filter_map(|(_, port)| netdev(&port.port_id, port.device()?));
+    let uplinks = config.uplinks.iter().filter(move |uplink| uplink.id == id);
+    ports.chain(uplinks.filter_map(|uplink| netdev(&uplink.id, &uplink.device)))
 }
 
 /// Serialises orphans.
@@ -87,6 +112,17 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        /// What is gone is the difference of all, and a port's netdevs are those of all with its id.
+        #[test]
+        fn netdevs_that_are_gone_are_those_of_no_other((before, after) in testgen::two()) {
+            prop_assert_eq!(gone(&before, &after), &netdevs(&before) - &netdevs(&after));
+            prop_assert_eq!(gone(&before, &before), Orphans::new());
+            prop_assert_eq!(without(netdevs(&before), &after), &netdevs(&before) - &netdevs(&after));
+            for netdev in netdevs(&before) {
+                prop_assert!(of_port(&before, &netdev.port_id).eq([netdev.clone()]));
+            }
+        }
+
         /// A netdev has the same identity by its port or its device, before and after it is stored.
         #[test]
         fn a_stored_netdev_is_recognised(config in testgen::config()) {

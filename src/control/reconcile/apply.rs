@@ -60,8 +60,8 @@ impl Controller {
         for used_up in self.ids.update(&steps, &config) {
             self.workers.flush(Flush { port_index: Some(used_up.index()), ..Flush::default() }).await;
         }
-        self.orphans.append(&mut orphans::netdevs(&self.config));
-        self.orphans = &self.orphans - &orphans::netdevs(&config);
+        self.orphans.append(&mut orphans::gone(&self.config, &config));
+        self.orphans = orphans::without(std::mem::take(&mut self.orphans), &config);
         let before = std::mem::replace(&mut self.config, config);
         self.follow_groups(&tagged);
         let kind = |port: &config::Port| if port.subport().is_some() { Kind::Subport } else { Kind::Port };

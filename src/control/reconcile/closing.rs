@@ -94,7 +94,7 @@ impl Controller {
 
     /// Other namespaces in which the configuration has a netdev of this name for the same port.
     fn wanted(&self, orphan: &OrphanNetdev) -> Vec<Netns> {
-        let netdevs = orphans::netdevs(&self.config).into_iter();
+        let netdevs = orphans::of_port(&self.config, &orphan.port_id);
         netdevs.filter(|wanted| wanted.is_in_other_namespace(orphan)).map(|wanted| wanted.at().netns).collect()
     }
 

@@ -424,10 +424,10 @@ impl Controller {
 
     /// Netdevs orphaned if the process dies while applying `next` and restarts with `stored`.
     fn orphans_after(&self, next: &Config, stored: &Config) -> Orphans {
-        let mut orphans = self.orphans.clone();
-        orphans.append(&mut orphans::netdevs(&self.config));
-        orphans.append(&mut orphans::netdevs(next));
-        &orphans - &orphans::netdevs(stored)
+        let mut orphans = orphans::without(self.orphans.clone(), stored);
+        orphans.append(&mut orphans::gone(&self.config, stored));
+        orphans.append(&mut orphans::gone(next, stored));
+        orphans
     }
 }
 
