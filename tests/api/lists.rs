@@ -27,15 +27,15 @@ fn crowded(count: usize) -> (Fake, Views) {
     let model = views.ports[0].clone();
     let port = |n: usize| PortView {
         port_id: format!("p{}", n * 37 % count),
-        device_id: if n % 3 == 0 { "a vm" } else { "other" }.into(),
-        status: if n % 3 == 0 { Status::Down } else { Status::Active },
+        device_id: if n.is_multiple_of(3) { "a vm" } else { "other" }.into(),
+        status: if n.is_multiple_of(3) { Status::Down } else { Status::Active },
         ..model.clone()
     };
     views.ports = (0..count).map(port).collect();
     let station = |n: usize| StationView {
         network_id: format!("net/{}", n % 2),
         mac_address: format!("02:00:00:00:00:{:02x}", n * 37 % count),
-        kind: if n % 5 == 0 { StationKind::Pinned } else { StationKind::Learned },
+        kind: if n.is_multiple_of(5) { StationKind::Pinned } else { StationKind::Learned },
         ..views.fdb[0].clone()
     };
     views.fdb = (0..count).map(station).collect();

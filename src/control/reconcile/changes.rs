@@ -7,7 +7,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::Controller;
-use super::commit::generation_of_revert;
+use super::commit::{Record, generation_of_revert};
 use super::results::{AfterCommit, Apply, ProvisionalChange, Reply};
 use crate::control::api::handle::ChangeOptions;
 use crate::control::api::responses::UnconfirmedView;
@@ -66,7 +66,8 @@ impl Controller {
                 let event = Event { by, ..self.event(EventKind::Config, text) };
                 let orphans = self.orphans_after(&config, &config);
                 let then = AfterCommit::Apply { config: config.clone().into(), apply };
-                self.commit_change(config, generation, orphans, event, vec![made], then, None);
+                let record = Record { event, made: vec![made], last_applied: None };
+                self.commit_change(config, generation, orphans, record, then);
             }
             // The process may end before the change is reverted: the netdevs it would leave are stored as orphans.
             Some(within) => {
@@ -107,7 +108,8 @@ impl Controller {
         }
         let apply = Apply { result, reply: Some(reply), ..Apply::default() }.into();
         let then = AfterCommit::Apply { config: merged.config.clone().into(), apply };
-        self.commit_change(merged.config, generation, orphans, event, made, then, Some(last_applied.into()));
+        let record = Record { event, made, last_applied: Some(last_applied.into()) };
+        self.commit_change(merged.config, generation, orphans, record, then);
     }
 
     /// Merges the file with API changes.
@@ -170,7 +172,8 @@ impl Controller {
         let event = Event { by: reply.by().cloned(), ..self.event(EventKind::Config, text) };
         let orphans = self.orphans_after(&self.config, &self.config);
         let next = AfterCommit::Answer { changed, reply };
-        self.commit_change(self.config.clone(), generation, orphans, event, Vec::new(), next, None);
+        let record = Record { event, made: Vec::new(), last_applied: None };
+        self.commit_change(self.config.clone(), generation, orphans, record, next);
     }
 
     /// Reverts the unconfirmed change as soon as it is applied, and answers then.

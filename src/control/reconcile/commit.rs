@@ -42,6 +42,17 @@ pub(super) enum Commit {
     Change,
 }
 
+/// What is stored of a change beside the configuration.
+#[derive(Debug)]
+pub(super) struct Record {
+    /// Tells of the change.
+    pub event: Event,
+    /// Generations that the change makes.
+    pub made: Vec<Arc<Entry>>,
+    /// The configuration file that is applied with it, if any.
+    pub last_applied: Option<Arc<Value>>,
+}
+
 /// Generation of the configuration that returns when a provisional change is reverted.
 pub(super) fn generation_of_revert(provisional: u64) -> u64 {
     provisional + 1
@@ -122,18 +133,16 @@ impl Controller {
         });
     }
 
-    /// Starts committing a change to `config` with its generation, orphans and event, and the configuration file applied
-    /// with it, if any. No other commit is in progress.
+    /// Starts committing a change to `config` with its generation, orphans and record. No other commit is in progress.
     pub(super) fn commit_change(
         &mut self,
         config: Config,
         generation: u64,
         orphans: Orphans,
-        event: Event,
-        made: Vec<Arc<Entry>>,
+        record: Record,
         next: AfterCommit,
-        last_applied: Option<Arc<Value>>,
     ) {
+        let Record { event, made, last_applied } = record;
         let before = self.event_log.take_uncommitted();
         let event = self.event_log.hold(event, time::now());
         let (mut store, done) = (self.state.clone(), self.device_event_sender.clone());

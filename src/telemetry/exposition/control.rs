@@ -17,7 +17,9 @@ pub(super) struct Control(pub Health);
 
 type Metric<T> = (&'static str, &'static str, fn(&T) -> u64);
 
-const HISTOGRAMS: &[(&str, &str, fn(&Measures) -> &Durations)] = &[
+type Histogram = (&'static str, &'static str, fn(&Measures) -> &Durations);
+
+const HISTOGRAMS: &[Histogram] = &[
     ("control_latency", "How late the control loop runs its periodic check.", |m| &m.latency),
     ("change_duration", "Time from the request of a change to its answer.", |m| &m.changes),
     ("commit_duration", "Duration of commits of the state, also of those that fail.", |m| &m.commits),

@@ -1,6 +1,6 @@
 //! The last generations of the desired state: what changed when, by whom, and how to get back.
 //!
-//! Each generation has the steps back to the one before ([`Patch`]), so that recording one port of thousands stores one
+//! Each generation has the steps back to the one before (`Patch`), so that recording one port of thousands stores one
 //! port. A configuration is restored from the current one, step by step. A version of the program that knows no history
 //! may have written the state meanwhile: then a generation without steps back marks the hole, and nothing before it can
 //! be restored.

@@ -116,7 +116,7 @@ impl ListPatch {
         let after: HashMap<&str, &T> = new.iter().map(|item| (id(item).as_str(), item)).collect();
         let ids = |items: &mut dyn Iterator<Item = &T>| items.map(|item| id(item).clone()).collect::<Vec<String>>();
         let stays = |item: &&T| after.contains_key(id(item).as_str());
-        let kept_before = old.iter().filter(stays).map(|item| id(item));
+        let kept_before = old.iter().filter(stays).map(id);
         let kept_now = new.iter().map(id).filter(|id| before.contains(id.as_str()));
         let missing = old.iter().enumerate().filter(|(_, item)| !stays(item));
         ListPatch {
