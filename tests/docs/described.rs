@@ -243,7 +243,8 @@ fn what_breaks_a_client_is_found() {
     let operation = |document: &'_ mut Value, path: &str, method: &str, change: &dyn Fn(&mut Value)| {
         change(&mut document["paths"][path][method]);
     };
-    let breakages: [(&str, &dyn Fn(&mut Value)); 10] = [
+    type Breakage<'a> = (&'a str, &'a dyn Fn(&mut Value));
+    let breakages: [Breakage; 10] = [
         ("get /v1/ports: is gone", &|d| drop(paths(d))),
         ("status_text: is gone", &|d| drop(schema(d, "StationView", "age_seconds"))),
         ("the parameter \"limit\" is gone", &|d| {
