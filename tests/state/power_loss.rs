@@ -92,7 +92,8 @@ fn step(line: &str, directory: &Path) -> Option<Step> {
     let number = |from_end: usize| -> usize {
         arguments.trim_end().trim_end_matches(')').rsplit(", ").nth(from_end).unwrap().parse().unwrap()
     };
-    let is_state = |path: &PathBuf| path.starts_with(directory);
+    // Not counters: they are not synced, and begin at zero after a power loss.
+    let is_state = |path: &PathBuf| path.starts_with(directory) && path.extension().is_none_or(|it| it != "counters");
     match call {
         // The name of the directory itself is in its parent.
         "fsync" | "fdatasync" => {
