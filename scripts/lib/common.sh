@@ -325,9 +325,9 @@ knows() { ip -n "$1" neigh show "$2" | grep -q "lladdr $3"; }
 
 traffic() { python3 "$lib/traffic.py" "$@"; }
 
-# Starts `vifswitch events --follow` in the background.
+# Starts `vifswitch events --follow` in the background, from the start of the switch.
 follow() {
-    exec {events}< <(exec "$vifswitch" events --follow --since 0s --socket "$socket")
+    exec {events}< <(exec "$vifswitch" events --follow --since 1h --socket "$socket")
     helper=$!
 }
 
