@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use rustix::process::Signal;
 use vifswitch::control::state::events::{Event, EventKind};
@@ -114,9 +115,27 @@ fn files_at_rest(daemon: &Daemon) -> Vec<String> {
     })
 }
 
+/// Files that are open now and were open before, which a failed test prints.
+struct Compared<'a> {
+    now: Vec<String>,
+    before: &'a [String],
+}
+
+impl Drop for Compared<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("open are {:?}, and before were {:?}", self.now, self.before);
+        }
+    }
+}
+
 /// Waits until no more files are open than `before`.
 fn await_closed(daemon: &Daemon, before: &[String]) {
-    await_that("all files are closed", || (files(daemon).len() <= before.len()).then_some(()));
+    let mut files_of = Compared { now: Vec::new(), before };
+    await_that("all files are closed", || {
+        files_of.now = files(daemon);
+        (files_of.now.len() <= before.len()).then_some(())
+    });
 }
 
 fn downs(daemon: &Daemon) -> usize {
