@@ -1,7 +1,7 @@
 //! Descriptors of devices that the service manager keeps over a restart, so that netdevs keep their carrier and frames
 //! wait in their queues, also after a kill.
 //!
-//! The service manager passes all of them at each start. A port takes its own by name; a device opened anew is stored,
+//! The service manager passes all of them at each start. A port takes its own by name; a newly opened device is stored,
 //! one that is closed is removed. What no port takes is removed once the configuration is known.
 //!
 //! **Names.** At a start all names are passed in one environment variable, which the kernel limits to 128 KiB: with

@@ -124,7 +124,7 @@ pub struct Opened {
 pub struct KeptDescriptors {
     /// Those of an earlier process.
     pub inherited: Vec<OwnedFd>,
-    /// Whether those of a device opened anew are to be kept.
+    /// Whether those of a newly opened device are to be kept.
     pub is_wanted: bool,
 }
 
