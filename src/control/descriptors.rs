@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_opened_anew_replaces_its_descriptors() {
+    fn a_newly_opened_device_replaces_its_descriptors() {
         let (mut descriptors, calls) = with(&[A]);
         let _ = descriptors.take(1, A);
         descriptors.record_opened(1, A, Keep::New(files(2)));

@@ -133,6 +133,7 @@ impl Drop for Compared<'_> {
 fn await_closed(daemon: &Daemon, before: &[String]) {
     let mut files_of = Compared { now: Vec::new(), before };
     await_that("all files are closed", || {
+        daemon.read_notes();
         files_of.now = files(daemon);
         (files_of.now.len() <= before.len()).then_some(())
     });

@@ -281,10 +281,16 @@ impl Daemon {
         self.fd_store.get_mut().unwrap().is_open = true;
     }
 
-    /// Names of the kept descriptors, in order.
-    pub fn kept(&self) -> Vec<String> {
+    /// Reads all notifications, as a service manager does. While a queue of ten is full, the switch holds a socket to send.
+    pub fn read_notes(&self) {
         let mut fd_store = self.fd_store.lock().unwrap();
         while fd_store.receive(&self.notified).is_some() {}
+    }
+
+    /// Names of the kept descriptors, in order.
+    pub fn kept(&self) -> Vec<String> {
+        self.read_notes();
+        let fd_store = self.fd_store.lock().unwrap();
         let mut names: Vec<String> = fd_store.kept.iter().map(|(name, _)| name.clone()).collect();
         names.sort();
         names
