@@ -203,7 +203,11 @@ mod tests {
         assert_eq!(hangs.iter().filter(|(ticket, _)| ticket.running_since().is_some()).count(), MAX_PER_NAMESPACE);
         assert!(hangs.iter().all(|(ticket, _)| !ticket.is_overdue(MonoTime::from_nanos(1)) || now == later));
         assert!(jobs.stuck_since(&named("hung"), later + SOON).is_some());
-        assert_eq!(jobs.stuck_since(&named("other"), later + SOON), None);
+        // A job ends somewhat after it has reported.
+        while jobs.stuck_since(&named("other"), later + SOON).is_some() {
+            assert!(time::now() < later + SOON, "a job that ended is not stuck");
+            std::thread::yield_now();
+        }
         // Once it returns, the others complete too.
         drop(hangs);
         (MAX_PER_NAMESPACE..3 * MAX_PER_NAMESPACE).for_each(|_| running.recv_timeout(SOON).unwrap());
