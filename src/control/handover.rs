@@ -1,8 +1,8 @@
-//! Counters handed over to the next process at an orderly stop, in a file beside the state.
+//! Counters and the state of policers, handed over to the next process at an orderly stop in a file beside the state.
 //!
-//! They are written when the workers have stopped, so that no frame is missing, and not synced: after a power loss they
-//! begin at zero, as after a kill. The next start reads the file once and deletes it. A file of another version, and one
-//! that is damaged, is not used.
+//! They are written when the workers have stopped, so that no frame is missing, and not synced: after a power loss
+//! counters begin at zero and policers with a full burst, as after a kill. The next start reads the file once and deletes
+//! it. A file of another version, and one that is damaged, is not used.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -10,14 +10,17 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::control::compile::endpoints::Kind;
+use crate::control::compile::policers::Deficits;
 use crate::control::config::Config;
 use crate::telemetry::values::Values;
 use crate::telemetry::{PortCounters, WorkerCounters};
+use crate::time::Stamp;
 
 /// Version of the format.
 const VERSION: u32 = 1;
@@ -35,6 +38,9 @@ pub struct Handover {
     uplinks: BTreeMap<String, Values>,
     /// Counters of workers, summed.
     workers: Values,
+    /// State of the policers, and when it was so.
+    #[serde(default)]
+    policers: Option<(Deficits, Stamp)>,
 }
 
 impl Handover {
@@ -50,6 +56,18 @@ impl Handover {
         }
         workers.iter().for_each(|counters| counters.add_to(&mut handover.workers));
         handover
+    }
+
+    /// The same with the state of policers.
+    pub fn with_policers(mut self, deficits: Deficits) -> Handover {
+        self.policers = Some((deficits, Stamp::now()));
+        self
+    }
+
+    /// Takes the state of policers, and how long ago it was so.
+    pub fn take_policers(&mut self) -> Option<(Deficits, Duration)> {
+        let (deficits, at) = self.policers.take()?;
+        Some((deficits, at.passed(&Stamp::now())))
     }
 
     fn of(&mut self, kind: Kind) -> &mut BTreeMap<String, Values> {

@@ -280,7 +280,7 @@ pub fn open_kept(
     match settings {
         Settings::Tap(tap) => tap::open_kept(tap, may_create, kept),
         Settings::Xdp(xdp) => xdp::open(xdp, pool),
-        Settings::Packet(packet) => packet::open(packet),
+        Settings::Packet(packet) => packet::open_kept(packet, kept),
     }
 }
 

@@ -10,6 +10,7 @@
 
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::time::MonoTime;
+use std::time::Duration;
 
 /// Time units per ns, as a power of two.
 const UNITS_BITS: u32 = 6;
@@ -143,6 +144,17 @@ impl Policer {
     #[inline]
     pub fn has(&self, rate: &Rate, cost: u64, now: MonoTime) -> bool {
         ahead(self.full_at.load(Relaxed), units(now)) + rate.charge(cost).0 <= rate.burst_units
+    }
+
+    /// Time until it is full again, if nothing is charged.
+    pub fn deficit(&self, now: MonoTime) -> Duration {
+        Duration::from_nanos(ahead(self.full_at.load(Relaxed), units(now)) >> UNITS_BITS)
+    }
+
+    /// Sets the time until it is full again, as an earlier process has left it; at most that of the largest burst.
+    pub fn set_deficit(&self, deficit: Duration, now: MonoTime) {
+        let deficit = deficit.min(Duration::from_secs(MAX_BURST_SECONDS));
+        self.full_at.store(units(now + deficit), Relaxed);
     }
 
     /// When a token is available: now, if one is.

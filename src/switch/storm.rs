@@ -8,6 +8,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use super::{DropReason, Policer, Rate};
 use crate::time::MonoTime;
@@ -154,7 +155,7 @@ impl Eq for PolicerState {}
 
 impl fmt::Debug for PolicerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Meter")
+        f.write_str("PolicerState")
     }
 }
 
@@ -194,6 +195,23 @@ impl PolicerState {
         let buckets = &self.0.classes[class as usize];
         limit.frames.as_ref().is_none_or(|rate| buckets.frames.take(rate, cost.frames, now, shared))
             && limit.bytes.as_ref().is_none_or(|rate| buckets.bytes.take(rate, cost.bytes, now, shared))
+    }
+
+    /// All buckets, in an order that stays the same in each version.
+    fn buckets(&self) -> impl Iterator<Item = &Policer> {
+        let classes = self.0.classes.iter().flat_map(|class| [&class.frames, &class.bytes]);
+        classes.chain([&self.0.copies, &self.0.bpdus])
+    }
+
+    /// Times until the buckets are full again; `None` if all are.
+    pub fn deficits(&self, now: MonoTime) -> Option<Vec<Duration>> {
+        let deficits: Vec<_> = self.buckets().map(|bucket| bucket.deficit(now)).collect();
+        deficits.iter().any(|deficit| !deficit.is_zero()).then_some(deficits)
+    }
+
+    /// Sets them, as an earlier process has left them.
+    pub fn set_deficits(&self, deficits: impl Iterator<Item = Duration>, now: MonoTime) {
+        self.buckets().zip(deficits).for_each(|(bucket, deficit)| bucket.set_deficit(deficit, now));
     }
 
     /// Takes the classes that the shared limit has dropped since the last call.

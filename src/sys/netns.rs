@@ -3,14 +3,16 @@
 //! Each call starts a thread that enters the namespace and ends with the call, so that no pooled thread changes its
 //! namespace. A socket or tap opened inside belongs to that namespace and works from any thread.
 
+use std::ffi::c_void;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use rustix::fs::{FileType, Mode, OFlags, fstat, fstatfs};
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Directory of the namespaces that `ip netns` has named.
@@ -100,6 +102,41 @@ impl fmt::Display for Netns {
 /// Descriptor of the calling thread's namespace, which keeps it alive.
 pub fn here() -> io::Result<OwnedFd> {
     Ok(File::open("/proc/thread-self/ns/net")?.into())
+}
+
+/// A call that opens the namespace of a file's netdev or socket.
+struct GetNetns<const CALL: Opcode>;
+
+// SAFETY: the opcode takes no argument, and returns a new file descriptor, as the caller of `is_here` ensures.
+unsafe impl<const CALL: Opcode> Ioctl for GetNetns<CALL> {
+    type Output = OwnedFd;
+
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        CALL
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::null_mut()
+    }
+
+    unsafe fn output_from_ptr(returned: IoctlOutput, _: *mut c_void) -> rustix::io::Result<OwnedFd> {
+        // SAFETY: the kernel has opened the descriptor for this call.
+        Ok(unsafe { OwnedFd::from_raw_fd(returned) })
+    }
+}
+
+/// Whether the netdev or socket behind `file` is in the calling thread's namespace.
+///
+/// # Safety
+///
+/// For this file, the ioctl `CALL` takes no argument, and fails or returns a new descriptor of the namespace.
+pub(super) unsafe fn is_here<const CALL: Opcode>(file: impl AsFd) -> io::Result<bool> {
+    // SAFETY: ensured by the caller.
+    let there = unsafe { ioctl(file, GetNetns::<CALL>) }?;
+    let (there, here) = (fstat(&there)?, fstat(here()?)?);
+    Ok((there.st_dev, there.st_ino) == (here.st_dev, here.st_ino))
 }
 
 /// Runs `work` inside `netns`, in a separate thread, and waits for it. Errors are those of entering, never of `work`;

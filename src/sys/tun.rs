@@ -3,13 +3,13 @@
 //! A [`Queue`] is an open file of `/dev/net/tun` attached to a netdev. The netdev lives in the namespace of the thread
 //! that opened the file; the queue works from any namespace.
 
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{c_int, c_uint};
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, fstat};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::ioctl::{Getter, IntegerSetter, Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl, opcode};
+use rustix::ioctl::{Getter, IntegerSetter, Opcode, Setter, Updater, ioctl, opcode};
 
 use crate::sys::netns;
 
@@ -110,29 +110,6 @@ struct Request {
 }
 const _: () = assert!(size_of::<Request>() == 40);
 
-/// TUNGETDEVNETNS: opens the namespace of a queue's netdev.
-struct GetNetns;
-
-// SAFETY: the opcode takes no argument, and returns a new file descriptor.
-unsafe impl Ioctl for GetNetns {
-    type Output = OwnedFd;
-
-    const IS_MUTATING: bool = false;
-
-    fn opcode(&self) -> Opcode {
-        TUNGETDEVNETNS
-    }
-
-    fn as_ptr(&mut self) -> *mut c_void {
-        std::ptr::null_mut()
-    }
-
-    unsafe fn output_from_ptr(returned: IoctlOutput, _: *mut c_void) -> rustix::io::Result<OwnedFd> {
-        // SAFETY: the kernel has opened the descriptor for this call.
-        Ok(unsafe { OwnedFd::from_raw_fd(returned) })
-    }
-}
-
 /// Whether the kernel accepts this as a netdev name unchanged. It silently truncates long names and expands `%d`, so
 /// these are refused here.
 pub fn is_name(name: &str) -> bool {
@@ -178,10 +155,8 @@ impl Queue {
         if &found.name[..len] != name.as_bytes() || found.flags & considered != flags.bits() {
             return Ok(None);
         }
-        // SAFETY: the file is /dev/net/tun, and the opcode takes no argument.
-        let there = unsafe { ioctl(&queue.fd, GetNetns) }?;
-        let (there, here) = (fstat(&there)?, fstat(netns::here()?)?);
-        if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino) {
+        // SAFETY: the file is /dev/net/tun; TUNGETDEVNETNS opens the namespace of a queue's netdev, without an argument.
+        if !unsafe { netns::is_here::<TUNGETDEVNETNS>(&queue.fd) }? {
             return Ok(None);
         }
         let status = rustix::fs::fcntl_getfl(&queue.fd)?;

@@ -1,4 +1,4 @@
-//! What the service manager keeps over a restart: the API's socket and the queues of taps. The test is the service
+//! What the service manager keeps over a restart: the API's socket, the queues of taps and the sockets of `packet` ports. The test is the service
 //! manager. Needs root; makes its own namespaces.
 
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use std::thread;
 use rustix::process::Signal;
 use support::host::await_that;
 use support::host::daemon::{Daemon, Vif, config, keeping};
-use support::host::nic::{Nic, experiment};
+use support::host::nic::{Nic, experiment, frame};
 use support::host::{Finally, Namespace};
 use vifswitch::control::api::responses::{StationKind, StationView};
 use vifswitch::wire::Mac;
@@ -106,6 +106,136 @@ fn taps_stay_open_over_a_restart_and_a_kill() {
     }
     assert_eq!(links(), before);
     assert_eq!(monitor.end(&namespace, &vifs), [""; 0], "no link has changed");
+}
+
+/// A `packet` port whose veth's other end is the guest's.
+fn packet_port(host: &Namespace, guest: &Namespace, (vm, number): (&str, u8), device: &str) -> Vif {
+    let vif = Vif { kind: "packet", netns: host.0.clone(), ..Vif::new(vm, number, guest) }.device(device);
+    let Vif { name, mac, .. } = &vif;
+    host.ip(&format!("link add {name} mtu 9000 type veth peer name {name} mtu 9000 address {mac} netns {}", guest.0));
+    host.ip(&format!("link set dev {name} up"));
+    guest.ip(&format!("link set dev {name} up"));
+    vif
+}
+
+/// Frame `number` of a sequence: some are longer than a slot of the ring.
+fn numbered(to: &Vif, from: &Vif, number: u16) -> Vec<u8> {
+    let len = if number.is_multiple_of(50) { 5000 } else { 60 };
+    let mut payload = vec![0; len];
+    payload[..2].copy_from_slice(&number.to_be_bytes());
+    experiment(to.mac, from.mac, &payload)
+}
+
+/// Frames that arrive while no switch runs wait in the rings of packet sockets, wherever reading had ended there.
+#[test]
+fn packet_ports_receive_what_arrived_meanwhile() {
+    let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
+    let vifs = [packet_port(&host, &guest, ("a", 1), ""), packet_port(&host, &guest, ("b", 2), ", isolate = true")];
+    let mut daemon = Daemon::new();
+    daemon.keep_descriptors();
+    let text = config(&daemon.socket(), "", &[("net1", 9000)], &vifs);
+    daemon.configure(&keeping(&text, &daemon.state()));
+    daemon.start();
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    let kept = await_devices(&daemon, 3);
+    let nics: Vec<Nic> = vifs.iter().map(|vif| Nic::new(&guest, &vif.name)).collect();
+    // The ring of each has 1024 slots: some rounds, and a restart without a frame.
+    for (signal, frames) in
+        [(Signal::TERM, 900), (Signal::KILL, 1000), (Signal::KILL, 0), (Signal::TERM, 1024), (Signal::KILL, 37)]
+    {
+        daemon.stop(signal);
+        for number in 0..frames {
+            nics[0].send(&numbered(&vifs[1], &vifs[0], number));
+            nics[1].send(&numbered(&vifs[0], &vifs[1], number));
+        }
+        daemon.start();
+        for (of, to, from) in [(1, &vifs[1], &vifs[0]), (0, &vifs[0], &vifs[1])] {
+            for number in 0..frames {
+                assert!(nics[of].take() == numbered(to, from, number), "frame {number} to {of} after {signal:?}");
+            }
+        }
+        assert_eq!(await_devices(&daemon, 3), kept, "{signal:?}");
+    }
+    let ports = daemon.await_idle();
+    let missed: Vec<_> = ports.iter().map(|port| port.counts.rx_missed).collect();
+    assert_eq!(missed, [0, 0]);
+    // A ring that overflows loses the last frames, which are counted, and is not taken for stuck.
+    daemon.stop(Signal::KILL);
+    (0..1500).for_each(|number| nics[0].send(&numbered(&vifs[1], &vifs[0], number)));
+    daemon.start();
+    for number in 0..1024 {
+        assert!(nics[1].take() == numbered(&vifs[1], &vifs[0], number), "frame {number} of a full ring");
+    }
+    daemon.await_port("the lost ones", &vifs[0], |port| port.counts.rx_missed == 476);
+    assert!(!daemon.log().contains("without a ring"), "{}", daemon.log());
+}
+
+/// A socket of a netdev that is gone is not used for its successor, nor one whose settings have changed.
+#[test]
+fn sockets_of_other_netdevs_are_closed() {
+    let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
+    let isolated = ", isolate = true";
+    let mut vifs = [("a", 1, ""), ("b", 2, isolated), ("c", 3, "")]
+        .map(|(vm, number, device)| packet_port(&host, &guest, (vm, number), device));
+    let mut daemon = switch(&vifs, "");
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    await_devices(&daemon, 4);
+    daemon.stop(Signal::KILL);
+    host.ip("link del tap1");
+    vifs[0] = packet_port(&host, &guest, ("a", 1), isolated);
+    vifs[1].device = String::new();
+    vifs[2].device = isolated.into();
+    let text = config(&daemon.socket(), "", &[("net1", 1500)], &vifs);
+    daemon.configure(&keeping(&text, &daemon.state()));
+    daemon.start();
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    await_devices(&daemon, 5);
+    let nics: Vec<Nic> = vifs.iter().map(|vif| Nic::new(&guest, &vif.name)).collect();
+    for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+        let frame = experiment(vifs[to].mac, vifs[from].mac, b"hello");
+        nics[from].send(&frame);
+        assert_eq!(nics[to].take(), frame);
+    }
+    host.ip("addr add 10.9.9.9/24 dev tap2");
+    await_that("an answer of the stack to a port that is not isolated any more", || {
+        nics[1].send(&request(&vifs[1]));
+        nics[1].rest().into_iter().find(is_reply)
+    });
+}
+
+/// An ARP request of a guest for 10.9.9.9.
+fn request(from: &Vif) -> Vec<u8> {
+    let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1];
+    arp.extend(from.mac.octets());
+    arp.extend([10, 9, 9, 1, 0, 0, 0, 0, 0, 0, 10, 9, 9, 9]);
+    frame(Mac::BROADCAST, from.mac, 0x0806, &arp)
+}
+
+fn is_reply(frame: &Vec<u8>) -> bool {
+    frame[12..14] == [8, 6] && frame[20..22] == [0, 2]
+}
+
+/// The host's stack does not receive what arrives at an isolated port while no switch runs.
+#[test]
+fn an_isolated_port_stays_isolated_while_no_switch_runs() {
+    let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
+    let vifs = [packet_port(&host, &guest, ("a", 1), ""), packet_port(&host, &guest, ("b", 2), ", isolate = true")];
+    host.ip("addr add 10.9.9.9/32 dev tap1");
+    let mut daemon = switch(&vifs, "");
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    let nics: Vec<Nic> = vifs.iter().map(|vif| Nic::new(&guest, &vif.name)).collect();
+    for signal in [Signal::TERM, Signal::KILL] {
+        await_devices(&daemon, 3);
+        daemon.stop(signal);
+        nics[1].send(&request(&vifs[1]));
+        await_that("an answer to the other port, as a control", || {
+            nics[0].send(&request(&vifs[0]));
+            nics[0].rest().into_iter().find(is_reply)
+        });
+        assert!(!nics[1].rest().iter().any(is_reply), "{signal:?}");
+        daemon.start();
+        vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    }
 }
 
 /// A kept queue is used only where opening the device would yield the same; else the port is opened as without it.
@@ -339,4 +469,31 @@ fn counters_continue_over_a_restart() {
     daemon.stop(Signal::KILL);
     daemon.start();
     assert!(counted(&daemon).1 < before.1, "read once, and not written by a kill");
+}
+
+/// Policers continue over an orderly restart: it gives nobody another burst.
+#[test]
+fn a_restart_refills_no_bucket() {
+    let Some(namespace) = Namespace::new() else { return };
+    let mut vifs = ports(&namespace);
+    vifs[0].more = "storm = { broadcast = { pps = 1, burst = 100 } }".into();
+    let mut daemon = switch(&vifs, "");
+    await_devices(&daemon, 3);
+    let nics = [Nic::new(&namespace, "tap1"), Nic::new(&namespace, "tap3")];
+    let storm = || {
+        for number in 0..150u8 {
+            nics[0].send(&experiment(Mac::BROADCAST, vifs[0].mac, &[number; 46]));
+        }
+        let last = experiment(vifs[2].mac, vifs[0].mac, b"the last one");
+        nics[0].send(&last);
+        nics[1].take_until(&last).len()
+    };
+    assert!(storm() >= 100);
+    daemon.stop(Signal::TERM);
+    daemon.start();
+    let passed = storm();
+    assert!(passed < 50, "{passed} of a rate of 1/s");
+    daemon.stop(Signal::KILL);
+    daemon.start();
+    assert!(storm() >= 100, "after a kill it is full");
 }

@@ -3,10 +3,15 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::control::compile::uplink_groups::{UplinkGroup, UplinkGroupName, uplink_groups};
 use crate::control::config::{Config, Device, Network, Port, Storm, Uplink, Vm};
 use crate::switch::{PolicerState, PortPolicer, StormClass, VmPolicer};
+use crate::time::MonoTime;
 
 /// All policers.
 #[derive(Debug, Default)]
@@ -39,6 +44,22 @@ impl Policers {
             group.networks(config).iter().map(|of| (group.name.clone(), of.network_id.clone())).collect::<Vec<_>>()
         });
         follow(&mut self.uplinks, tagged);
+    }
+
+    /// Deficits of all policers that are not full.
+    pub fn deficits(&self, now: MonoTime) -> Deficits {
+        Deficits {
+            ports: deficits(&self.ports, now),
+            vms: deficits(&self.vms, now),
+            uplinks: deficits(&self.uplinks, now),
+        }
+    }
+
+    /// Sets deficits that an earlier process had `passed` ago. What no policer has a key of is ignored.
+    pub fn set_deficits(&self, before: &Deficits, passed: Duration, now: MonoTime) {
+        set_deficits(&self.ports, &before.ports, passed, now);
+        set_deficits(&self.vms, &before.vms, passed, now);
+        set_deficits(&self.uplinks, &before.uplinks, passed, now);
     }
 
     /// Limits of a port on this network, and of its VM there.
@@ -90,8 +111,34 @@ impl Policers {
     }
 }
 
+/// Times until the buckets of policers are full again, by the keys of [`Policers`]: what the next process needs, so that
+/// a restart gives nobody a burst.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deficits {
+    ports: Vec<(String, Vec<Duration>)>,
+    vms: Vec<((String, String), Vec<Duration>)>,
+    uplinks: Vec<((UplinkGroupName, String), Vec<Duration>)>,
+}
+
+fn deficits<K: Clone>(policers: &HashMap<K, PolicerState>, now: MonoTime) -> Vec<(K, Vec<Duration>)> {
+    policers.iter().filter_map(|(key, state)| Some((key.clone(), state.deficits(now)?))).collect()
+}
+
+fn set_deficits<K: Eq + Hash>(
+    policers: &HashMap<K, PolicerState>,
+    before: &[(K, Vec<Duration>)],
+    passed: Duration,
+    now: MonoTime,
+) {
+    for (key, deficits) in before {
+        if let Some(state) = policers.get(key) {
+            state.set_deficits(deficits.iter().map(|deficit| deficit.saturating_sub(passed)), now);
+        }
+    }
+}
+
 /// Keeps one policer per key.
-fn follow<K: Eq + std::hash::Hash>(policers: &mut HashMap<K, PolicerState>, keys: impl Iterator<Item = K>) {
+fn follow<K: Eq + Hash>(policers: &mut HashMap<K, PolicerState>, keys: impl Iterator<Item = K>) {
     let mut before = std::mem::take(policers);
     for key in keys {
         if let Entry::Vacant(place) = policers.entry(key) {
@@ -126,6 +173,27 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        /// A bucket that an earlier process has emptied refills in the time between both, and only then.
+        #[test]
+        fn deficits_outlive_the_process(config in testgen::config(), empty in 1u64..5000, passed in 0u64..6000) {
+            let (then, now) = (MonoTime::from_secs(100), MonoTime::from_secs(7));
+            let [empty, passed] = [empty, passed].map(Duration::from_millis);
+            let [mut old, mut new] = [Policers::new(1), Policers::new(2)];
+            old.follow(&config);
+            new.follow(&config);
+            prop_assert_eq!(old.deficits(then), Deficits::default());
+            let emptied = std::iter::repeat_n(empty, 8);
+            old.ports.values().chain(old.uplinks.values()).for_each(|state| state.set_deficits(emptied.clone(), then));
+            let text = serde_json::to_vec(&old.deficits(then)).unwrap();
+            new.set_deficits(&serde_json::from_slice(&text).unwrap(), passed, now);
+            let left = empty.saturating_sub(passed);
+            for state in new.ports.values().chain(new.uplinks.values()) {
+                let expected = (!left.is_zero()).then(|| vec![left; 8]);
+                prop_assert_eq!(state.deficits(now), expected);
+            }
+            prop_assert!(new.vms.values().all(|state| state.deficits(now).is_none()), "those were full");
+        }
+
         /// An unchanged port keeps its policer, and no two share one.
         #[test]
         fn an_unchanged_port_keeps_its_policer((old, new) in testgen::two()) {

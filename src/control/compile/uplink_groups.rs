@@ -3,11 +3,13 @@
 //! External stations are learned at the group's port on each network, not at one of its uplinks: no station moves when
 //! the other one takes over.
 
+use serde::{Deserialize, Serialize};
+
 use crate::control::compile::failover::Groups;
 use crate::control::config::{Config, Uplink, UplinkNetwork};
 
 /// Key of a group.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum UplinkGroupName {
     /// A single uplink with this id.
     Uplink(String),

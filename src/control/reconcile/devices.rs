@@ -335,6 +335,9 @@ impl Controller {
     pub(super) async fn push_config(&mut self) {
         self.choose_uplinks();
         self.policers.follow(&self.config);
+        if let Some((deficits, passed)) = self.handover.take_policers() {
+            self.policers.set_deficits(&deficits, passed, time::now());
+        }
         let ports = self.ports.iter().map(|port| match port.state {
             State::Up { worker, .. } => (&port.endpoint, Some(worker)),
             _ => (&port.endpoint, None),

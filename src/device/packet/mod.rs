@@ -24,9 +24,12 @@ mod queue;
 
 use std::collections::HashSet;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use super::{Device, DeviceLocation, Egress, Keep, MAX_GSO_SIZE, Observed, OpenError, Opened, foreign};
+use super::{
+    Device, DeviceLocation, Egress, Keep, KeptDescriptors, MAX_GSO_SIZE, Observed, OpenError, Opened, foreign,
+};
 use crate::sys::bpf::IngressDrop;
 use crate::sys::ethtool;
 use crate::sys::link::Link;
@@ -45,6 +48,9 @@ const RECEIVE_ROOM: usize = 8 << 20;
 
 /// Send buffer in bytes, for frames that the driver has not freed yet; the kernel doubles the value.
 const SEND_ROOM: usize = 4 << 20;
+
+/// Maximum long frames that an earlier process left unread: those that fit into the receive buffer.
+const MAX_UNREAD: u32 = 8192;
 
 /// Bytes of a VLAN tag.
 const TAG: u32 = 4;
@@ -96,7 +102,14 @@ fn remember_stuck_ring(netdev: &Netdev) {
 
 /// Opens the sockets. Never creates a netdev.
 pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
+    open_kept(settings, KeptDescriptors::default())
+}
+
+/// The same, with the receive socket of an earlier process if it is bound to this netdev: the frames in its ring are
+/// received first.
+pub fn open_kept(settings: &Settings, kept: KeptDescriptors) -> Result<Opened, OpenError> {
     let location = settings.at();
+    let KeptDescriptors { inherited, is_wanted } = kept;
     foreign::in_namespace(&location, || {
         let (link, mut warnings) = foreign::find(&location, settings.mtu)?;
         let netdev = Netdev { name: settings.name.clone(), netns: settings.netns.clone(), index: link.index };
@@ -107,25 +120,39 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
                  to survive them it is read without a ring, with one system call per frame"
             ));
         }
-        let rx_socket = Socket::new().map_err(foreign::failed(&location, "opening a packet socket"))?;
+        // The second one keeps frames from the host's stack until this process does.
+        let (number, mut inherited) = (inherited.len(), inherited.into_iter());
+        let resumed = inherited.next().filter(|_| has_ring).and_then(|fd| resume(fd, link.index).ok().flatten());
         let tx_socket = Socket::new().map_err(foreign::failed(&location, "opening a packet socket"))?;
         let egress =
             Egress::new(egress_set(settings, &link).map_err(foreign::failed(&location, "reading its offloads"))?);
         let spare = has_ring.then(|| open_spare(link.index)).transpose();
         let spare = spare.map_err(foreign::failed(&location, "opening a packet socket"))?;
-        let ring = start_receive(&rx_socket, link.index, has_ring)
-            .map_err(foreign::failed(&location, "setting up receive"))?;
+        let is_resumed = resumed.is_some();
+        let (rx_socket, ring, lost) = match resumed {
+            Some(resumed) => resumed,
+            None => start_receive(link.index, has_ring).map_err(foreign::failed(&location, "setting up receive"))?,
+        };
         prepare_tx(&tx_socket, link.index, settings.offloads)
             .map_err(foreign::failed(&location, "setting up transmit"))?;
         let running = Running::new(link.index).map_err(foreign::failed(&location, "opening a socket"))?;
         let isolation = settings.isolate.then(|| IngressDrop::attach(link.index)).transpose();
         let isolation = isolation.map_err(|why| not_isolated(&location, &why))?;
-        // Last: frames are received from here on.
-        rx_socket.bind(link.index, EVERYTHING).map_err(foreign::failed(&location, "binding the receive socket"))?;
+        if !is_resumed {
+            // Last: frames are received from here on.
+            rx_socket.bind(link.index, EVERYTHING).map_err(foreign::failed(&location, "binding the receive socket"))?;
+        }
+        let keep = match is_wanted && has_ring {
+            true if is_resumed && number == 1 + usize::from(settings.isolate) => Keep::Same,
+            // Without a free descriptor they are not kept.
+            true => copies(&rx_socket, isolation.as_ref()).map_or(Keep::Nothing, Keep::New),
+            false => Keep::Nothing,
+        };
         let sockets = (rx_socket, spare, tx_socket);
         let observed = Observed::default();
         let queue = Queue::new(ring, sockets, settings.offloads, (egress.clone(), observed.clone()), (netdev, running))
-            .isolated(isolation);
+            .isolated(isolation)
+            .missed(lost);
         let mode = if has_ring { "ring" } else { "one call per frame" };
         let (queues, mode) = (vec![Box::new(queue) as Box<dyn Device>], Some(mode.to_owned()));
         Ok(Opened {
@@ -136,7 +163,7 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
             egress: Some(egress),
             may_lose_tags: false,
             observed: Some(observed),
-            keep: Keep::Nothing,
+            keep,
         })
     })
 }
@@ -220,16 +247,43 @@ fn second_tag(location: &DeviceLocation, link: &Link, mtu: u16) -> Option<String
     })
 }
 
-fn start_receive(rx_socket: &Socket, index: u32, has_ring: bool) -> io::Result<Option<Ring>> {
+/// A receive socket with its ring, and the number of frames that it has lost without having been counted.
+type Receiver = (Socket, Option<Ring>, u32);
+
+/// Opens a receive socket that receives nothing yet.
+fn start_receive(index: u32, has_ring: bool) -> io::Result<Receiver> {
+    let rx_socket = Socket::new()?;
     rx_socket.set_header()?;
     rx_socket.ignore_outgoing()?;
     rx_socket.set_room(RECEIVE_ROOM, 0)?;
     rx_socket.hear_all(index)?;
     if has_ring {
-        return Ring::new(rx_socket, SLOTS).map(Some);
+        let ring = Ring::new(&rx_socket, SLOTS)?;
+        return Ok((rx_socket, Some(ring), 0));
     }
     rx_socket.tell_tags()?;
-    Ok(None)
+    Ok((rx_socket, None, 0))
+}
+
+/// Continues with the receive socket of an earlier process, which [`start_receive`] has opened with a ring. `None`: it is
+/// none of this netdev.
+fn resume(fd: OwnedFd, index: u32) -> io::Result<Option<Receiver>> {
+    let Some(rx_socket) = Socket::from_file(fd, index, EVERYTHING)? else { return Ok(None) };
+    let ring = Ring::resume(&rx_socket, SLOTS)?;
+    // Lost before now, so that they are not taken for those of a stuck ring.
+    let mut lost = rx_socket.statistics()?.lost;
+    // Long frames that the earlier process left unread, although it had released their slots.
+    if ring.queued() == 0 {
+        let unread = (0..MAX_UNREAD).take_while(|_| matches!(rx_socket.receive(&mut []), Ok(Some(_))));
+        lost += unread.map(|_| 1).sum::<u32>();
+    }
+    Ok(Some((rx_socket, Some(ring), lost)))
+}
+
+/// Copies of what has to outlive the process.
+fn copies(rx_socket: &Socket, isolation: Option<&IngressDrop>) -> io::Result<Vec<OwnedFd>> {
+    let descriptors = [Some(rx_socket.as_fd()), isolation.map(AsFd::as_fd)];
+    descriptors.into_iter().flatten().map(|descriptor| descriptor.try_clone_to_owned()).collect()
 }
 
 /// Opens a configured receive socket that receives nothing yet.

@@ -130,6 +130,12 @@ impl Queue {
         self
     }
 
+    /// Counts frames that were lost before the queue was opened.
+    pub(super) fn missed(mut self, frames: u32) -> Queue {
+        self.rx_missed += u64::from(frames);
+        self
+    }
+
     /// Counts lost frames. Returns whether the ring is stuck.
     fn count_lost(&mut self) -> io::Result<bool> {
         let statistics = self.rx_socket.statistics()?;

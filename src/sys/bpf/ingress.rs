@@ -2,7 +2,7 @@
 
 use std::ffi::c_long;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{Instruction, LICENSE, LoadAttributes, NAME, PROG_LOAD, address, number, open};
 
@@ -31,10 +31,10 @@ struct LinkAttributes {
 const _: () = assert!(size_of::<LinkAttributes>() == 32);
 
 /// While this exists, no frame that the netdev receives reaches the network stack: no protocol, bridge or VLAN
-/// interface on it. Ends with the process in any case.
+/// interface on it. Ends with the process, unless a copy of its descriptor is kept elsewhere. More than one may be attached.
 #[derive(Debug)]
 pub struct IngressDrop {
-    _link: OwnedFd,
+    link: OwnedFd,
 }
 
 impl IngressDrop {
@@ -58,6 +58,12 @@ impl IngressDrop {
         let mut attributes = LinkAttributes { program, ifindex, kind, flags: 0, relative: 0, _gap: 0, revision: 0 };
         // SAFETY: these attributes contain no addresses.
         let link = unsafe { open(LINK_CREATE, &mut attributes) }?;
-        Ok(IngressDrop { _link: link })
+        Ok(IngressDrop { link })
+    }
+}
+
+impl AsFd for IngressDrop {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.link.as_fd()
     }
 }

@@ -15,9 +15,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::{mem, ptr};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
+use rustix::ioctl::Opcode;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, send, socket_with, sockopt};
+
+use crate::sys::netns;
 
 pub use outgoing::{Burst, Outgoing};
 pub use ring::{Arrival, Ring, SLOT};
@@ -95,6 +99,21 @@ pub struct Socket {
 /// A netdev as `struct sockaddr_ll`.
 struct LinkAddress(libc::sockaddr_ll);
 
+impl LinkAddress {
+    /// The netdev with this index, for frames of `ethertype`.
+    fn to(index: c_int, ethertype: u16) -> LinkAddress {
+        LinkAddress(libc::sockaddr_ll {
+            sll_family: AddressFamily::PACKET.as_raw(),
+            sll_protocol: ethertype.to_be(),
+            sll_ifindex: index,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        })
+    }
+}
+
 // SAFETY: `f` gets a pointer to a whole `struct sockaddr_ll`, and its length.
 unsafe impl SocketAddrArg for LinkAddress {
     unsafe fn with_sockaddr<R>(&self, f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
@@ -102,7 +121,29 @@ unsafe impl SocketAddrArg for LinkAddress {
     }
 }
 
+/// SIOCGSKNS: opens the namespace of a socket. `linux/sockios.h`.
+const SIOCGSKNS: Opcode = 0x894c;
+
 impl Socket {
+    /// A socket from an open file, such as one of an earlier process, or `None` if the file is no packet socket of the
+    /// calling thread's namespace that is bound to the netdev with this index and receives frames of `ethertype`.
+    pub fn from_file(fd: OwnedFd, index: u32, ethertype: u16) -> io::Result<Option<Socket>> {
+        let is_packet = sockopt::socket_domain(&fd).is_ok_and(|domain| domain == AddressFamily::PACKET);
+        let is_raw = is_packet && sockopt::socket_type(&fd).is_ok_and(|kind| kind == SocketType::RAW);
+        // SAFETY: the file is a socket; SIOCGSKNS takes no argument.
+        if !is_raw || !unsafe { netns::is_here::<SIOCGSKNS>(&fd) }? {
+            return Ok(None);
+        }
+        let socket = Socket { fd };
+        let bound = socket.bound()?;
+        if bound.sll_ifindex != number(index)? || bound.sll_protocol != ethertype.to_be() {
+            return Ok(None);
+        }
+        let status = rustix::fs::fcntl_getfl(&socket.fd)?;
+        rustix::fs::fcntl_setfl(&socket.fd, status | OFlags::NONBLOCK)?;
+        Ok(Some(socket))
+    }
+
     /// Opens a socket in the calling thread's namespace. It receives nothing before [`bind`](Socket::bind).
     pub fn new() -> io::Result<Socket> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -138,16 +179,7 @@ impl Socket {
 
     /// Binds to the netdev with this index; receives frames of `ethertype`.
     pub fn bind(&self, index: u32, ethertype: u16) -> io::Result<()> {
-        let address = LinkAddress(libc::sockaddr_ll {
-            sll_family: AddressFamily::PACKET.as_raw(),
-            sll_protocol: ethertype.to_be(),
-            sll_ifindex: number(index)?,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        });
-        Ok(bind(&self.fd, &address)?)
+        Ok(bind(&self.fd, &LinkAddress::to(number(index)?, ethertype))?)
     }
 
     /// Puts the netdev into promiscuous mode for the life of this socket.
@@ -155,6 +187,20 @@ impl Socket {
         let kind = libc::PACKET_MR_PROMISC as u16;
         let request = libc::packet_mreq { mr_ifindex: number(index)?, mr_type: kind, mr_alen: 0, mr_address: [0; 8] };
         self.set(libc::PACKET_ADD_MEMBERSHIP, request)
+    }
+
+    /// Reserves bytes in front of each frame of a [`Ring`], which the kernel does not write to. Call before creating it.
+    fn reserve(&self, bytes: c_int) -> io::Result<()> {
+        self.set(libc::PACKET_RESERVE, bytes)
+    }
+
+    /// Netdev and EtherType that the socket is bound to. The index is -1 if the netdev is gone.
+    fn bound(&self) -> io::Result<libc::sockaddr_ll> {
+        let (fd, mut address) = (self.fd.as_raw_fd(), LinkAddress::to(0, 0).0);
+        let mut size = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `size` bytes of the value, which outlives the call.
+        let done = unsafe { libc::getsockname(fd, ptr::from_mut(&mut address).cast(), &raw mut size) };
+        if done == 0 { Ok(address) } else { Err(io::Error::last_os_error()) }
     }
 
     fn set<T: Plain>(&self, option: c_int, value: T) -> io::Result<()> {

@@ -5,6 +5,9 @@
 //!
 //! A frame longer than a slot is truncated there, and queued whole at the socket.
 //!
+//! A ring lives as long as its socket, also beyond the process that reads it: see [`Ring::resume`]. Each read slot
+//! therefore has a mark, in bytes that the kernel leaves alone.
+//!
 //! TPACKET_V3 is not used: it delivers blocks of frames up to a millisecond late.
 
 use std::io;
@@ -29,6 +32,14 @@ const SLOTS_OF_BLOCK: usize = BLOCK / SLOT;
 type About = libc::tpacket2_hdr;
 const _: () = assert!(std::mem::offset_of!(About, tp_status) == 0 && SLOT.is_multiple_of(align_of::<About>()));
 
+/// Offset in a slot of its mark: the round in which the slot was last read. Between the metadata, with which the kernel
+/// writes the sender's address, and the frame, whose distance from them [`MARK`] bytes are added to.
+const MARK_AT: usize = 56;
+
+/// Bytes that the mark needs at most, so that the kernel's alignment of frames stays.
+const MARK: i32 = 16;
+const _: () = assert!(size_of::<About>() + size_of::<libc::sockaddr_ll>() <= MARK_AT && MARK_AT.is_multiple_of(4));
+
 /// A receive ring.
 #[derive(Debug)]
 pub struct Ring {
@@ -36,6 +47,8 @@ pub struct Ring {
     slots: usize,
     /// Next slot to read.
     next: usize,
+    /// Number of the current round through all slots, wrapping; the first is 1.
+    round: u32,
 }
 
 // SAFETY: the ring is an owned range of memory without thread affinity.
@@ -64,6 +77,7 @@ impl Ring {
         socket.set(libc::PACKET_VERSION, libc::tpacket_versions::TPACKET_V2 as i32)?;
         // Frames that do not fit are queued, too.
         socket.set(libc::PACKET_COPY_THRESH, 1)?;
+        socket.reserve(MARK)?;
         socket.set(
             libc::PACKET_RX_RING,
             libc::tpacket_req {
@@ -73,11 +87,34 @@ impl Ring {
                 tp_frame_nr: small(slots)?,
             },
         )?;
+        Ring::map(socket, slots)
+    }
+
+    /// Continues the ring that an earlier process has added to this socket, with at least `slots` slots: frames that
+    /// arrived meanwhile are pending. At most one that the earlier process had begun to read is read again.
+    ///
+    /// # Errors
+    /// EINVAL: the socket has no ring, or one of another size.
+    pub fn resume(socket: &Socket, slots: usize) -> io::Result<Ring> {
+        let mut ring = Ring::map(socket, slots.div_ceil(SLOTS_OF_BLOCK) * SLOTS_OF_BLOCK)?;
+        let marks = (0..ring.slots).map(|slot| ring.mark(slot).load(Ordering::Relaxed));
+        (ring.next, ring.round) = position(marks);
+        Ok(ring)
+    }
+
+    /// Maps the ring of a socket, to be read from the first slot.
+    fn map(socket: &Socket, slots: usize) -> io::Result<Ring> {
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::POPULATE);
         // SAFETY: a mapping at an address that the kernel chooses overlaps no other memory.
         let base = unsafe { mmap(ptr::null_mut(), slots * SLOT, protection, flags, socket, 0) }?;
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("a ring at address zero"))?;
-        Ok(Ring { base, slots, next: 0 })
+        Ok(Ring { base, slots, next: 0, round: 1 })
+    }
+
+    /// Number of pending frames that are longer than a slot, and queued at the socket.
+    pub fn queued(&self) -> usize {
+        let pending = libc::TP_STATUS_USER | libc::TP_STATUS_COPY;
+        (0..self.slots).filter(|&slot| self.word(slot, 0).load(Ordering::Acquire) & pending == pending).count()
     }
 
     /// Number of slots.
@@ -119,11 +156,35 @@ impl Ring {
     /// Status word of the next slot.
     #[inline(always)]
     fn status(&self) -> &AtomicU32 {
-        // SAFETY: `next` is less than `slots`, so the slot is within the mapping.
-        let slot = unsafe { self.base.add(self.next * SLOT) };
-        // SAFETY: a slot begins with its aligned status word, and the mapping lives as long as the ring; the kernel
-        // writes it atomically.
-        unsafe { AtomicU32::from_ptr(slot.as_ptr().cast()) }
+        self.word(self.next, 0)
+    }
+
+    /// Mark of a slot.
+    #[inline(always)]
+    fn mark(&self, slot: usize) -> &AtomicU32 {
+        self.word(slot, MARK_AT)
+    }
+
+    /// The status word or the mark of a slot.
+    #[inline(always)]
+    fn word(&self, slot: usize, at: usize) -> &AtomicU32 {
+        debug_assert!(slot < self.slots && (at == 0 || at == MARK_AT));
+        // SAFETY: `slot` is less than `slots`, so the word is within the mapping.
+        let word = unsafe { self.base.add(slot * SLOT + at) };
+        // SAFETY: the word is aligned, as slots are, and the mapping lives as long as the ring; the kernel writes status
+        // words atomically, and marks never.
+        unsafe { AtomicU32::from_ptr(word.as_ptr().cast()) }
+    }
+}
+
+/// Next slot to read and its round, from the marks of all slots: those before it were read in this round, the others in
+/// the round before.
+fn position(marks: impl Iterator<Item = u32>) -> (usize, u32) {
+    let mut marks = marks.enumerate();
+    let first = marks.next().map_or(0, |(_, mark)| mark);
+    match marks.find(|&(_, mark)| mark != first) {
+        Some((next, _)) => (next, first),
+        None => (0, first.wrapping_add(1)),
     }
 }
 
@@ -175,10 +236,12 @@ impl Arrival<'_> {
 impl Drop for Arrival<'_> {
     #[inline(always)]
     fn drop(&mut self) {
+        // First, so that each slot of the kernel has its mark.
+        self.ring.mark(self.ring.next).store(self.ring.round, Ordering::Relaxed);
         self.ring.status().store(libc::TP_STATUS_KERNEL, Ordering::Release);
         self.ring.next += 1;
         if self.ring.next == self.ring.slots {
-            self.ring.next = 0;
+            (self.ring.next, self.ring.round) = (0, self.ring.round.wrapping_add(1));
         }
     }
 }
@@ -189,5 +252,28 @@ impl Drop for Ring {
         // Fails if the kernel has no memory to split a mapping that it has merged with its neighbour: then this stays
         // mapped.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.slots * SLOT) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Any number of frames read, also over many rounds and where their number wraps.
+        #[test]
+        fn the_marks_tell_where_reading_ended(slots in 2usize..40, read in 0usize..400, first in prop_oneof![Just(1), any::<u32>()]) {
+            let (mut marks, mut next, mut round) = (vec![u32::wrapping_sub(first, 1); slots], 0, first);
+            for _ in 0..read {
+                marks[next] = round;
+                next += 1;
+                if next == slots {
+                    (next, round) = (0, round.wrapping_add(1));
+                }
+            }
+            prop_assert_eq!(position(marks.into_iter()), (next, round));
+        }
     }
 }
