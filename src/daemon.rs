@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod fragments;
 mod log;
 mod passed;
 mod reload;

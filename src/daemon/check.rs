@@ -6,13 +6,16 @@
 
 mod host;
 
+use std::future::ready;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use futures_util::FutureExt;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::fragments::{self, Fragments};
 use super::needed;
 use crate::control::config::{self, Config, ConfigErrors, ConfigFile};
 use crate::control::state::{self, StartPreview};
@@ -68,10 +71,12 @@ fn print_findings(path: &Path, json: bool) -> io::Result<ExitCode> {
         }
         Err(errors) => return Ok(super::report_error(errors, 2)),
     };
-    let config = &file.config;
+    let mut config = file.config.clone();
+    let (fragments, mut results) = apply_fragments(path, &mut config);
+    let config = &config;
     // Best effort: without the right to drop capabilities, there are no more than a switch has.
     let _ = privileges::keep_only(&needed(&config.switch));
-    let mut results = host::check_host(config);
+    results.extend(host::check_host(config));
     let state = preview_state(&file, &mut results);
     let worst = results.iter().map(|result| result.severity).max().unwrap_or(Severity::Warning);
     if json {
@@ -83,7 +88,11 @@ fn print_findings(path: &Path, json: bool) -> io::Result<ExitCode> {
         0 => String::new(),
         uplinks => format!(", {uplinks} uplinks"),
     };
-    print(&format!("{}: valid: {networks} networks, {vms} VMs, {ports} ports{uplinks}\n", path.display()))?;
+    let with = match fragments {
+        0 => String::new(),
+        number => format!(", with {number} fragments of {}", fragments::DIRECTORY),
+    };
+    print(&format!("{}: valid: {networks} networks, {vms} VMs, {ports} ports{uplinks}{with}\n", path.display()))?;
     if let Some((at, preview)) = &state {
         print(&describe_preview(at, preview))?;
     }
@@ -97,6 +106,24 @@ fn print_findings(path: &Path, json: bool) -> io::Result<ExitCode> {
         }
     }
     Ok(ExitCode::from(worst.code()))
+}
+
+/// Applies the fragments beside a configuration file. Returns their number, and a warning for each that would not be
+/// applied.
+fn apply_fragments(path: &Path, config: &mut Config) -> (usize, Vec<CheckResult>) {
+    let warning = |about: String, message| CheckResult { severity: Severity::Warning, about, message };
+    let read = match Fragments::read(&fragments::directory(path)) {
+        Ok(read) => read,
+        Err(why) => return (0, vec![warning(fragments::DIRECTORY.to_owned(), why)]),
+    };
+    let refused = fragments::settle(read.pending(&config.to_sparse()), |fragment| {
+        ready(fragment.change.to(config).map(|changed| *config = changed).map_err(|error| error.message))
+    });
+    // Nothing in it waits.
+    let refused = refused.now_or_never().unwrap_or_default();
+    let unreadable = read.unreadable().map(|(name, why)| (name.to_owned(), why.to_owned()));
+    let about = |name| format!("{}/{name}", fragments::DIRECTORY);
+    (read.len(), unreadable.chain(refused).map(|(name, why)| warning(about(name), why)).collect())
 }
 
 /// Prints `text`. A closed pipe (`| head`) is not an error: the exit code remains.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 
 mod access;
+mod fragments;
 mod kept;
 mod killed;
 mod power_loss;
