@@ -6,6 +6,7 @@ use std::path::Path;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
+use super::vxlan::{self, Tunnel};
 use super::xdp::tags::{self, TagCapabilities, TagLocation};
 use super::{DeviceLocation, OpenError, foreign, packet, properties, tap, xdp};
 use crate::sys::link::{self, Found, Link, Peer};
@@ -35,6 +36,8 @@ pub struct Facts {
     pub stack: HostStack,
     /// Treatment of VLAN tags.
     pub tags: TagCapabilities,
+    /// VXLAN netdevs that its frames pass.
+    pub tunnels: Vec<Tunnel>,
 }
 
 impl Facts {
@@ -86,6 +89,8 @@ pub struct Report {
     pub prefer: Option<&'static str>,
     /// Reason for the preference.
     pub because: Option<&'static str>,
+    /// What the underlays of its VXLAN netdevs let pass.
+    pub underlays: Vec<String>,
     /// Warnings for the operator.
     pub warnings: Vec<String>,
 }
@@ -108,6 +113,7 @@ impl Report {
             kinds: Vec::new(),
             prefer: None,
             because: None,
+            underlays: Vec::new(),
             warnings: Vec::new(),
         }
     }
@@ -139,6 +145,7 @@ impl fmt::Display for Report {
         if let Some((prefer, because)) = self.prefer.zip(self.because) {
             writeln!(f, "  prefer     {prefer}: {because}")?;
         }
+        self.underlays.iter().try_for_each(|underlay| writeln!(f, "  underlay   {underlay}"))?;
         self.warnings.iter().try_for_each(|warning| writeln!(f, "  warning    {warning}"))
     }
 }
@@ -156,7 +163,9 @@ pub fn inspect(location: &DeviceLocation) -> Report {
         let tags = TagCapabilities::of(&location.device, &link);
         let own_program = link.xdp.is_some_and(|attached| bpf::is_ours(attached.program).unwrap_or(false));
         let stack = stack::host_stack(&location.device, link.index, &stack::addresses().unwrap_or_default());
-        Ok(Facts { queues, features, driver: ethtool::driver(&location.device), tags, own_program, stack, link, peer })
+        let (tunnels, driver) =
+            (vxlan::find(&location.device, &link, peer.as_ref()), ethtool::driver(&location.device));
+        Ok(Facts { queues, features, driver, tags, own_program, stack, link, peer, tunnels })
     });
     let mut report = match facts {
         Ok(facts) => decide(location, &facts),
@@ -230,6 +239,7 @@ pub fn decide(location: &DeviceLocation, facts: &Facts) -> Report {
         kinds,
         prefer: Some(prefer),
         because: Some(because),
+        underlays: facts.tunnels.iter().map(|tunnel| tunnel.report(location)).collect(),
         warnings,
         problem: None,
         ..Report::without(location, String::new())

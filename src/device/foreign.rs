@@ -5,7 +5,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-use super::{DeviceLocation, OpenError, vxlan};
+use super::{DeviceLocation, OpenError};
 use crate::sys::link::{self, Link};
 use crate::sys::netns::within;
 use crate::sys::tun;
@@ -38,9 +38,8 @@ pub(super) fn find(location: &DeviceLocation, mtu: u16) -> Result<(Link, Vec<Str
         return Err(OpenError::Down { at: location.clone(), is_up: true, reason });
     }
     let mut warnings = Vec::new();
-    if let Some(warning) = vxlan::warning(location, &link, mtu) {
-        warnings.extend(warning);
-    } else if link.mtu < mtu.into() {
+    // The MTU of a VXLAN netdev depends on its underlay, which may change: see `properties`.
+    if link.mtu < mtu.into() && link.vxlan.is_none() {
         warnings.push(format!(
             "{location} has MTU {}, its network has {mtu}: longer frames are dropped; set it with `ip link set dev {} mtu \
              {mtu}`",

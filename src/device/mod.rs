@@ -77,6 +77,15 @@ impl Settings {
         }
     }
 
+    /// MTU of the network in bytes; of an uplink, the largest of its networks.
+    pub fn mtu(&self) -> u16 {
+        match self {
+            Settings::Tap(tap) => tap.mtu,
+            Settings::Xdp(xdp) => xdp.mtu,
+            Settings::Packet(packet) => packet.mtu,
+        }
+    }
+
     /// True for an XDP device whose frames are assigned to ports and networks by VLAN tag.
     pub fn is_vlan_demux(&self) -> bool {
         matches!(self, Settings::Xdp(xdp) if xdp.vlan_demux)

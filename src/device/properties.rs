@@ -11,9 +11,11 @@
 //! | foreign (`packet`, `xdp`) | MTU, link state, queues | followed: the device is reopened |
 //! | foreign | offload features, limits of GSO packets | followed while open (`packet`) |
 //! | foreign | MAC address, master | reported |
+//! | foreign, with VXLAN | its MTU and that of the underlay | reported |
 
 use std::io;
 
+use super::vxlan::{self, Tunnel};
 use super::{MAX_GSO_SIZE, OpenError, Settings, packet, tap};
 use crate::sys::ethtool;
 use crate::sys::link::{self, Peer};
@@ -37,6 +39,8 @@ pub struct Properties {
     pub stack: HostStack,
     /// The other end of a veth. For `packet`.
     pub peer: Option<Peer>,
+    /// VXLAN netdevs that its frames pass. Of foreign netdevs.
+    pub tunnels: Vec<Tunnel>,
     /// Offloads accepted for transmit. For `packet`; `None` if they cannot be read.
     pub offloads: Option<OffloadSet>,
     /// Active offload features that the kind of device depends on.
@@ -109,9 +113,10 @@ impl Properties {
             Settings::Packet(packet) => packet::egress_set(packet, &link).ok(),
             Settings::Tap(_) | Settings::Xdp(_) => None,
         };
+        let tunnels = if settings.is_foreign() { vxlan::find(&name, &link, peer.as_ref()) } else { Vec::new() };
         let peer = peer.filter(|_| matches!(settings, Settings::Packet(_)));
         let link = LinkState::from(&link);
-        Properties { name, link, master, peer, queues, offloads, features, stack: HostStack::default() }
+        Properties { name, link, master, peer, tunnels, queues, offloads, features, stack: HostStack::default() }
     }
 }
 
@@ -259,6 +264,7 @@ pub fn warnings(settings: &Settings, now: &Properties) -> Vec<String> {
         warnings.extend(oversize.into_iter().map(|said| format!("{location}: {said}")));
     }
     warnings.extend(shared_with(&now.stack, name).map(|said| format!("{location}: {said}")));
+    warnings.extend(now.tunnels.iter().filter_map(|tunnel| tunnel.warning(&location, settings.mtu().into())));
     warnings
 }
 
@@ -312,13 +318,21 @@ pub(super) fn shared_with(stack: &HostStack, name: &str) -> Option<String> {
 pub fn refusals(settings: &Settings, now: &Properties) -> Option<String> {
     let Settings::Packet(packet) = settings else { return None };
     let needed = packet::mtu_for_two_tags(packet.mtu.into(), packet::OuterTag::Any);
+    let own_tunnel = now.tunnels.iter().find(|tunnel| tunnel.is(&now.name));
+    if own_tunnel.is_some() && now.link.mtu < packet.mtu.into() {
+        // Frames without tags are refused already: the warning about its MTU says what helps.
+        return None;
+    }
     (now.link.mtu < needed).then(|| {
+        let remedy = own_tunnel.map_or_else(
+            || format!("set it with `ip link set dev {} mtu {needed}`", now.name),
+            |tunnel| tunnel.remedy_for_tags(needed),
+        );
         format!(
             "{} has refused frames (device_refused): with its MTU of {}, full-size frames pass with one tag of 802.1Q, but not with \
-             two, or with one of 802.1ad; set it with `ip link set dev {} mtu {needed}`",
+             two, or with one of 802.1ad; {remedy}",
             settings.at(),
             now.link.mtu,
-            now.name
         )
     })
 }

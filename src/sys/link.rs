@@ -5,6 +5,7 @@
 //! [`within`](super::netns::within).
 
 mod parse;
+pub mod tunnels;
 
 pub(super) use self::parse::{name, read};
 
@@ -191,6 +192,8 @@ pub struct Peer {
     pub gso_max_size: u32,
     /// Maximum bytes of a transmitted IPv4 GSO packet; 0 before Linux 6.3.
     pub gso_ipv4_max_size: u32,
+    /// Interface index of its master, if both ends of the veth are in one network namespace; 0 for none.
+    pub master: u32,
 }
 
 /// Finds several netdevs: by index where one is given, whatever the current name; else by name.
@@ -216,10 +219,12 @@ async fn find_one(links: &LinkHandle, wanted: &str, index: Option<u32>) -> io::R
         0 => None,
         index => get(links.get().match_index(index)).await?.as_ref().and_then(name),
     };
+    let is_elsewhere = message.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::LinkNetNsId(_)));
     let peer = match peer_request(links, &message) {
         Some(request) => get(request).await.ok().flatten().map(|message| {
-            let Link { gso_max_size, gso_ipv4_max_size, .. } = read(&message);
-            Peer { name: name(&message).unwrap_or_default(), gso_max_size, gso_ipv4_max_size }
+            let Link { gso_max_size, gso_ipv4_max_size, master, .. } = read(&message);
+            let master = if is_elsewhere { 0 } else { master };
+            Peer { name: name(&message).unwrap_or_default(), gso_max_size, gso_ipv4_max_size, master }
         }),
         None => None,
     };
@@ -360,9 +365,19 @@ fn block_on<T>(work: impl AsyncFnOnce(LinkHandle) -> io::Result<T>) -> io::Resul
 /// Those of `work`, and a socket that failed meanwhile: to `work` the answers then only ended early, as if a netdev did
 /// not exist.
 pub(super) fn connected<T>(work: impl AsyncFnOnce(Handle) -> io::Result<T>) -> io::Result<T> {
+    run(false, work)
+}
+
+/// The same with strict checking: the kernel refuses a filter of a dump that it does not have, instead of ignoring it.
+fn connected_strictly<T>(work: impl AsyncFnOnce(Handle) -> io::Result<T>) -> io::Result<T> {
+    run(true, work)
+}
+
+fn run<T>(is_strict: bool, work: impl AsyncFnOnce(Handle) -> io::Result<T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
-        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let (connection, handle, _) =
+            if is_strict { rtnetlink::new_connection_with_strict_check() } else { rtnetlink::new_connection() }?;
         let connection = tokio::spawn(connection);
         let result = work(handle.clone()).await;
         // It runs as long as there is a handle, unless its socket fails.

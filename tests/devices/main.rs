@@ -11,6 +11,7 @@ mod offloads;
 mod packet;
 mod segmentation;
 mod tap;
+mod vxlan;
 mod xdp;
 mod xdp_program;
 mod xsk_queue;

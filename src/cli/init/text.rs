@@ -249,6 +249,7 @@ mod tests {
             kinds: Vec::new(),
             prefer,
             because: prefer.map(|_| "it is free"),
+            underlays: Vec::new(),
             warnings: vec!["a warning".into()],
         }
     }
