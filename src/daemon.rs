@@ -7,6 +7,7 @@ mod check;
 mod fragments;
 mod log;
 mod passed;
+mod probe_key;
 mod reload;
 mod signals;
 mod status_line;
@@ -42,14 +43,14 @@ use crate::control::config::{self, Config, ConfigFile, Poll, SwitchSettings};
 use crate::control::handover::Handover;
 use crate::control::health::Phase;
 use crate::control::log_settings::{LogFormat, LogSettings};
-use crate::control::reconcile::{Controller, FINISH_TIMEOUT, Startup};
+use crate::control::reconcile::{Controller, FINISH_TIMEOUT, ProbeIdentity, Startup};
 use crate::control::state::{self, Precedence, StateStore};
 use crate::control::workers::WorkerHandles;
 use crate::frame::Pool;
 use crate::switch::HashKey;
 use crate::sys::cores;
 use crate::sys::privileges::{self, Privilege};
-use crate::wire::ProbeKey;
+use crate::wire::{HostKey, ProbeKey, ProbeKeys};
 use crate::worker::{Pace, Worker, WorkerSetSettings, worker_set};
 
 /// Maximum time to answer clients after the signal to stop, before changes are refused.
@@ -130,10 +131,12 @@ fn run_logged(
             Err(why) => return Err(StartError::new(why, 2)),
         },
     };
+    let wrong = |why: String| StartError { why: format!("{origin}: {why}"), code: 2 };
+    let shared_key = settings.probe_key.as_deref().map(probe_key::read).transpose().map_err(wrong)?;
     // Before other threads exist: capabilities are per thread.
     privileges::keep_only(&needed(&settings))
         .map_err(|why| StartError::new(format_args!("cannot drop capabilities: {why}"), 1))?;
-    let cores = choose_cores(&settings).map_err(|why| StartError { why: format!("{origin}: {why}"), code: 2 })?;
+    let cores = choose_cores(&settings).map_err(wrong)?;
     // Threads started from here on inherit this affinity and stay off the workers' cores.
     cores::avoid(&cores);
     log.start();
@@ -150,7 +153,7 @@ fn run_logged(
             }
         };
         let (config, store) = begun.map_err(|why| why.to_string())?;
-        serve_until_told(config, store, cores, (server, passed), signals, (path, path_of_state))
+        serve_until_told(config, store, (cores, shared_key), (server, passed), signals, (path, path_of_state))
             .await
             .map_err(|why| why.to_string())
     });
@@ -189,6 +192,12 @@ fn choose_cores(settings: &SwitchSettings) -> Result<Vec<usize>, String> {
         }
     }
     Ok(settings.cores.clone())
+}
+
+/// Name of the host, in loop probes that other hosts read.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().chars().filter(|character| !character.is_control()).collect()
 }
 
 /// The API at all its listeners, which is served from the start on: health at once, other requests once the controller runs.
@@ -246,7 +255,7 @@ async fn listen(passed: &mut Passed, key: &str, address: SocketAddr) -> io::Resu
 async fn serve_until_told(
     config: Config,
     store: StateStore,
-    cores: Vec<usize>,
+    (cores, shared_key): (Vec<usize>, Option<[u8; 16]>),
     (server, passed): (ApiServer, Passed),
     signals: Signals,
     (path, state): (Option<PathBuf>, Option<PathBuf>),
@@ -255,7 +264,10 @@ async fn serve_until_told(
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
     let hash_key = HashKey::new(random);
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-    let probe_key = ProbeKey::new(random);
+    let own = ProbeKey::new(random);
+    let mut number = [0; 8];
+    rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty())?;
+    let probe_keys = ProbeKeys { own, shared: shared_key.map(|key| HostKey::new(key, u64::from_ne_bytes(number))) };
     let pool = Pool::new(config.switch.frames)
         .map_err(|why| named(format!("{} frames of 4 KiB", config.switch.frames), &why))?;
     #[allow(clippy::cast_possible_truncation)] // cores are numbered below 1024
@@ -264,7 +276,7 @@ async fn serve_until_told(
         pool,
         fdb_capacity: config.switch.stations,
         hash_key,
-        probe_key,
+        probe_keys,
     };
     let worker_set = worker_set(settings)?;
     let pace = match config.switch.poll {
@@ -292,7 +304,7 @@ async fn serve_until_told(
         workers: worker_handles,
         notices,
         events: results,
-        probe_key,
+        probes: ProbeIdentity { keys: probe_keys, host: host_name() },
         state: store,
         pool,
         health: health.clone(),

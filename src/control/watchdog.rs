@@ -75,7 +75,7 @@ mod tests {
             pool,
             fdb_capacity: 64,
             hash_key: HashKey::new([7; 16]),
-            probe_key: ProbeKey::new([5; 16]),
+            probe_keys: ProbeKey::new([5; 16]).into(),
         };
         let mut worker_set = worker_set(settings).unwrap();
         let (handle, mut requests) = Handle::new();

@@ -19,7 +19,7 @@ use crate::control::background;
 use crate::switch::{FdbEntry, ForwardingConfig, MAX_NETWORKS, MAX_PORTS, PortId, Station};
 use crate::telemetry::audit::{Audit, Snapshot};
 use crate::telemetry::{PortCounters, WorkerCounters};
-use crate::wire::{Announcement, Probe};
+use crate::wire::{Announcement, ProbeFrame};
 use crate::worker::{Command, FdbPage, Flush, Mailbox, PortCounterTable, RxQueue, SubportTable};
 
 /// FDB entries per page: a worker copies a page within one `poll_once`.
@@ -312,7 +312,7 @@ impl WorkerHandles {
 
     /// Sends loop probes, each by the worker that `config`, the installed configuration, assigns to the port. Skips ports
     /// without a worker.
-    pub async fn probe(&self, config: &ForwardingConfig, probes: impl Iterator<Item = (PortId, [u8; Probe::LEN])>) {
+    pub async fn probe(&self, config: &ForwardingConfig, probes: impl Iterator<Item = (PortId, ProbeFrame)>) {
         for (worker, probes) in self.by_worker(config, probes).iter().enumerate() {
             for probes in probes.chunks(PROBES) {
                 // Drops the frames here, off the worker.

@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn a_station_that_moves_within_a_burst_is_no_longer_at_its_old_port() {
         let mut cache = Magazine::new(*POOL);
-        let mut switch = Switch::new(16, HashKey::new([5; 16]), ProbeKey::new([6; 16]));
+        let mut switch = Switch::new(16, HashKey::new([5; 16]), ProbeKey::new([6; 16]).into());
         switch.replace_config(config(false, 4, &[]), MonoTime::from_secs(1));
         for (number, port, last_seen) in [(1, 0, 1001), (2, 1, 1000)] {
             let station = Station::new(NetworkId::new(0), mac(number));
@@ -202,7 +202,7 @@ mod tests {
             let mut results = [Vec::new(), Vec::new()];
             for (is_short, results) in [true, false].into_iter().zip(&mut results) {
                 let mut cache = Magazine::new(*POOL);
-                let mut switch = Switch::new(16, HashKey::new([5; 16]), ProbeKey::new([6; 16]));
+                let mut switch = Switch::new(16, HashKey::new([5; 16]), ProbeKey::new([6; 16]).into());
                 switch.replace_config(config(picky, 4, &[]), MonoTime::from_secs(1));
                 for &(number, port, last_seen) in &entry {
                     let station = Station::new(NetworkId::new(0), mac(number));

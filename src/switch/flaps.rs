@@ -16,7 +16,8 @@
 //! * moves from a port that is closed, administratively down or quarantined, or of an aged station: it is no longer
 //!   there;
 //! * moves between an uplink and a port opened within the last minute: a VM has migrated from another host. A port
-//!   is opened when it first has a device and is administratively up, or is so again.
+//!   is opened when it first has a device and is administratively up, or is so again. More than 32 within a second are
+//!   reported all the same, without being refused: the port may be in a loop over another host, and control probes it.
 //!
 //! *The table has a fixed size*, indexed by the keyed hash of stations. In a full set, the station with the fewest
 //! moves is evicted. Moves among siblings have a separate table, so that a VM cannot evict others' stations by
@@ -179,6 +180,8 @@ pub(super) struct FlapDetector {
     between_siblings: FlapTable<MAX_MOVES>,
     /// Moves between ports that are both allowed to use the address.
     shared: FlapTable<MAX_MOVES_SHARED>,
+    /// Moves between an uplink and a port opened within the last minute, none of which is refused.
+    arriving: FlapTable<MAX_MOVES_SHARED>,
     /// Sources that belong to a sibling.
     pub(super) siblings: SiblingReporter,
     /// Times of the last FDB updates.
@@ -187,6 +190,8 @@ pub(super) struct FlapDetector {
     opened: Vec<MonoTime>,
     /// Events since control last took them.
     pub(super) events: Vec<FlapEvent>,
+    /// Flaps since then whose moves were not refused.
+    pub(super) allowed_flaps: Vec<FlapEvent>,
     /// By port index: time of the last spoof event.
     spoof_reported: Vec<MonoTime>,
     /// Spoof events to send.
@@ -199,6 +204,8 @@ impl FlapDetector {
             between_vms: FlapTable::new(SETS, VM_WINDOW),
             between_siblings: FlapTable::new(SETS, SIBLING_WINDOW),
             shared: FlapTable::new(SETS_SHARED, SIBLING_WINDOW),
+            arriving: FlapTable::new(SETS_SHARED, SIBLING_WINDOW),
+            allowed_flaps: Vec::with_capacity(BURST),
             siblings: SiblingReporter::new(),
             times: UpdateTimes::new(),
             opened: vec![MonoTime::default(); MAX_PORTS],
@@ -263,13 +270,22 @@ impl FlapDetector {
         let is_allowed = from.may_share(station.mac()) && to.may_share(station.mac());
         let (from, to) = (&from.config, &to.config);
         match (from.is_uplink(), to.is_uplink()) {
-            (true, false) if has_arrived(to) => Decision::Allow,
-            (false, true) if has_arrived(from) => Decision::Allow,
+            (true, false) if has_arrived(to) => self.arrive(station, hash, from.id, to.id, now),
+            (false, true) if has_arrived(from) => self.arrive(station, hash, from.id, to.id, now),
             (false, false) if from.vm == to.vm && to.mac_sharing => Decision::Allow,
             (false, false) if from.vm == to.vm => self.between_siblings.decide(station, hash, from.id, now, has_room),
             (false, _) | (_, false) if is_allowed => self.shared.decide(station, hash, from.id, now, has_room),
             _ => self.between_vms.decide(station, hash, from.id, now, has_room),
         }
+    }
+
+    /// Allows a move between an uplink and a new port, and reports it if there are too many.
+    fn arrive(&mut self, station: Station, hash: u64, from: PortId, to: PortId, now: MonoTime) -> Decision {
+        let has_room = self.allowed_flaps.len() < BURST;
+        if self.arriving.decide(station, hash, from, now, has_room) == (Decision::Refuse { is_news: true }) {
+            self.allowed_flaps.push(FlapEvent { station, from, to, origin: from });
+        }
+        Decision::Allow
     }
 }
 

@@ -68,6 +68,7 @@ pub struct ForwardingConfig {
     pins: PinnedStations,
     trunks: Trunks,
     subports: u16,
+    boot_millis: u64,
 }
 
 impl ForwardingConfig {
@@ -180,12 +181,23 @@ impl ForwardingConfig {
             });
         }
         let open = open.into_boxed_slice().try_into().expect("it is as long as it was made");
-        ForwardingConfig { hash_key, ports: compiled_port.into(), open, networks: table.into(), pins, trunks, subports }
+        let (ports, networks) = (compiled_port.into(), table.into());
+        ForwardingConfig { hash_key, ports, open, networks, pins, trunks, subports, boot_millis: 0 }
     }
 
     /// An empty configuration: no port, no network.
     pub fn none(hash_key: HashKey) -> ForwardingConfig {
         ForwardingConfig::compile(hash_key, Vec::new(), Vec::new(), Vec::new())
+    }
+
+    /// Sets the wall clock, by which the age of other hosts' loop probes is bounded.
+    pub fn set_boot_millis(&mut self, boot_millis: u64) {
+        self.boot_millis = boot_millis;
+    }
+
+    /// When the host booted, in milliseconds since 1970; 0 if unknown.
+    pub fn boot_millis(&self) -> u64 {
+        self.boot_millis
     }
 
     /// Dampens each station at a port, in addition to those already dampened: it stays at that port whatever

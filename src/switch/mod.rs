@@ -41,7 +41,7 @@ pub use flaps::{FlapEvent, SpoofEvent};
 pub use forwarding::ForwardingConfig;
 pub use ids::{HashKey, MAX_NETWORKS, MAX_PORTS, NetworkId, PortId, Station};
 pub use policer::{Policer, Rate};
-pub use probe_receiver::{MAX_AGE, ReturnedProbe};
+pub use probe_receiver::{MAX_AGE, MAX_HOST_AGE, ReceivedHostProbe, ReturnedProbe};
 pub use reserved::{ReservedGroup, ReservedMask};
 pub use security::{AtLimit, Binding, MacLimit, Security};
 pub use settings::{Attachment, Limits, NetworkConfig, PortConfig, Role, VmId};

@@ -10,12 +10,12 @@ use super::probe_receiver::ProbeReceiver;
 use super::spoofing::{SpoofReporter, SpoofedIp};
 use super::trunk::{IngressPort, IngressPorts};
 use super::{
-    Fdb, FdbEntry, FlapEvent, ForwardingConfig, HashKey, LearnResult, PinReport, PortId, ReturnedProbe, SiblingSource,
-    SpoofEvent, Station,
+    Fdb, FdbEntry, FlapEvent, ForwardingConfig, HashKey, LearnResult, PinReport, PortId, ReceivedHostProbe,
+    ReturnedProbe, SiblingSource, SpoofEvent, Station,
 };
 use crate::frame::BURST;
 use crate::time::MonoTime;
-use crate::wire::{Mac, ProbeKey};
+use crate::wire::{Mac, ProbeKeys};
 
 /// FDB update for other workers: a station was seen at a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,13 +51,13 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// Creates a switch without ports. Its FDB holds `stations` stations; `key` authenticates its loop probes.
-    pub fn new(stations: u32, hash_key: HashKey, key: ProbeKey) -> Switch {
+    /// Creates a switch without ports. Its FDB holds `stations` stations; `keys` authenticate its loop probes.
+    pub fn new(stations: u32, hash_key: HashKey, keys: ProbeKeys) -> Switch {
         Switch {
             config: Arc::new(ForwardingConfig::none(hash_key)),
             fdb: Fdb::new(stations, hash_key),
             updates: Vec::with_capacity(BURST),
-            probe_receiver: ProbeReceiver::new(key),
+            probe_receiver: ProbeReceiver::new(keys),
             flap_detector: FlapDetector::new(),
             spoofing: SpoofReporter::new(),
             pin_reports: PinReports::new(),
@@ -76,6 +76,7 @@ impl Switch {
     pub fn replace_config(&mut self, config: Arc<ForwardingConfig>, now: MonoTime) -> Arc<ForwardingConfig> {
         self.flap_detector.record_opened(&self.config, &config, now);
         let old = std::mem::replace(&mut self.config, config);
+        self.probe_receiver.boot_millis = self.config.boot_millis();
         // Entries of closed ports no longer count.
         let ports = old.open().iter().zip(self.config.open());
         ports.filter(|(old, new)| old != new && **old != PortId::NONE).for_each(|(&old, _)| self.fdb.close(old));
@@ -100,6 +101,18 @@ impl Switch {
     #[inline]
     pub fn returned_probes(&mut self) -> impl ExactSizeIterator<Item = ReturnedProbe> + '_ {
         self.probe_receiver.returned.drain(..)
+    }
+
+    /// Takes the loop probes of other hosts. Call after each burst, or events are lost.
+    #[inline]
+    pub fn host_probes(&mut self) -> impl ExactSizeIterator<Item = ReceivedHostProbe> + '_ {
+        self.probe_receiver.received.drain(..)
+    }
+
+    /// Takes the flaps whose moves were not refused. Call after each burst, or events are lost.
+    #[inline]
+    pub fn allowed_flaps(&mut self) -> impl ExactSizeIterator<Item = FlapEvent> + '_ {
+        self.flap_detector.allowed_flaps.drain(..)
     }
 
     /// Takes the flap events. Call after each burst, or events are lost until the station has settled.
@@ -136,9 +149,11 @@ impl Switch {
     /// Whether any event is pending for control.
     #[inline]
     pub fn has_events(&self) -> bool {
-        let FlapDetector { events, spoof_events: spoofed, siblings, .. } = &self.flap_detector;
+        let FlapDetector { events, allowed_flaps, spoof_events: spoofed, siblings, .. } = &self.flap_detector;
         !(self.probe_receiver.returned.is_empty()
+            && self.probe_receiver.received.is_empty()
             && events.is_empty()
+            && allowed_flaps.is_empty()
             && spoofed.is_empty()
             && siblings.events.is_empty()
             && self.spoofing.events.is_empty()

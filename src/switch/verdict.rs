@@ -25,7 +25,7 @@ pub enum DropReason {
     BadOffload,
     /// In: the uplink or trunk has no port for this VLAN id, or none for untagged frames.
     UnknownVlan,
-    /// In: a loop probe of this switch that has returned. Control handles it.
+    /// In: a loop probe of this switch that has returned, or of a host with the same key. Control handles it.
     Probe,
     /// In: a frame to the loop-probe address that is not of this switch.
     ProbeForged,
@@ -180,8 +180,10 @@ impl DropReason {
                 "no network has this VLAN id on the uplink or trunk, or none is untagged \
                                         there"
             }
-            DropReason::Probe => "a loop probe of this switch that has returned",
-            DropReason::ProbeForged => "sent to the address of loop probes, but not by this switch",
+            DropReason::Probe => "a loop probe of this switch that has returned, or of a host with its probe_key",
+            DropReason::ProbeForged => {
+                "sent to the address of loop probes, but neither by this switch nor by a host with its probe_key"
+            }
             DropReason::ProbeStale => "a loop probe that is too old, was received before, or was sent by this port",
             DropReason::OwnAnnouncement => "an announcement of this switch that an outside network has returned",
             DropReason::BadSource => "the source is a group address or zero",

@@ -30,5 +30,8 @@ pub use mac::{Mac, NotAMac};
 pub use offload::{BadOffload, Offload, Segmentation};
 pub use offload_set::OffloadSet;
 pub use partial_checksum::is_partial_checksum;
-pub use probe::{Forged, Probe, ProbeKey};
+pub use probe::{
+    Forged, HostKey, HostProbe, MAX_HOST_NAME, MAX_PORT_NAME, Probe, ProbeFrame, ProbeKey, ProbeKeys, ProbeName,
+    ReadProbe,
+};
 pub use vlan::{NotAVid, Priority, Tagging, Vid, is_without_vlan};

@@ -13,6 +13,12 @@
 //!
 //! All fields are in network byte order. Guests see probes and can send any frame, so each probe has a tag under a
 //! key that is random at each start and secret. The tag does not cover the destination and source of the frame.
+//!
+//! Hosts that share a key send version 2 instead, see [`host`].
+
+mod host;
+
+pub use host::{HostKey, HostProbe, MAX_HOST_NAME, MAX_PORT_NAME, ProbeFrame, ProbeKeys, ProbeName, ReadProbe};
 
 use std::fmt;
 
@@ -96,37 +102,37 @@ impl Probe {
         put(&Probe::SOURCE.octets());
         put(&Probe::KIND.to_be_bytes());
         put(&[VERSION, 0]);
+        self.say(put);
+        let (said, tag) = frame.split_at_mut(HEADER_LEN + CONTENT_LEN);
+        tag.copy_from_slice(&key.tag(&said[HEADER_LEN..]));
+        frame
+    }
+
+    /// Passes the content after version and flags to `put`, piece by piece.
+    fn say(&self, mut put: impl FnMut(&[u8])) {
         put(&self.network.to_be_bytes());
         put(&self.port.to_be_bytes());
         put(&self.vm.to_be_bytes());
         put(&self.mac.octets());
         put(&self.sent.nanos().to_be_bytes());
         put(&self.sequence.to_be_bytes());
-        let (said, tag) = frame.split_at_mut(HEADER_LEN + CONTENT_LEN);
-        tag.copy_from_slice(&key.tag(&said[HEADER_LEN..]));
-        frame
     }
 
     /// Parses a whole frame with up to two VLAN tags.
     pub fn read(frame: &[u8], key: &ProbeKey) -> Result<Probe, Forged> {
-        let start = HEADER_LEN + tags(frame) * TAG_LEN;
-        let body = frame.get(start..).filter(|body| body.len() == Probe::LEN - HEADER_LEN).ok_or(Forged)?;
-        let kind = frame.get(start - 2..start).ok_or(Forged)?;
-        if frame[..6] != Probe::DESTINATION.octets() || kind != Probe::KIND.to_be_bytes() {
+        let body = body(frame)?;
+        if body.len() != Probe::LEN - HEADER_LEN {
             return Err(Forged);
         }
-        let (said, tag) = body.split_at(CONTENT_LEN);
-        // Compares as integers, for constant time.
-        let tag = u128::from_ne_bytes(tag.try_into().map_err(|_| Forged)?);
-        if u128::from_ne_bytes(key.tag(said)) != tag {
+        let mut said = verified(body, key)?;
+        if take(&mut said) != Some([VERSION, 0]) {
             return Err(Forged);
         }
-        Probe::say(said).ok_or(Forged)
+        Probe::parse(&mut said).ok_or(Forged)
     }
 
-    fn say(mut said: &[u8]) -> Option<Probe> {
-        let rest = &mut said;
-        (take(rest)? == [VERSION, 0]).then_some(())?;
+    /// Parses the content after version and flags.
+    fn parse(rest: &mut &[u8]) -> Option<Probe> {
         Some(Probe {
             network: u16::from_be_bytes(take(rest)?),
             port: u32::from_be_bytes(take(rest)?),
@@ -136,6 +142,21 @@ impl Probe {
             sequence: u64::from_be_bytes(take(rest)?),
         })
     }
+}
+
+/// What follows the type of a frame to the probe address: content and tag.
+fn body(frame: &[u8]) -> Result<&[u8], Forged> {
+    let start = HEADER_LEN + tags(frame) * TAG_LEN;
+    let (body, kind) = (frame.get(start..).ok_or(Forged)?, frame.get(start - 2..start).ok_or(Forged)?);
+    let is_probe = frame[..6] == Probe::DESTINATION.octets() && kind == Probe::KIND.to_be_bytes();
+    if is_probe { Ok(body) } else { Err(Forged) }
+}
+
+/// The content, if the tag behind it is that of the key.
+fn verified<'b>(body: &'b [u8], key: &ProbeKey) -> Result<&'b [u8], Forged> {
+    let (said, tag) = body.split_last_chunk::<16>().ok_or(Forged)?;
+    // Compares as integers, for constant time.
+    if u128::from_ne_bytes(key.tag(said)) == u128::from_ne_bytes(*tag) { Ok(said) } else { Err(Forged) }
 }
 
 /// Splits the next bytes off.

@@ -9,19 +9,26 @@ use crossbeam::queue::ArrayQueue;
 use futures_util::task::AtomicWaker;
 use tokio::sync::mpsc::error::TryRecvError;
 
-use crate::switch::{FlapEvent, PinReport, ReturnedProbe, SiblingSource, SpoofEvent, SpoofedIp};
+use crate::switch::{FlapEvent, PinReport, ReceivedHostProbe, ReturnedProbe, SiblingSource, SpoofEvent, SpoofedIp};
 use crate::time::MonoTime;
 
 /// Capacity in events; an event that finds the queue full is counted and lost.
 const EVENTS: usize = 4096;
+
+/// Capacity in probes of other hosts, which are larger than other events.
+const HOST_PROBES: usize = 128;
 
 /// An event that a worker detects in guest traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WorkerEvent {
     /// A loop probe has returned.
     ReturnedProbe(ReturnedProbe),
+    /// A loop probe of another host has been received; [`EventReceiver::host_probe`] has it.
+    HostProbe,
     /// A MAC flaps: it has moved too often.
     Flap(FlapEvent),
+    /// A MAC flaps between an uplink and a new port; its moves are allowed.
+    AllowedFlap(FlapEvent),
     /// A port has sent from an address that belongs to another VM.
     Spoof(SpoofEvent),
     /// Anti-spoofing has dropped a frame for its sender's IP address.
@@ -35,6 +42,7 @@ pub enum WorkerEvent {
 #[derive(Debug)]
 struct Queue {
     events: ArrayQueue<WorkerEvent>,
+    host_probes: ArrayQueue<ReceivedHostProbe>,
     control: AtomicWaker,
 }
 
@@ -48,7 +56,12 @@ pub struct EventReceiver(Arc<Queue>);
 
 /// Creates the queue.
 pub(super) fn event_channel() -> (EventSender, EventReceiver) {
-    let queue = Arc::new(Queue { events: ArrayQueue::new(EVENTS), control: AtomicWaker::new() });
+    let queue = Queue {
+        events: ArrayQueue::new(EVENTS),
+        host_probes: ArrayQueue::new(HOST_PROBES),
+        control: AtomicWaker::new(),
+    };
+    let queue = Arc::new(queue);
     (EventSender(queue.clone()), EventReceiver(queue))
 }
 
@@ -58,6 +71,11 @@ impl EventSender {
         let message = self.0.events.push(event).is_ok();
         self.0.control.wake();
         message
+    }
+
+    /// Enqueues a probe of another host, and its event. `false` if a queue is full.
+    pub(super) fn send_host_probe(&self, probe: ReceivedHostProbe) -> bool {
+        self.0.host_probes.push(probe).is_ok() && self.send(WorkerEvent::HostProbe)
     }
 }
 
@@ -70,6 +88,11 @@ impl EventReceiver {
             self.0.events.pop().map_or(Poll::Pending, |event| Poll::Ready(Some(event)))
         })
         .await
+    }
+
+    /// Returns the next probe of another host.
+    pub fn host_probe(&mut self) -> Option<ReceivedHostProbe> {
+        self.0.host_probes.pop()
     }
 
     /// Returns the next event without waiting.

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use super::{Notifier, PortCounterTable, RxQueue, SubportTable};
 use crate::switch::{FdbEntry, ForwardingConfig, NetworkId, PortId};
 use crate::telemetry::audit::Snapshot;
-use crate::wire::{Announcement, Mac, Probe};
+use crate::wire::{Announcement, Mac, ProbeFrame};
 
 /// Capacity of a mailbox in commands. It fills only if the worker hangs.
 const MAILBOX: usize = 64;
@@ -66,7 +66,7 @@ pub struct Flushed {
 }
 
 /// Loop probes with their egress ports.
-pub type Probes = Vec<(PortId, [u8; Probe::LEN])>;
+pub type Probes = Vec<(PortId, ProbeFrame)>;
 
 /// Announcements of local stations, each with its uplink's port on one network.
 pub type Announcements = Vec<(PortId, [u8; Announcement::LEN])>;

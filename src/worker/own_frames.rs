@@ -7,13 +7,13 @@ use super::queues::TaggedEgress;
 use crate::frame::{BURST, Frame};
 use crate::switch::{DropReason, PortConfig, PortId};
 use crate::telemetry::{Counter, PortCounters};
-use crate::wire::{Announcement, Offload, Probe, TAG_LEN, Vid};
+use crate::wire::{Announcement, HostProbe, Offload, ProbeFrame, TAG_LEN, Vid};
 
 impl Worker {
     /// Transmits loop probes, each by its port, also by quarantined ports. Runs between two calls of `poll_once`:
     /// the TX batches are empty before and after.
     #[cold]
-    pub(super) fn send_probes(&mut self, probes: &[(PortId, [u8; Probe::LEN])]) {
+    pub(super) fn send_probes(&mut self, probes: &[(PortId, ProbeFrame)]) {
         self.send_own(probes, |_| true, |counters| &counters.probes);
     }
 
@@ -25,9 +25,9 @@ impl Worker {
     }
 
     /// Transmits frames, each by its port. Skips ports that are closed or not `allowed`.
-    fn send_own<const LEN: usize>(
+    fn send_own(
         &mut self,
-        frames: &[(PortId, [u8; LEN])],
+        frames: &[(PortId, impl AsRef<[u8]>)],
         allowed: fn(&PortConfig) -> bool,
         counter: fn(&PortCounters) -> &Counter,
     ) {
@@ -38,7 +38,7 @@ impl Worker {
                     continue;
                 }
                 let at = config.counting_port(*port);
-                let sent = self.push_own(*port, bytes);
+                let sent = self.push_own(*port, bytes.as_ref());
                 if let Some(counters) = counters_of(&self.port_counters, at) {
                     counter(counters).add(1);
                     if let Err(reason) = sent {
@@ -60,15 +60,15 @@ impl Worker {
 
     fn build_own(&mut self, vlan: Option<Vid>, bytes: &[u8]) -> Option<Frame> {
         const ADDRESSES: usize = 12;
-        const MOST: usize = Probe::LEN + TAG_LEN;
-        const { assert!(Announcement::LEN <= Probe::LEN) };
+        const MOST: usize = HostProbe::MAX_LEN + TAG_LEN;
+        const { assert!(Announcement::LEN <= HostProbe::MAX_LEN) };
         let mut tagged = [0; MOST];
         let (before, after) = bytes.split_at_checked(ADDRESSES)?;
         let tag = vlan.map(Vid::tag);
         let parts = before.iter().chain(tag.iter().flatten()).chain(after);
         let len = tagged.iter_mut().zip(parts).map(|(to, &from)| *to = from).count();
         let mut rest = &tagged[..len];
-        #[allow(clippy::cast_possible_truncation)] // 68 at most
+        #[allow(clippy::cast_possible_truncation)] // 255 at most
         self.magazine.build(len as u32, Offload::NONE, |room| {
             let (now, then) = rest.split_at(room.len());
             room.copy_from_slice(now);

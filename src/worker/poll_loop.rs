@@ -136,7 +136,7 @@ impl Worker {
             notifier,
             peers,
             queues: QueueTable::new(index),
-            switch: Switch::new(settings.fdb_capacity, settings.hash_key, settings.probe_key),
+            switch: Switch::new(settings.fdb_capacity, settings.hash_key, settings.probe_keys),
             port_counters: PortCounterTable::new(),
             next_drop_check: NEVER,
             checked: 0,
@@ -321,10 +321,12 @@ impl Worker {
         let mut sender = |event| lost += u64::from(!event_sender.send(event));
         self.switch.returned_probes().for_each(|returned_probe| sender(WorkerEvent::ReturnedProbe(returned_probe)));
         self.switch.flap_events().for_each(|moving| sender(WorkerEvent::Flap(moving)));
+        self.switch.allowed_flaps().for_each(|moving| sender(WorkerEvent::AllowedFlap(moving)));
         self.switch.spoof_events().for_each(|spoof| sender(WorkerEvent::Spoof(spoof)));
         self.switch.spoofed().for_each(|spoofed| sender(WorkerEvent::SpoofedIp(spoofed)));
         self.switch.pin_reports().for_each(|(report, at)| sender(WorkerEvent::Pin(report, at)));
         self.switch.sibling_sources().for_each(|source| sender(WorkerEvent::SiblingSource(source)));
+        lost += self.switch.host_probes().filter(|probe| !event_sender.send_host_probe(*probe)).count() as u64;
         self.counters.events_lost.add(lost);
     }
 

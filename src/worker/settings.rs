@@ -2,7 +2,7 @@
 
 use crate::frame::Pool;
 use crate::switch::HashKey;
-use crate::wire::ProbeKey;
+use crate::wire::ProbeKeys;
 
 /// Settings that all workers of a switch share.
 #[derive(Debug, Clone, Copy)]
@@ -15,6 +15,6 @@ pub struct WorkerSetSettings {
     pub fdb_capacity: u32,
     /// Hash key of the FDB.
     pub hash_key: HashKey,
-    /// Key that authenticates loop probes.
-    pub probe_key: ProbeKey,
+    /// Keys that authenticate loop probes.
+    pub probe_keys: ProbeKeys,
 }

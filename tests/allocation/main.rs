@@ -186,7 +186,7 @@ fn loops_do_not_make_a_worker_allocate() {
         let (to, at) = (lab.ports[0], round as usize % 2);
         let probe = lab.probe(to, round).write(&PROBE_KEY);
         let (reply, mut sent) = oneshot::channel();
-        assert!(lab.mailboxes[0].send(Command::Probes(vec![(to, probe); 64], reply)));
+        assert!(lab.mailboxes[0].send(Command::Probes(vec![(to, probe.into()); 64], reply)));
         assert!(lab.send(1, &probe));
         assert!(lab.send(at, &frame(mac(2), Mac::from_bits(0x0a_00_00_00_00_01), 0x88b5, &[1; 46])));
         assert_eq!(counted_polls(&mut lab).0, 0, "round {round}");

@@ -351,6 +351,36 @@ fn moves_to_a_port_are_free_in_its_first_minute() {
     }
 }
 
+/// They may be a loop over another host, so control is told and probes the port. A few are a migration.
+#[test]
+fn many_moves_to_a_port_in_its_first_minute_are_reported() {
+    let uplink = 1;
+    for mut lab in labs(&port_specs(&[0]), &[UplinkSpec::new(&[(0, 0)])]) {
+        let station = wild(STATION);
+        assert!(speaks(&mut lab, uplink, station));
+        for _ in 0..16 {
+            assert!(speaks(&mut lab, 0, station) && speaks(&mut lab, uplink, station));
+        }
+        assert_eq!(lab.events(), [], "32 moves within a second");
+        for _ in 0..16 {
+            assert!(speaks(&mut lab, 0, station) && speaks(&mut lab, uplink, station));
+        }
+        let reported = lab.events();
+        let ends = [lab.ports[0], uplink_port(0, 0)];
+        let is_right = |event: &WorkerEvent| match event {
+            WorkerEvent::AllowedFlap(flap) => {
+                flap.station.mac() == station
+                    && ends.contains(&flap.from)
+                    && ends.contains(&flap.to)
+                    && flap.from != flap.to
+            }
+            _ => false,
+        };
+        assert!(!reported.is_empty() && reported.iter().all(is_right), "{reported:?}");
+        done(lab);
+    }
+}
+
 /// An aged station is learned, not moved.
 #[test]
 fn an_aged_station_does_not_move() {

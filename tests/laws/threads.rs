@@ -103,7 +103,7 @@ impl RunningWorkers {
             pool,
             fdb_capacity: 1024,
             hash_key,
-            probe_key: ProbeKey::new([5; 16]),
+            probe_keys: ProbeKey::new([5; 16]).into(),
         })
         .unwrap();
         let mut lab = RunningWorkers {

@@ -4,6 +4,7 @@
 
 mod bonds;
 mod foreign;
+mod hosts;
 mod isolation;
 mod mitigation;
 mod moves;

@@ -72,6 +72,9 @@ pub struct MitigationState {
     pub suspects: HashSet<PortId>,
     /// Dampened stations, with their ports.
     pub dampened: BTreeMap<Station, PortId>,
+    /// When the host booted, in milliseconds since 1970, by which the age of other hosts' loop probes is bounded. 0: no host
+    /// shares the key.
+    pub boot_millis: u64,
 }
 
 /// Decisions of control beside the configuration.
@@ -97,6 +100,7 @@ pub fn compile<'a>(
 ) -> ForwardingConfig {
     let input = collect(config, ids, endpoints, policers, decided);
     let mut forwarding = ForwardingConfig::compile(hash_key, input.networks, input.ports, input.trunks);
+    forwarding.set_boot_millis(decided.mitigation.boot_millis);
     forwarding.dampen(decided.mitigation.dampened.iter().map(|(&station, &port)| (station, port)));
     forwarding
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use super::error::{ConfigError, ConfigErrors, MAX_VALUE_LEN, kind, quoted, shortened};
 use super::lowering::LONGEST_ID;
 use super::parse::{Node, Value};
+use super::probe_key::KEY_FILE;
 use crate::control::problem::Subject;
 
 /// Maximum errors reported in full: each takes a look-up.
@@ -64,6 +65,12 @@ impl fmt::Display for Path {
     }
 }
 
+/// Whether the value may be a secret, which belongs into no error: of `probe_key`, also misspelt, unless it names a file.
+fn is_secret(path: &Path, node: &Node) -> bool {
+    let is_file = matches!(&node.value, Value::Text(text) if text.starts_with(KEY_FILE));
+    matches!(path.0.last(), Some(Step::Key(key)) if key.contains("key")) && !is_file
+}
+
 /// Errors of one document.
 pub(super) struct Diagnostics<'d> {
     file: &'d str,
@@ -94,7 +101,7 @@ impl<'d> Diagnostics<'d> {
             key: path.to_string(),
             owner: (!found.owner.is_empty()).then(|| found.owner.join(", ")),
             subject: found.subject,
-            value: found.node.map(|node| shortened(&shown(node))),
+            value: found.node.filter(|node| !is_secret(path, node)).map(|node| shortened(&shown(node))),
             message: message.into(),
             kind,
         });

@@ -53,6 +53,7 @@ impl Lowering<'_, '_> {
             metrics: self.listener("metrics", raw.metrics.as_deref(), "127.0.0.1:9477"),
             pages: self.pages(raw),
             pages_hosts: self.pages_hosts(raw),
+            probe_key: self.probe_key(raw.probe_key.as_deref()),
             poll: self.keyword("poll", raw.poll.as_deref(), default.poll),
             frames: self.number("frames", raw.frames, 1024..=4_194_304, default.frames),
             stations: self.number("stations", raw.stations, 1024..=8_388_608, default.stations),

@@ -25,6 +25,7 @@ mod named;
 mod parse;
 mod patch;
 mod policy;
+mod probe_key;
 pub mod raw;
 mod security;
 mod serialize;

@@ -82,6 +82,8 @@ pub struct SwitchSettings {
     pub pages: Option<SocketAddr>,
     /// Names of the switch by which clients of `pages` may call it.
     pub pages_hosts: Vec<String>,
+    /// File with the key that authenticates loop probes to other hosts, if any.
+    pub probe_key: Option<PathBuf>,
     /// Poll mode.
     pub poll: Poll,
     /// Slots of the frame pool.
@@ -101,6 +103,7 @@ impl Default for SwitchSettings {
             metrics: None,
             pages: None,
             pages_hosts: Vec::new(),
+            probe_key: None,
             poll: Poll::Adaptive,
             frames: 65536,
             stations: 262_144,

@@ -242,6 +242,8 @@ table! {
         pages: String,
         /// Names of the switch by which clients of `pages` may call it.
         pages_hosts: Vec<String>,
+        /// File with the key that authenticates loop probes to other hosts: `file:` and its path.
+        probe_key: String,
         /// Poll mode: `adaptive` or `busy`.
         poll: String,
         /// Slots of the frame pool.

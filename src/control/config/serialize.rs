@@ -8,6 +8,7 @@ use super::model::{
     Config, Device, Network, Packet, Port, SwitchSettings, Tap, Uplink, UplinkNetwork, Vm, Writers, Xdp,
 };
 use super::named::Named;
+use super::probe_key::KEY_FILE;
 use super::raw;
 
 /// Raw structure, for TOML and JSON.
@@ -42,6 +43,7 @@ impl SwitchSettings {
             metrics: self.metrics.map(|address| address.to_string()),
             pages: self.pages.map(|address| address.to_string()),
             pages_hosts: Some(self.pages_hosts.clone()),
+            probe_key: self.probe_key.as_ref().map(|path| format!("{KEY_FILE}{}", path.display())),
             poll: Some(self.poll.name().to_string()),
             frames: Some(self.frames.into()),
             stations: Some(self.stations.into()),

@@ -1,7 +1,7 @@
 //! Generators of valid configurations for property tests.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use proptest::collection::{btree_set, vec};
 use proptest::option;
@@ -175,24 +175,35 @@ fn switch() -> impl Strategy<Value = SwitchSettings> {
         (api, read, writers)
     });
     let poll = select(&[Poll::Adaptive, Poll::Busy]);
+    let probe_key = option::of(path()).prop_map(|path| path.map(|path| Path::new("/etc").join(path)));
     let cores = btree_set(0usize..1024, 0..4).prop_map(|cores| cores.into_iter().rev().collect());
-    (cores, sockets, option::of(path()), listeners, poll, 1024u32..=4_194_304, 1024u32..=8_388_608).prop_map(
-        |(cores, (api, api_read, api_writers), state, (metrics, pages, hosts), poll, frames, stations)| {
-            SwitchSettings {
+    (cores, sockets, option::of(path()), listeners, (poll, probe_key), 1024u32..=4_194_304, 1024u32..=8_388_608)
+        .prop_map(
+            |(
                 cores,
-                api,
-                api_writers,
-                api_read,
+                (api, api_read, api_writers),
                 state,
-                metrics,
-                pages,
-                pages_hosts: hosts.into_iter().filter(|_| pages.is_some()).map(str::to_owned).collect(),
-                poll,
+                (metrics, pages, hosts),
+                (poll, probe_key),
                 frames,
                 stations,
-            }
-        },
-    )
+            )| {
+                SwitchSettings {
+                    cores,
+                    api,
+                    api_writers,
+                    api_read,
+                    state,
+                    metrics,
+                    pages,
+                    pages_hosts: hosts.into_iter().filter(|_| pages.is_some()).map(str::to_owned).collect(),
+                    probe_key,
+                    poll,
+                    frames,
+                    stations,
+                }
+            },
+        )
 }
 
 fn address() -> impl Strategy<Value = SocketAddr> {

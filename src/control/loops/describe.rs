@@ -41,9 +41,16 @@ fn each(ends: &[&Endpoint], topology: &Topology) -> String {
     }
 }
 
-/// The VM that causes a loop: of several the one attached last; then the others.
+/// The VM that causes a loop: of several the one attached last, or over hosts the one whose port is to be quarantined;
+/// then the others.
 fn culprits(of: &Loop, topology: &Topology) -> Vec<String> {
     let mut vms: Vec<&String> = Vec::new();
+    if let LoopKey::CrossHost { vm, other_vm, .. } = &of.key {
+        let yields = |(a, b): &Edge| if a.host.is_none() { topology.yields(a, b) } else { topology.yields(b, a) };
+        let ours = of.edges.keys().any(yields);
+        vms.extend(if ours { [vm, other_vm] } else { [other_vm, vm] });
+        vms.dedup();
+    }
     for end in sorted(of.ends(), topology).into_iter().rev() {
         if let Some(vm) = &end.vm
             && !vms.contains(&vm)
@@ -75,6 +82,16 @@ pub fn what(of: &Loop, topology: &Topology) -> String {
                 each(&ends, topology)
             )
         }
+        LoopKey::CrossHost { network, vm, host, other_vm } => {
+            let (here, there): (Vec<&Endpoint>, Vec<&Endpoint>) =
+                ends.iter().copied().partition(|end| end.host.is_none());
+            format!(
+                "{} of VM {vm:?} and {} of VM {other_vm:?} on host {host:?} are connected outside of the switches on network \
+                 {network:?}",
+                each(&here, topology),
+                each(&there, topology)
+            )
+        }
         LoopKey::InterNetwork { ends: pair } => {
             let others: BTreeSet<String> =
                 of.other_edges.iter().map(|(a, b)| vm(a.vm.as_ref().or(b.vm.as_ref()))).collect();
@@ -101,14 +118,32 @@ pub fn bridging(pair: &Edge, topology: &Topology) -> String {
 /// Measures.
 pub fn measures(of: &Loop, topology: &Topology) -> String {
     let quarantined = sorted(of.quarantined(topology), topology);
-    match of.escalation.level {
-        Level::SplitHorizon => "frames that one of these ports floods are not sent to the others".into(),
+    match (of.escalation.level, &of.key) {
+        (Level::SplitHorizon, _) => "frames that one of these ports floods are not sent to the others".into(),
+        (Level::AllButOne, LoopKey::CrossHost { .. }) => cross_host_measures(of, &quarantined, topology),
         _ if quarantined.is_empty() => "no port can be quarantined".into(),
-        Level::AllButOne | Level::All => {
+        (Level::AllButOne | Level::All, _) => {
             let verb = if quarantined.len() == 1 { "is" } else { "are" };
             format!("{} {verb} quarantined", each(&quarantined, topology))
         }
     }
+}
+
+/// What this host quarantines, and what the other one does.
+fn cross_host_measures(of: &Loop, quarantined: &[&Endpoint], topology: &Topology) -> String {
+    let verb = |ends: &[&Endpoint]| if ends.len() == 1 { "is" } else { "are" };
+    let here =
+        (!quarantined.is_empty()).then(|| format!("{} {} quarantined", each(quarantined, topology), verb(quarantined)));
+    let others: Vec<&Edge> =
+        of.edges.keys().filter(|(a, b)| !quarantined.contains(&a) && !quarantined.contains(&b)).collect();
+    let is_done = others.iter().all(|edge| of.blocked.contains(edge));
+    let others: BTreeSet<&Endpoint> = others.iter().map(|(a, b)| if a.host.is_some() { a } else { b }).collect();
+    let others = sorted(others, topology);
+    let there = others.first().and_then(|end| end.host.as_ref()).map(|host| {
+        let done = if is_done { "" } else { "to be " };
+        format!("{} {} {done}quarantined by host {host:?}", each(&others, topology), verb(&others))
+    });
+    here.into_iter().chain(there).collect::<Vec<_>>().join(", and ")
 }
 
 /// Full description: VM, ports, start, counts, measures, end.
@@ -157,6 +192,7 @@ pub fn view(of: &Loop, over: Option<&EndedLoop>, topology: &Topology, clocks: Cl
         kind: match of.key {
             LoopKey::IntraVm { .. } => LoopKind::IntraVm,
             LoopKey::External { .. } => LoopKind::External,
+            LoopKey::CrossHost { .. } => LoopKind::CrossHost,
             LoopKey::InterNetwork { .. } => LoopKind::InterNetwork,
         },
         device_id: vms.first().cloned().unwrap_or_default(),
@@ -164,6 +200,7 @@ pub fn view(of: &Loop, over: Option<&EndedLoop>, topology: &Topology, clocks: Cl
         network_id: networks.first().cloned().unwrap_or_default(),
         network_ids: networks,
         ports: ports(sorted(of.ends(), topology)),
+        hosts: of.ends().into_iter().filter_map(|end| end.host.clone()).collect::<BTreeSet<_>>().into_iter().collect(),
         active: over.is_none(),
         level: of.escalation.level.number(),
         measures: if over.is_none() { measures(of, topology) } else { "ended".into() },
@@ -195,6 +232,7 @@ pub fn notice_status(notice: &BridgingNotice, topology: &Topology, clocks: Clock
         network_id: networks.first().cloned().unwrap_or_default(),
         network_ids: networks,
         ports: ends.iter().map(|end| end.port.clone()).collect(),
+        hosts: Vec::new(),
         active: notice.is_there,
         level: 0,
         measures: "none: no loop".into(),
@@ -226,6 +264,7 @@ mod tests {
             vm: Some(vm.into()),
             network: network.into(),
             port: port.into(),
+            host: None,
         };
         let ends = [
             end("fw-3", "net1", "b"),

@@ -3,7 +3,8 @@
 //! A probe sent at one port and returned at another shows a connection outside of the switch: an *edge* between two
 //! endpoints. On one network it is a loop: of siblings, if both ports are of one VM, else an external one. Between two
 //! networks it is none by itself: a firewall forwards between networks. But if two networks are connected twice, frames
-//! can circulate.
+//! can circulate. A probe of another host, received at a port of the same network, shows that two hosts are connected by
+//! their VMs: a loop, as they are also connected by uplinks, which the caller has checked.
 //!
 //! To detect that, connected endpoints are combined: a *component* is a bridge in a guest, or a wire between two.
 //! Networks and components are the nodes of an undirected graph, and a loop is a cycle in it. Edges are added oldest
@@ -38,6 +39,8 @@ pub struct EdgeState {
     pub first: MonoTime,
     /// Time of the last one.
     pub last: MonoTime,
+    /// The other host quarantines its end.
+    pub is_blocked: bool,
 }
 
 /// Key of a loop.
@@ -58,6 +61,17 @@ pub enum LoopKey {
         /// VMs, sorted.
         vms: (Option<String>, Option<String>),
     },
+    /// Ports of VMs on this host and on another one, on one network.
+    CrossHost {
+        /// The network.
+        network: String,
+        /// The VM on this host.
+        vm: String,
+        /// The other host.
+        host: String,
+        /// The VM there.
+        other_vm: String,
+    },
     /// An edge between two networks that are also connected elsewhere.
     InterNetwork {
         /// Ends.
@@ -70,6 +84,16 @@ impl LoopKey {
         let (a, b) = pair;
         match (&a.vm, &b.vm) {
             _ if a.network != b.network => LoopKey::InterNetwork { ends: pair.clone() },
+            (Some(_), Some(_)) if a.host.is_some() != b.host.is_some() => {
+                let (here, there) = if a.host.is_none() { (a, b) } else { (b, a) };
+                let text = |name: &Option<String>| name.clone().unwrap_or_default();
+                LoopKey::CrossHost {
+                    network: a.network.clone(),
+                    vm: text(&here.vm),
+                    host: text(&there.host),
+                    other_vm: text(&there.vm),
+                }
+            }
             (Some(vm), Some(other)) if vm == other => LoopKey::IntraVm { vm: vm.clone(), network: a.network.clone() },
             _ => {
                 let vms = (a.vm.clone().min(b.vm.clone()), a.vm.clone().max(b.vm.clone()));
@@ -91,6 +115,8 @@ pub struct DetectedLoop {
     pub key: LoopKey,
     /// Links, with the time of their last probe.
     pub edges: BTreeMap<Edge, MonoTime>,
+    /// Those whose end on another host is quarantined there.
+    pub blocked: BTreeSet<Edge>,
     /// For an edge between networks: the endpoint at which the first probe returned.
     pub receiver: Option<Endpoint>,
     /// For an edge between networks: the other edges that connect them.
@@ -111,19 +137,24 @@ fn life(topology: &Topology, (a, b): &Edge) -> Duration {
 impl Edges {
     /// Records a probe sent at `from` and returned at `at`. Returns whether the edge is new.
     pub fn record(&mut self, from: Endpoint, at: Endpoint, now: MonoTime) -> bool {
+        self.record_as(from, at, false, now)
+    }
+
+    /// The same of a probe of another host. `is_blocked`: that host quarantines `from`.
+    pub fn record_as(&mut self, from: Endpoint, at: Endpoint, is_blocked: bool, now: MonoTime) -> bool {
         if from == at {
             return false;
         }
         let receiver = at.clone();
         let key = edge(from, at);
         if let Some(state) = self.edges.get_mut(&key) {
-            state.last = now;
+            (state.last, state.is_blocked) = (now, is_blocked);
             return false;
         }
         if self.edges.len() >= MAX_EDGES {
             return false;
         }
-        self.edges.insert(key, EdgeState { receiver, first: now, last: now });
+        self.edges.insert(key, EdgeState { receiver, first: now, last: now, is_blocked });
         true
     }
 
@@ -154,10 +185,12 @@ impl Edges {
             let found = all.entry(key.clone()).or_insert_with(|| DetectedLoop {
                 key,
                 edges: BTreeMap::new(),
+                blocked: BTreeSet::new(),
                 receiver: None,
                 other_edges: Vec::new(),
             });
             found.edges.insert(pair.clone(), state.last);
+            found.blocked.extend(state.is_blocked.then(|| pair.clone()));
         }
         all.into_values().chain(self.cycles(quarantined)).collect()
     }
@@ -191,6 +224,7 @@ impl Edges {
             cycles.push(DetectedLoop {
                 key: LoopKey::InterNetwork { ends: pair.clone() },
                 edges: BTreeMap::from([(pair.clone(), state.last)]),
+                blocked: BTreeSet::new(),
                 receiver: Some(state.receiver.clone()),
                 other_edges: path(&forest, a, b),
             });
@@ -271,7 +305,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn end(vm: &str, network: &str, port: &str) -> Endpoint {
-        Endpoint { vm: (!vm.is_empty()).then(|| vm.into()), network: network.into(), port: port.into() }
+        Endpoint { vm: (!vm.is_empty()).then(|| vm.into()), network: network.into(), port: port.into(), host: None }
     }
 
     fn at(millis: u64) -> MonoTime {

@@ -4,7 +4,7 @@
 //! time of storing is stored by both clocks, so that setting the wall clock in between has no effect unless the host
 //! reboots. Wrong times are bounded by their possible range; an existing loop is detected again anyway.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -160,7 +160,8 @@ fn restore_loop(of: PersistedLoop, topology: &Topology, clocks: Clocks) -> Optio
     let times = [past(of.since), past(of.raised), until, past(of.seen)];
     let escalation = Escalation::restore(of.level, times, of.repeats, now);
     let receiver = of.receiver.filter(|receiver| edges.keys().any(|(a, b)| a == receiver || b == receiver));
-    Some(Loop { key: of.key, escalation, edges, receiver, other_edges: of.others, dropped: of.suppressed })
+    let (other_edges, dropped) = (of.others, of.suppressed);
+    Some(Loop { key: of.key, escalation, edges, blocked: BTreeSet::new(), receiver, other_edges, dropped })
 }
 
 #[cfg(test)]
@@ -170,7 +171,7 @@ mod tests {
     use std::collections::HashMap;
 
     fn end(vm: &str, network: &str, port: &str) -> Endpoint {
-        Endpoint { vm: Some(vm.into()), network: network.into(), port: port.into() }
+        Endpoint { vm: Some(vm.into()), network: network.into(), port: port.into(), host: None }
     }
 
     fn ends() -> Vec<Endpoint> {

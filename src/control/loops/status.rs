@@ -12,6 +12,8 @@ pub enum LoopKind {
     IntraVm,
     /// Two VMs, or a VM and an uplink, are connected outside of the switch on one network.
     External,
+    /// Ports of VMs on this host and on another one are connected on one network, which uplinks connect as well.
+    CrossHost,
     /// A VM bridges networks that are also joined elsewhere.
     InterNetwork,
     /// A VM bridges two networks: not a loop, no measures.
@@ -24,6 +26,7 @@ impl LoopKind {
         match self {
             LoopKind::IntraVm => "intra_vm",
             LoopKind::External => "external",
+            LoopKind::CrossHost => "cross_host",
             LoopKind::InterNetwork => "inter_network",
             LoopKind::Notice => "notice",
         }
@@ -43,8 +46,12 @@ pub struct LoopStatus {
     pub network_id: String,
     /// All networks involved.
     pub network_ids: Vec<String>,
-    /// Ports in configuration order; then uplinks.
+    /// Ports in configuration order; then uplinks, and ports on other hosts.
     pub ports: Vec<String>,
+    /// Other hosts involved, by the names in their probes.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub hosts: Vec<String>,
     /// Whether it, or a measure against it, is active.
     pub active: bool,
     /// Level: 1 floods among siblings are stopped, 2 all but one of the ports are quarantined, 3 all are. 0: none.

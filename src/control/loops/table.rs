@@ -1,6 +1,8 @@
 //! Table of loops: each is derived from links, has an escalation, and measures that follow from both. Ended loops are
 //! remembered for a while.
 
+mod members;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
@@ -27,6 +29,8 @@ pub struct Loop {
     pub escalation: Escalation,
     /// Links, with the time of their last probe.
     pub edges: BTreeMap<Edge, MonoTime>,
+    /// Those whose end on another host is quarantined there.
+    pub blocked: BTreeSet<Edge>,
     /// For a link between networks: the end at which the first probe returned.
     pub receiver: Option<Endpoint>,
     /// For a link between networks: the other links that join them.
@@ -127,53 +131,22 @@ pub struct LoopTable {
     notices: BTreeMap<Bridging, BridgingNotice>,
 }
 
-impl Loop {
-    /// Ends.
-    pub fn ends(&self) -> BTreeSet<&Endpoint> {
-        self.edges.keys().flat_map(|(a, b)| [a, b]).collect()
-    }
-
-    /// Whether a port of this VM is in it.
-    pub fn has_vm(&self, vm: &str) -> bool {
-        self.ends().iter().any(|end| end.vm.as_deref() == Some(vm))
-    }
-
-    /// Networks.
-    pub fn networks(&self) -> BTreeSet<&str> {
-        self.ends().into_iter().map(|end| end.network.as_str()).collect()
-    }
-
-    /// Minimum probe interval of its networks.
-    pub fn interval(&self, topology: &Topology) -> Duration {
-        self.networks().into_iter().map(|network| topology.interval(network)).max().unwrap_or(Duration::from_secs(1))
-    }
-
-    /// Ends that it quarantines; never uplinks.
-    pub fn quarantined(&self, topology: &Topology) -> BTreeSet<&Endpoint> {
-        let mut ends: Vec<&Endpoint> = self.ends().into_iter().filter(|end| end.vm.is_some()).collect();
-        ends.sort_by_key(|end| topology.order(end));
-        match (self.escalation.level, &self.key) {
-            (Level::SplitHorizon, _) => BTreeSet::new(),
-            (Level::All, _) => ends.into_iter().collect(),
-            (Level::AllButOne, LoopKey::IntraVm { .. }) => ends.into_iter().skip(1).collect(),
-            // The VM attached later comes later.
-            (Level::AllButOne, LoopKey::External { .. }) => {
-                let first = |vm: &Option<String>| ends.iter().position(|end| end.vm == *vm);
-                let younger = ends.iter().map(|end| &end.vm).max_by_key(|vm| first(vm)).cloned().flatten();
-                ends.into_iter().filter(|end| end.vm == younger).collect()
-            }
-            (Level::AllButOne, LoopKey::InterNetwork { .. }) => {
-                let receiver = self.receiver.as_ref().filter(|receiver| receiver.vm.is_some());
-                receiver.or(ends.first().copied()).into_iter().collect()
-            }
-        }
-    }
-}
-
 impl LoopTable {
     /// Records a probe sent at `from` and returned at `at`. Returns whether that is news.
     pub fn record_probe(&mut self, from: Endpoint, at: Endpoint, now: MonoTime) -> bool {
         self.edges.record(from, at, now)
+    }
+
+    /// Records a probe of another host, sent at `from`, which that host quarantines if `is_blocked`. Returns whether that is
+    /// news.
+    pub fn record_host_probe(&mut self, from: Endpoint, at: Endpoint, is_blocked: bool, now: MonoTime) -> bool {
+        self.edges.record_as(from, at, is_blocked, now)
+    }
+
+    /// Whether a port on this host is in a loop over another host.
+    pub fn is_cross_host(&self, port: &Endpoint) -> bool {
+        let crosses = |of: &&Loop| matches!(of.key, LoopKey::CrossHost { .. });
+        self.loops.values().filter(crosses).any(|of| of.edges.keys().any(|(a, b)| a == port || b == port))
     }
 
     /// Adds restored loops that are not in this table.
@@ -229,9 +202,9 @@ impl LoopTable {
 
     /// Whether this port is in a loop: then its VM is suspect.
     pub fn is_suspect(&self, vm: &str, network: &str) -> bool {
-        self.loops
-            .values()
-            .any(|of| of.ends().iter().any(|end| end.vm.as_deref() == Some(vm) && end.network == network))
+        self.loops.values().any(|of| {
+            of.ends().iter().any(|end| end.host.is_none() && end.vm.as_deref() == Some(vm) && end.network == network)
+        })
     }
 
     /// Updates all loops. `refused`: frames dropped by storm limits, of ports with such drops.
@@ -356,12 +329,12 @@ impl LoopTable {
         now: MonoTime,
         events: &mut Vec<LoopEvent>,
     ) {
-        let DetectedLoop { key, edges, receiver, other_edges } = found;
+        let DetectedLoop { key, edges, blocked, receiver, other_edges } = found;
         let Some(of) = self.loops.get_mut(&key) else {
             let level = if matches!(key, LoopKey::IntraVm { .. }) { Level::SplitHorizon } else { Level::AllButOne };
             let repeats = self.history.get(&key).map_or(0, |past| past.repeats);
             let escalation = Escalation::begin(level, repeats, now);
-            let mut of = Loop { key: key.clone(), escalation, edges, receiver, other_edges, dropped: 0 };
+            let mut of = Loop { key: key.clone(), escalation, edges, blocked, receiver, other_edges, dropped: 0 };
             let before = |end| refused.get(end).map_or(0, |refused: &RefusedCount| refused.total - refused.more);
             of.dropped = of.ends().into_iter().map(before).sum();
             self.loops.insert(key.clone(), of);
@@ -371,9 +344,11 @@ impl LoopTable {
         if !other_edges.is_empty() {
             of.other_edges = other_edges;
         }
+        of.blocked = blocked;
         for (pair, seen) in edges {
             if of.edges.get(&pair).is_none_or(|before| *before < seen) {
-                let open = !quarantined.contains_key(&pair.0) && !quarantined.contains_key(&pair.1);
+                let is_blocked = quarantined.contains_key(&pair.0) || quarantined.contains_key(&pair.1);
+                let open = !is_blocked && !of.blocked.contains(&pair);
                 of.escalation.observe(open, of.interval(topology), seen);
                 of.edges.insert(pair, seen);
             }
@@ -383,3 +358,6 @@ impl LoopTable {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod host_tests;

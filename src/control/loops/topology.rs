@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// A port of a VM, or an uplink on one of its networks: where probes are sent and return.
+use crate::wire::{MAX_HOST_NAME, MAX_PORT_NAME, ProbeName};
+
+/// A port of a VM, or an uplink on one of its networks: where probes are sent and return. Also a port of a VM on another
+/// host, as that host's probes name it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Endpoint {
     /// VM; none for an uplink.
@@ -15,6 +18,16 @@ pub struct Endpoint {
     pub network: String,
     /// The port or uplink.
     pub port: String,
+    /// The other host, if it is not on this one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host: Option<String>,
+}
+
+impl Endpoint {
+    /// Whether it is a port of a VM on this host.
+    pub fn is_local_port(&self) -> bool {
+        self.host.is_none() && self.vm.is_some()
+    }
 }
 
 /// The bare name; with its position, see [`Topology`].
@@ -39,6 +52,8 @@ pub struct Topology {
     endpoints: HashMap<Endpoint, EndpointInfo>,
     /// Probe interval by network.
     intervals: BTreeMap<String, Duration>,
+    /// Name of this host, as its probes have it.
+    host: String,
 }
 
 impl Topology {
@@ -48,12 +63,25 @@ impl Topology {
         ends: impl IntoIterator<Item = (Endpoint, usize)>,
     ) -> Topology {
         let ends = ends.into_iter().enumerate().map(|(order, (end, position))| (end, EndpointInfo { order, position }));
-        Topology { endpoints: ends.collect(), intervals: networks.into_iter().collect() }
+        let (endpoints, intervals) = (ends.collect(), networks.into_iter().collect());
+        Topology { endpoints, intervals, host: String::new() }
     }
 
-    /// Whether this endpoint exists, with the same VM and network.
+    /// The same, of a host with this name.
+    pub fn on_host(self, host: &str) -> Topology {
+        Topology { host: ProbeName::<MAX_HOST_NAME>::new(host).as_str().to_owned(), ..self }
+    }
+
+    /// Whether this endpoint exists, with the same VM and network. Those of other hosts do as long as probes say so.
     pub fn has(&self, end: &Endpoint) -> bool {
-        self.endpoints.contains_key(end)
+        end.host.is_some() || self.endpoints.contains_key(end)
+    }
+
+    /// Of a port and one on another host that are connected: whether this one is to be quarantined. Both hosts compare
+    /// the same names, so that it is one of the two.
+    pub fn yields(&self, port: &Endpoint, other: &Endpoint) -> bool {
+        let named = ProbeName::<MAX_PORT_NAME>::new(&port.port);
+        (named.as_str(), Some(self.host.as_str())) >= (other.port.as_str(), other.host.as_deref())
     }
 
     /// Its attributes.
@@ -74,6 +102,7 @@ impl Topology {
     /// Description of an endpoint, with its position in its VM.
     pub fn describe(&self, end: &Endpoint) -> String {
         match self.info(end) {
+            _ if end.host.is_some() => format!("{:?}", end.port),
             Some(spot) if end.vm.is_some() => format!("{:?} (#{})", end.port, spot.position),
             _ => end.to_string(),
         }

@@ -49,7 +49,7 @@ mod subports;
 mod tests;
 mod watcher;
 
-pub use self::startup::Startup;
+pub use self::startup::{ProbeIdentity, Startup};
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;

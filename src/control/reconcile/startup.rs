@@ -33,12 +33,27 @@ use crate::control::workers::WorkerHandles;
 use crate::frame::Pool;
 use crate::switch::{ForwardingConfig, HashKey};
 use crate::time;
-use crate::wire::ProbeKey;
+use crate::wire::{ProbeKey, ProbeKeys};
 use crate::worker::{DeviceGone, EventReceiver};
 
 /// Maximum time for which no frame is received because devices that stayed open are being opened: an open may hang. At
 /// 10 000 frames/s the queue of a tap holds 0.4 s.
 const MAX_HOLD: Duration = Duration::from_millis(250);
+
+/// Who sends the loop probes of this switch.
+#[derive(Debug)]
+pub struct ProbeIdentity {
+    /// Keys that authenticate them.
+    pub keys: ProbeKeys,
+    /// Name of the host, in probes that other hosts read.
+    pub host: String,
+}
+
+impl From<ProbeKey> for ProbeIdentity {
+    fn from(own: ProbeKey) -> ProbeIdentity {
+        ProbeIdentity { keys: own.into(), host: String::new() }
+    }
+}
 
 /// Parameters of a new controller.
 #[derive(Debug)]
@@ -53,8 +68,8 @@ pub struct Startup {
     pub notices: mpsc::Receiver<DeviceGone>,
     /// Events that workers detect in guest traffic.
     pub events: EventReceiver,
-    /// Key that authenticates loop probes.
-    pub probe_key: ProbeKey,
+    /// Sender of loop probes.
+    pub probes: ProbeIdentity,
     /// Persists changes.
     pub state: StateStore,
     /// Frame slots of the workers.
@@ -76,7 +91,7 @@ impl Controller {
             workers,
             notices,
             events,
-            probe_key,
+            probes,
             state: store,
             pool,
             health,
@@ -107,7 +122,7 @@ impl Controller {
             port_index: HashMap::new(),
             ids: IdAllocator::default(),
             groups: Groups::default(),
-            mitigation: Mitigation::new(probe_key, events),
+            mitigation: Mitigation::new(probes, events),
             activations: Activations::default(),
             announcements: AnnounceState::default(),
             watchers: NetdevWatchers::default(),

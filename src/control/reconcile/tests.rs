@@ -83,20 +83,20 @@ async fn run_prepared(
         pool,
         fdb_capacity: 64,
         hash_key,
-        probe_key: ProbeKey::new([5; 16]),
+        probe_keys: ProbeKey::new([5; 16]).into(),
     })
     .unwrap();
     let worker = worker_set.workers.remove(0);
     let thread = thread::spawn(move || worker.run(Pace::Adaptive));
     let worker_handles = WorkerHandles::new(worker_set.mailboxes, worker_set.counters);
-    let (notices, events, probe_key) = (worker_set.notices, worker_set.events, ProbeKey::new([5; 16]));
+    let (notices, events) = (worker_set.notices, worker_set.events);
     let beginning = Startup {
         cores: vec![0],
         hash_key,
         workers: worker_handles,
         notices,
         events,
-        probe_key,
+        probes: ProbeIdentity::from(ProbeKey::new([5; 16])),
         state: state_store,
         pool,
         health: Health::default(),

@@ -11,7 +11,7 @@ use rustix::fs::{Access, access};
 use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
 use rustix::process::{Resource, getrlimit};
 
-use super::super::{choose_cores, needed};
+use super::super::{choose_cores, needed, probe_key};
 use super::{CheckResult, Severity};
 use crate::control::api::socket::is_listened_at;
 use crate::control::compile::endpoints::{self, ConfigRef, Endpoint, EndpointAttachment};
@@ -40,6 +40,10 @@ pub(super) fn check_host(config: &Config) -> Vec<CheckResult> {
     };
     let running = sockets(config, &mut results);
     cores(config, &mut results);
+    if let Some(Err(why)) = config.switch.probe_key.as_deref().map(probe_key::read) {
+        let why = why.strip_prefix("switch.probe_key = ").unwrap_or(&why).to_owned();
+        results.push(result(Severity::Wrong, "switch.probe_key", why));
+    }
     state(config, &mut results);
     pool(config, &mut results);
     files(&endpoints, &mut results);

@@ -7,7 +7,7 @@ use crate::control::loops::escalation::{MIN_MEASURE_TIME, time};
 use crate::control::loops::schedule::{TICK, is_due};
 
 fn end(vm: &str, network: &str, port: &str) -> Endpoint {
-    Endpoint { vm: Some(vm.into()), network: network.into(), port: port.into() }
+    Endpoint { vm: Some(vm.into()), network: network.into(), port: port.into(), host: None }
 }
 
 /// A switch, guests, and the clock, in ticks of control.

@@ -27,8 +27,9 @@ use tracing::debug;
 
 use self::monitor::{DisabledPort, StormMonitor};
 use self::persist::Persistence;
-use self::probe::{ProbedPort, SentProbes};
+use self::probe::{ProbedPort, SentProbes, Suspects};
 use super::Controller;
+use super::startup::ProbeIdentity;
 use crate::control::compile::endpoints::ConfigRef;
 use crate::control::compile::forwarding::{MitigationState, uplink_vlans};
 use crate::control::desired::change::{ChangeError, ChangeResult};
@@ -40,7 +41,6 @@ use crate::control::loops::table::{Loop, LoopEvent, LoopTable, RefusedCount};
 use crate::control::loops::topology::{Endpoint, Topology};
 use crate::switch::{FlapEvent, PortId, Station};
 use crate::time::{self, MonoTime};
-use crate::wire::ProbeKey;
 use crate::worker::{EventReceiver, Flush, WorkerEvent};
 
 /// Maximum flaps awaiting a decision; workers report further ones again.
@@ -60,6 +60,10 @@ pub struct Mitigation {
     loops: LoopTable,
     dampening: Dampening,
     flaps: Vec<FlapEvent>,
+    /// Ports that may be in a loop over other hosts.
+    suspects: Suspects,
+    /// Networks with an uplink.
+    with_uplink: HashSet<String>,
     monitor: StormMonitor,
     spoof_reports: SpoofReports,
     /// Refused uses of siblings' addresses.
@@ -76,8 +80,8 @@ pub struct Mitigation {
 }
 
 impl Mitigation {
-    /// Initial state. `key` authenticates probes; workers send `events`.
-    pub fn new(key: ProbeKey, events: EventReceiver) -> Mitigation {
+    /// Initial state. Workers send `events`.
+    pub fn new(probes: ProbeIdentity, events: EventReceiver) -> Mitigation {
         Mitigation {
             events,
             topology: Topology::default(),
@@ -88,13 +92,15 @@ impl Mitigation {
             loops: LoopTable::default(),
             dampening: Dampening::default(),
             flaps: Vec::new(),
+            suspects: Suspects::default(),
+            with_uplink: HashSet::new(),
             monitor: StormMonitor::default(),
             spoof_reports: SpoofReports::default(),
             sibling_sources: SpoofReports::default(),
             refused: HashMap::new(),
             disabled: BTreeMap::new(),
             active: MitigationState::default(),
-            sent: SentProbes::new(key),
+            sent: SentProbes::new(probes),
             ticks: 0,
             persistence: Persistence::default(),
             counts: LoopCounts::default(),
@@ -137,6 +143,7 @@ impl Mitigation {
             quarantined,
             suspects: suspects.collect(),
             split_horizon: split_horizon.map(|(&id, _)| id).collect(),
+            boot_millis: self.sent.boot_millis(self.active.boot_millis),
             dampened: self.dampening.iter().map(|(station, dampened)| (station, dampened.at)).collect(),
         }
     }
@@ -144,8 +151,8 @@ impl Mitigation {
     /// Ids of all VM ports in a loop, on its networks.
     fn ports_of(&self, of: &Loop) -> Vec<PortId> {
         let ends = of.ends();
-        let takes_part =
-            |end: &Endpoint| end.vm.is_some() && ends.iter().any(|of| of.vm == end.vm && of.network == end.network);
+        let is_same = |of: &Endpoint, end: &Endpoint| of.host.is_none() && of.vm == end.vm && of.network == end.network;
+        let takes_part = |end: &Endpoint| end.vm.is_some() && ends.iter().any(|of| is_same(of, end));
         self.endpoints.iter().filter(|(_, end)| takes_part(end)).map(|(&id, _)| id).collect()
     }
 }
@@ -158,7 +165,7 @@ impl Controller {
             let ConfigRef::Port { vm, position, .. } = port.endpoint.config_ref else { continue };
             let vm = &self.config.vms[vm];
             let network = vm.ports[position].network_id.clone();
-            let end = Endpoint { vm: Some(vm.id.clone()), network, port: port.endpoint.name.clone() };
+            let end = Endpoint { vm: Some(vm.id.clone()), network, port: port.endpoint.name.clone(), host: None };
             ends.push((port.endpoint.id, end, position));
         }
         for outside in uplink_vlans(&self.config, &self.ids) {
@@ -167,20 +174,24 @@ impl Controller {
             let Some(uplink) = outside.group.members.first().and_then(|&member| self.config.uplinks.get(member)) else {
                 continue;
             };
-            ends.push((outside.id, Endpoint { vm: None, network, port: uplink.id.clone() }, 0));
+            ends.push((outside.id, Endpoint { vm: None, network, port: uplink.id.clone(), host: None }, 0));
         }
         let networks = self.config.networks.iter();
         let networks =
             networks.map(|network| (network.id.clone(), Duration::from_secs(u64::from(network.probe_seconds))));
         let mitigation = &mut self.mitigation;
-        mitigation.topology = Topology::new(networks, ends.iter().map(|(_, end, position)| (end.clone(), *position)));
+        let topology = Topology::new(networks, ends.iter().map(|(_, end, position)| (end.clone(), *position)));
+        mitigation.topology = topology.on_host(mitigation.sent.host());
+        let outside = ends.iter().filter(|(_, end, _)| end.vm.is_none());
+        mitigation.with_uplink = outside.map(|(_, end, _)| end.network.clone()).collect();
         mitigation.ids = ends.iter().map(|(id, end, _)| (end.clone(), *id)).collect();
         mitigation.endpoints = ends.into_iter().map(|(id, end, _)| (id, end)).collect();
-        mitigation.probed = probe::probed_ports(&self.config, &self.ports);
+        mitigation.probed = probe::probed_ports(&self.config, &self.ports, &mitigation.sent);
         let with_pairs = self.config.ports().filter(|(_, port)| !port.allowed_address_pairs.is_empty());
         mitigation.with_pairs = with_pairs.map(|(_, port)| port.network_id.clone()).collect();
         mitigation.disabled.retain(|end, _| mitigation.topology.has(end));
         let ends = &mitigation.endpoints;
+        mitigation.suspects.retain(|id| ends.contains_key(&id));
         mitigation.monitor.retain(|id| ends.contains_key(&id));
         mitigation.spoof_reports.retain(|id| ends.contains_key(&id));
         mitigation.sibling_sources.retain(|id| ends.contains_key(&id));
@@ -213,10 +224,14 @@ impl Controller {
                 WorkerEvent::ReturnedProbe(returned_probe) => {
                     is_new |= self.mitigation.receive_probe(returned_probe, now)
                 }
-                WorkerEvent::Flap(moving) if self.mitigation.flaps.len() < MAX_FLAPS => {
-                    self.mitigation.flaps.push(moving);
+                WorkerEvent::HostProbe => is_new |= self.mitigation.receive_host_probes(now),
+                WorkerEvent::Flap(moving) => {
+                    self.mitigation.suspect_ports_of(&moving, now);
+                    if self.mitigation.flaps.len() < MAX_FLAPS {
+                        self.mitigation.flaps.push(moving);
+                    }
                 }
-                WorkerEvent::Flap(_) => {}
+                WorkerEvent::AllowedFlap(moving) => self.mitigation.suspect_ports_of(&moving, now),
                 WorkerEvent::Spoof(spoof) => self.mitigation.monitor.record_spoof(spoof),
                 WorkerEvent::SpoofedIp(spoofed) => self.report_spoofed_ip(spoofed, now),
                 WorkerEvent::Pin(report, at) => pins.push((report, at)),

@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn disabled_ports_are_restored_and_invalid_contents_ignored() {
-        let end = |port: &str| Endpoint { vm: Some("v".into()), network: "n".into(), port: port.into() };
+        let end = |port: &str| Endpoint { vm: Some("v".into()), network: "n".into(), port: port.into(), host: None };
         let clocks =
             |boot, wall| Clocks { now: MonoTime::from_secs(boot), wall: UNIX_EPOCH + Duration::from_secs(wall) };
         let quarantined = |since, until: Option<u64>| DisabledPort {

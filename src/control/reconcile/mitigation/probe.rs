@@ -1,16 +1,30 @@
-//! Loop probes: schedule, and handling of returned ones.
+//! Loop probes: schedule, and handling of returned ones, and of those of other hosts.
+//!
+//! A VM with one port can loop only together with something outside: then stations flap between the port and an uplink,
+//! or another port, or the port storms. Such a *suspect* is probed as well, for a while. With a key that hosts share
+//! (`probe_key`), other hosts recognise the probes. Of a probe of another host, received at a port of the same network,
+//! this host derives a loop if it has an uplink on the network, and either host suspects its port. It suspects its own
+//! port then, so that the other host receives probes as well.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use super::{Controller, Mitigation};
 use crate::control::compile::endpoints::ConfigRef;
 use crate::control::config::Config;
 use crate::control::loops::schedule::is_due;
+use crate::control::loops::topology::Endpoint;
+use crate::control::reconcile::startup::ProbeIdentity;
 use crate::control::reconcile::{Port, State};
-use crate::switch::{MAX_AGE, NetworkId, PortId, ReturnedProbe, VmId};
-use crate::time::MonoTime;
-use crate::wire::{Mac, Probe, ProbeKey};
+use crate::switch::{FlapEvent, MAX_AGE, NetworkId, PortId, ReceivedHostProbe, ReturnedProbe, VmId};
+use crate::time::{self, MonoTime};
+use crate::wire::{HEADER_LEN, HostKey, HostProbe, MAX_HOST_NAME, MAX_PORT_NAME, Mac, Probe, ProbeFrame, ProbeName};
+
+/// Time for which a port is suspect after its last flap.
+const SUSPECT_TIME: Duration = Duration::from_secs(30);
+
+/// Difference of the wall clock from the one that workers know, in milliseconds, from which they are told.
+const CLOCK_STEP: u64 = 1000;
 
 /// A port that is probed.
 #[derive(Debug)]
@@ -22,42 +36,125 @@ pub(super) struct ProbedPort {
     owner: VmId,
     network: NetworkId,
     vm: String,
+    /// Its VM has no other port: it is probed only while it is suspect.
+    is_single: bool,
     interval: Duration,
+    /// As other hosts know it; `None` if they do not recognise its probes.
+    shared: Option<SharedPort>,
 }
 
-/// All probed ports: those of VMs with at least two ports, on any networks. A VM with one port can neither loop nor
-/// bridge.
-pub(super) fn probed_ports(config: &Config, ports: &[Port]) -> Vec<ProbedPort> {
+/// A port as probes name it to other hosts.
+#[derive(Debug)]
+struct SharedPort {
+    key: HostKey,
+    /// Digest of the network's id.
+    network: u64,
+    host: ProbeName<MAX_HOST_NAME>,
+    vm: ProbeName<MAX_PORT_NAME>,
+    port: ProbeName<MAX_PORT_NAME>,
+}
+
+/// All ports of VMs.
+pub(super) fn probed_ports(config: &Config, ports: &[Port], sent: &SentProbes) -> Vec<ProbedPort> {
     let probed = ports.iter().enumerate().filter_map(|(index, port)| {
         let ConfigRef::Port { vm, position, network, network_id, owner } = port.endpoint.config_ref else {
             return None;
         };
-        let vm = config.vms.get(vm).filter(|vm| vm.ports.len() > 1)?;
+        let (vm, network) = (config.vms.get(vm)?, config.networks.get(network)?);
+        let settings = vm.ports.get(position)?;
+        // A network with a tiny MTU has no room for the names.
+        let fits = usize::from(network.mtu) + HEADER_LEN >= HostProbe::MAX_LEN;
+        let shared = sent.identity.keys.shared.filter(|_| fits).map(|key| SharedPort {
+            key,
+            network: key.digest(&network.id),
+            host: ProbeName::new(&sent.identity.host),
+            vm: ProbeName::new(&vm.id),
+            port: ProbeName::new(&settings.port_id),
+        });
         Some(ProbedPort {
             index,
             id: port.endpoint.id,
-            mac: vm.ports.get(position)?.mac,
+            mac: settings.mac,
             owner,
             network: network_id,
             vm: vm.id.clone(),
-            interval: Duration::from_secs(u64::from(config.networks.get(network)?.probe_seconds)),
+            is_single: vm.ports.len() == 1,
+            interval: Duration::from_secs(u64::from(network.probe_seconds)),
+            shared,
         })
     });
     probed.collect()
 }
 
+impl ProbedPort {
+    /// The frame of a probe.
+    fn frame(&self, probe: &Probe, sent: &SentProbes, (is_quarantined, is_suspect): (bool, bool)) -> ProbeFrame {
+        let Some(SharedPort { key, network, host, vm, port }) = self.shared else {
+            return probe.write(&sent.identity.keys.own).into();
+        };
+        let wall_millis = time::unix_millis(time::wall());
+        let probe =
+            HostProbe { probe: *probe, start: 0, wall_millis, network, is_quarantined, is_suspect, host, vm, port };
+        probe.write(&key)
+    }
+}
+
+/// Ports that may be in a loop with something outside of their VM.
+#[derive(Debug, Default)]
+pub(super) struct Suspects {
+    ports: HashMap<PortId, Suspicion>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Suspicion {
+    until: MonoTime,
+    /// An uplink has a part in it: for other hosts a reason to act.
+    by_uplink: bool,
+}
+
+impl Suspects {
+    fn add(&mut self, port: PortId, by_uplink: bool, now: MonoTime) {
+        let before = self.get(port, now).is_some_and(|before| before.by_uplink);
+        self.ports.insert(port, Suspicion { until: now + SUSPECT_TIME, by_uplink: by_uplink || before });
+    }
+
+    fn get(&self, port: PortId, now: MonoTime) -> Option<Suspicion> {
+        self.ports.get(&port).copied().filter(|suspicion| now < suspicion.until)
+    }
+
+    /// Removes the state of removed ports.
+    pub(super) fn retain(&mut self, is_there: impl Fn(PortId) -> bool) {
+        self.ports.retain(|&id, _| is_there(id));
+    }
+}
+
 /// Probes sent recently; any other is not ours.
 #[derive(Debug)]
 pub(super) struct SentProbes {
-    key: ProbeKey,
+    identity: ProbeIdentity,
     next: u64,
     /// Port and time, in order of numbers without gaps.
     recent: VecDeque<(PortId, MonoTime)>,
 }
 
 impl SentProbes {
-    pub(super) fn new(key: ProbeKey) -> SentProbes {
-        SentProbes { key, next: 0, recent: VecDeque::new() }
+    pub(super) fn new(identity: ProbeIdentity) -> SentProbes {
+        SentProbes { identity, next: 0, recent: VecDeque::new() }
+    }
+
+    /// Name of this host.
+    pub(super) fn host(&self) -> &str {
+        &self.identity.host
+    }
+
+    /// When the host booted, in milliseconds since 1970: what workers know of it, unless the wall clock has been set. 0 if
+    /// they need not know.
+    pub(super) fn boot_millis(&self, known: u64) -> u64 {
+        if self.identity.keys.shared.is_none() {
+            return 0;
+        }
+        let boot = time::unix_millis(time::wall()).saturating_sub(time::now().nanos() / 1_000_000);
+        if boot.abs_diff(known) < CLOCK_STEP { known } else { boot }
     }
 
     /// Records the next probe, sent by this port. Returns its number.
@@ -89,33 +186,101 @@ impl Mitigation {
             _ => false,
         }
     }
+
+    /// A station flaps between two ports: those of VMs are suspect.
+    pub(super) fn suspect_ports_of(&mut self, flap: &FlapEvent, now: MonoTime) {
+        let ends = [flap.from, flap.to].map(|id| (id, self.endpoints.get(&id)));
+        let by_uplink = ends.iter().any(|(_, end)| end.is_some_and(|end| end.vm.is_none()));
+        for (id, _) in ends.iter().filter(|(_, end)| end.is_some_and(|end| end.vm.is_some())) {
+            self.suspects.add(*id, by_uplink, now);
+        }
+    }
+
+    /// Handles the probes of other hosts that workers have received. Returns whether any is news.
+    pub(super) fn receive_host_probes(&mut self, now: MonoTime) -> bool {
+        let mut is_new = false;
+        while let Some(received) = self.events.host_probe() {
+            is_new |= self.receive_host_probe(&received, now);
+        }
+        is_new
+    }
+
+    fn receive_host_probe(&mut self, received: &ReceivedHostProbe, now: MonoTime) -> bool {
+        let ReceivedHostProbe { at, probe } = received;
+        let Some(here) = self.endpoints.get(at).filter(|end| end.vm.is_some()) else { return false };
+        let is_same_network =
+            self.sent.identity.keys.shared.is_some_and(|key| key.digest(&here.network) == probe.network);
+        // Without uplinks, a connection by VMs is the only one, and none that is to be cut.
+        if !is_same_network || !self.with_uplink.contains(&here.network) {
+            return false;
+        }
+        let is_suspect = self.suspects.get(*at, now).is_some_and(|suspicion| suspicion.by_uplink);
+        if !probe.is_suspect && !is_suspect && !self.loops.is_cross_host(here) {
+            return false;
+        }
+        let there = Endpoint {
+            vm: Some(probe.vm.as_str().to_owned()),
+            network: here.network.clone(),
+            port: probe.port.as_str().to_owned(),
+            host: Some(probe.host.as_str().to_owned()),
+        };
+        let here = here.clone();
+        self.suspects.add(*at, true, now);
+        self.loops.record_host_probe(there, here, probe.is_quarantined, now)
+    }
+
+    /// Whether to tell other hosts that frames seem to circulate through a port.
+    fn is_suspect_to_others(&self, port: &ProbedPort, now: MonoTime) -> bool {
+        let Some(end) = self.endpoints.get(&port.id) else { return false };
+        let storms = self.refused.contains_key(end) && self.with_uplink.contains(&end.network);
+        let flaps = self.suspects.get(port.id, now).is_some_and(|suspicion| suspicion.by_uplink);
+        storms || flaps || self.loops.is_cross_host(end)
+    }
 }
 
 impl Controller {
     /// Sends the probes of this tick.
     pub(super) async fn send_probes(&mut self, now: MonoTime) {
-        let Mitigation { probed, loops, sent, ticks, monitor, .. } = &mut self.mitigation;
         let mut probes = Vec::new();
         // Result for the last VM: ports of one VM are contiguous.
         let mut last: Option<(&str, bool)> = None;
+        let mut due = Vec::new();
+        let Mitigation { probed, loops, ticks, monitor, suspects, endpoints, with_uplink, .. } = &self.mitigation;
         for (place, port) in probed.iter().enumerate() {
-            let suspected = match last {
+            let vm_suspected = match last {
                 Some((vm, suspected)) if vm == port.vm => suspected,
                 _ => loops.is_active(&port.vm, now) || monitor.storms(port.owner),
             };
-            last = Some((&port.vm, suspected));
+            last = Some((&port.vm, vm_suspected));
+            let (mut suspected, mut is_probed) = (suspects.get(port.id, now).is_some(), true);
+            if port.is_single {
+                let network = endpoints.get(&port.id).map(|end| &end.network);
+                let is_in_loop = network.is_some_and(|network| loops.is_suspect(&port.vm, network));
+                let is_outside = network.is_some_and(|network| with_uplink.contains(network));
+                suspected |= vm_suspected && (is_in_loop || is_outside);
+                is_probed = suspected || is_in_loop;
+            } else {
+                suspected |= vm_suspected;
+            }
+            if !is_probed {
+                continue;
+            }
             if !is_due(*ticks, place, port.interval, suspected) || !has_link(&self.ports, port.index) {
                 continue;
             }
-            if self.forwarding.probe_egress(port.id).is_err() {
-                continue;
+            if self.forwarding.probe_egress(port.id).is_ok() {
+                due.push(place);
             }
-            let (mac, owner) = (port.mac, port.owner.0);
+        }
+        for place in due {
+            let port = &self.mitigation.probed[place];
+            let flags = (self.mitigation.is_quarantined(port.id), self.mitigation.is_suspect_to_others(port, now));
+            let (id, mac, owner) = (port.id, port.mac, port.owner.0);
             #[allow(clippy::cast_possible_truncation)] // there are fewer
             let network = port.network.index() as u16;
-            let sequence = sent.send(port.id, now);
-            let probe = Probe { sent: now, sequence, port: port.id.bits(), network, vm: owner, mac };
-            probes.push((port.id, probe.write(&sent.key)));
+            let sequence = self.mitigation.sent.send(id, now);
+            let probe = Probe { sent: now, sequence, port: id.bits(), network, vm: owner, mac };
+            probes.push((id, self.mitigation.probed[place].frame(&probe, &self.mitigation.sent, flags)));
         }
         if !probes.is_empty() {
             self.workers.probe(&self.forwarding, probes.into_iter()).await;
@@ -133,11 +298,12 @@ fn has_link(ports: &[Port], index: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::ProbeKey;
 
     #[test]
     fn only_recently_sent_probes_are_accepted() {
         let at = |millis| MonoTime::from_secs(100) + Duration::from_millis(millis);
-        let mut sent = SentProbes::new(ProbeKey::new([1; 16]));
+        let mut sent = SentProbes::new(ProbeKey::new([1; 16]).into());
         let port = |index| PortId::new(index, 3);
         let probe = |sequence, port: PortId| Probe {
             sent: at(0),

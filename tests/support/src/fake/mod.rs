@@ -461,6 +461,7 @@ pub fn a_loop(active: bool) -> LoopStatus {
         network_id: "net1".into(),
         network_ids: vec!["net1".into()],
         ports: vec!["p7".into(), ODD.into()],
+        hosts: Vec::new(),
         active,
         level: 2,
         measures: "one is quarantined".into(),

@@ -12,7 +12,7 @@ use vifswitch::control::api::selection::StationSelection;
 use vifswitch::control::config::{Config, Port, parse_toml};
 use vifswitch::control::descriptors::Descriptors;
 use vifswitch::control::desired::change::{Change, ChangeError, ChangeResult};
-use vifswitch::control::reconcile::{Controller, Startup};
+use vifswitch::control::reconcile::{Controller, ProbeIdentity, Startup};
 use vifswitch::control::state::event_page::Cursor;
 use vifswitch::control::state::events::Event;
 use vifswitch::control::state::{Precedence, StateStore};
@@ -73,7 +73,7 @@ impl Inside {
                     pool,
                     fdb_capacity: 4096,
                     hash_key,
-                    probe_key: ProbeKey::new([5; 16]),
+                    probe_keys: ProbeKey::new([5; 16]).into(),
                 })
                 .unwrap();
                 let threads: Vec<_> = worker_set
@@ -83,14 +83,14 @@ impl Inside {
                     .collect();
                 let (worker_handles, cores) =
                     (WorkerHandles::new(worker_set.mailboxes, worker_set.counters), (0..workers.into()).collect());
-                let (notices, events, probe_key) = (worker_set.notices, worker_set.events, ProbeKey::new([5; 16]));
+                let (notices, events) = (worker_set.notices, worker_set.events);
                 let beginning = Startup {
                     cores,
                     hash_key,
                     workers: worker_handles,
                     notices,
                     events,
-                    probe_key,
+                    probes: ProbeIdentity::from(ProbeKey::new([5; 16])),
                     state: store,
                     pool,
                     health,

@@ -190,7 +190,7 @@ impl Lab {
             pool,
             fdb_capacity: setup.stations,
             hash_key,
-            probe_key: PROBE_KEY,
+            probe_keys: PROBE_KEY.into(),
         })
         .unwrap();
         let wired = uplink_specs.iter().flat_map(|wire| &wire.networks).map(|&(_, network)| network);
@@ -361,8 +361,8 @@ impl Lab {
     pub fn send_probe(&mut self, port: PortId, sequence: u64) -> [u8; Probe::LEN] {
         let bytes = self.probe(port, sequence).write(&PROBE_KEY);
         let worker = self.config.port(port).unwrap().worker.unwrap();
-        let sent = self.command(usize::from(worker), |reply| Command::Probes(vec![(port, bytes)], reply));
-        assert_eq!(sent, [(port, bytes)]);
+        let sent = self.command(usize::from(worker), |reply| Command::Probes(vec![(port, bytes.into())], reply));
+        assert_eq!(sent, [(port, bytes.into())]);
         bytes
     }
 
