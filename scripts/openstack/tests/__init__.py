@@ -1,0 +1,1 @@
+"""Tests of networking_vifswitch. Those in with_neutron need Neutron's libraries."""

@@ -1,0 +1,42 @@
+"""QoS rules as storm limits."""
+
+import unittest
+
+from networking_vifswitch.facts import Rule
+from networking_vifswitch.limits import BANDWIDTH, PACKETS, refusal, storm
+
+
+class Limits(unittest.TestCase):
+    def test_a_rule_only_tightens_the_limits_of_the_network(self):
+        of_network = {"broadcast": {"pps": 50, "burst": 9}, "multicast": "off", "unknown_unicast": {"bps": 10_000_000}}
+        self.assertEqual(storm([Rule(PACKETS, "egress", 1, 2)], of_network), {
+            "broadcast": {"pps": 50, "burst": 9},
+            "multicast": {"pps": 1000, "burst": 2000},
+            "unknown_unicast": {"bps": 10_000_000, "pps": 1000, "burst": 2000},
+        })
+        self.assertEqual(storm([Rule(BANDWIDTH, "egress", 20_000, 80)], of_network), {
+            "broadcast": {"pps": 50, "burst": 9, "bps": 20_000_000, "burst_bytes": 10_000},
+            "multicast": {"bps": 20_000_000, "burst_bytes": 10_000},
+            "unknown_unicast": {"bps": 10_000_000},
+        })
+
+    def test_the_defaults_of_the_switch_stay(self):
+        made = storm([Rule(BANDWIDTH, "egress", 1_000_000)], None)
+        self.assertEqual(made["broadcast"], {"pps": 500, "bps": 1_000_000_000})
+        self.assertEqual(storm([Rule(PACKETS, "egress", 1)], "off")["broadcast"], {"pps": 1000})
+
+    def test_rules_without_a_limit_are_refused_by_name(self):
+        for rule, part in [
+            (Rule("minimum_bandwidth"), '"minimum_bandwidth"'),
+            (Rule("dscp_marking"), '"dscp_marking"'),
+            (Rule(PACKETS, "ingress", 5), 'direction "ingress"'),
+            (Rule(BANDWIDTH, "egress", 0), "max_kbps = 0: use 1 to 200000000"),
+            (Rule(PACKETS, "egress", 1_000_001), "max_kpps = 1000001"),
+        ]:
+            self.assertIn(part, refusal(rule))
+            self.assertIsNone(storm([rule], None))
+        self.assertIsNone(refusal(Rule(PACKETS, "egress", 1_000_000)))
+
+
+if __name__ == "__main__":
+    unittest.main()
