@@ -56,8 +56,6 @@ def make(facts, settings, taps, seen):
         parent = parents.get(port.id)
         if parent is None and port.device_owner == TRUNK_SUBPORT:
             continue  # of a trunk that is not on this host, or no longer
-        if parent is not None and parent[0] not in facts.ports:
-            continue
         vm = facts.ports[parent[0]].vm if parent else port.vm
         desired.ports[port.id] = vm, keys_of(port, network, parent, settings, desired.problems)
         if settings.limits_flooded:

@@ -9,6 +9,7 @@ CLASSES = ("broadcast", "multicast", "unknown_unicast")
 MAX_KBPS = 200_000_000  # `bps` of the switch: 1000 to 200 000 000 000
 MAX_KPPS = 1_000_000  # `pps` of the switch: 1 to 1 000 000 000
 DEFAULTS = {"broadcast": {"pps": 500}, "multicast": {"pps": 10_000}, "unknown_unicast": {"pps": 1000}}
+MIN_BURST_BYTES = 9238  # the longest frame
 
 
 def refusal(rule):
@@ -25,7 +26,8 @@ def refusal(rule):
 
 
 def storm(rules, of_network):
-    """The `storm` key of a port with these rules, or None. `of_network` is `storm` of its network, which a rule only tightens."""
+    """The `storm` key of a port with these rules, as the switch writes it, or None. `of_network` is `storm` of its network,
+    which a rule only tightens."""
     rules = [rule for rule in rules if refusal(rule) is None]
     if not rules:
         return None
@@ -42,17 +44,20 @@ def class_of(of_network, name):
 
 def limit(rules, before):
     """The limit `before`, tightened by the rules."""
-    now = dict(before)
+    now = {"action": "drop+event", **before}
     for rule in rules:
-        rate_key, burst_key, rate, burst = (
-            ("bps", "burst_bytes", rule.rate * 1000, rule.burst * 125)
-            if rule.type == BANDWIDTH
-            else ("pps", "burst", rule.rate * 1000, rule.burst * 1000)
-        )
-        if now.get(rate_key, rate) < rate:
-            continue
-        now[rate_key] = rate
-        now.pop(burst_key, None)
-        if burst:
-            now[burst_key] = burst
+        rate = rule.rate * 1000
+        if rule.type == BANDWIDTH:
+            tighten(now, "bps", rate, "burst_bytes", rule.burst * 125 or max(rate // 8, MIN_BURST_BYTES))
+        else:
+            tighten(now, "pps", rate, "burst", rule.burst * 1000 or rate)
+    if "pps" in now:
+        now.setdefault("burst", now["pps"])
+    if "bps" in now:
+        now.setdefault("burst_bytes", max(now["bps"] // 8, MIN_BURST_BYTES))
     return now
+
+
+def tighten(now, rate_key, rate, burst_key, burst):
+    if now.get(rate_key, rate) >= rate:
+        now[rate_key], now[burst_key] = rate, burst

@@ -52,7 +52,7 @@ def port_of(port, host):
         is_active=binding.status == constants.ACTIVE,
         segment=segment and facts.Segment(segment.network_type, segment.physical_network, segment.segmentation_id),
         policy_id=port.qos_policy_id or port.qos_network_policy_id,
-        created=str(getattr(port, "created_at", "")),
+        created=str(getattr(port, "created_at", None) or ""),
     )
 
 

@@ -135,12 +135,12 @@ class FakeSwitch:
         http_request.wfile.write(text)
 
     def stream(self, http_request, query):
+        server = self.server
+        at = int(query["after"]) - 99 if "after" in query else len(self.events)
         http_request.send_response(200)
         http_request.send_header("Content-Type", "text/event-stream")
         http_request.send_header("Connection", "close")
         http_request.end_headers()
-        server = self.server
-        at = int(query["after"]) - 99 if "after" in query else len(self.events)
         while True:
             with self.condition:
                 while at >= len(self.events) and http_request.request in self.connections and server is self.server:

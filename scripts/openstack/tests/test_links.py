@@ -30,6 +30,12 @@ class Messages(unittest.TestCase):
                     data[dice.randrange(len(data))] = dice.randrange(256)
             self.assertLess(len(list(links.names(bytes(data)))), 40)
 
+    def test_an_attribute_or_message_without_a_length_ends_it(self):
+        for place, size in ((links.HEADER.size + links.IFINFO, 2), (0, 4)):
+            data = bytearray(message("tap1234"))
+            data[place : place + size] = bytes(size)
+            self.assertEqual(list(links.names(bytes(data))), [])
+
     def test_the_watch_hears_of_a_real_socket(self):
         watch = links.Watch(lambda name: None)
         self.addCleanup(watch.socket.close)

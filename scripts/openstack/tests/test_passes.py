@@ -331,17 +331,24 @@ class Passes(unittest.TestCase):
         self.assertEqual(list(self.switch.networks), ["lan"])
 
     def test_both_uplinks_of_a_group_get_a_network_at_once(self):
-        self.settings = Settings(uplink_mappings={"physnet1": "bond"})
-        self.start()
+        lan = [{"network_id": "lan"}]
         self.switch.networks["lan"] = {"id": "lan"}
         for name in "up0", "up1":
             device = {"kind": "xdp", "name": name}
-            self.switch.uplinks[name] = {"id": name, "group": "bond", "device": device, "networks": [{"network_id": "lan"}]}
-        self.neutron.add("p1", segment=Segment("vlan", "physnet1", 120))
-        self.passes()
-        wanted = [{"network_id": "lan"}, {"network_id": "net1", "vlan": 120}]
-        self.assertEqual([up["networks"] for up in self.switch.uplinks.values()], [wanted, wanted])
-        self.assertTrue(self.keys("p1"))
+            self.switch.uplinks[name] = {"id": name, "group": "bond", "device": device, "networks": lan}
+        for mapped in "bond", "up1":
+            with self.subTest(mapped=mapped):
+                self.settings = Settings(uplink_mappings={"physnet1": mapped})
+                self.start()
+                self.neutron.add("p1", segment=Segment("vlan", "physnet1", 120))
+                self.passes()
+                wanted = [*lan, {"network_id": "net1", "vlan": 120}]
+                self.assertEqual([up["networks"] for up in self.switch.uplinks.values()], [wanted, wanted])
+                self.assertTrue(self.keys("p1"))
+                self.neutron.db.clear()
+                self.passes()
+                self.assertEqual([up["networks"] for up in self.switch.uplinks.values()], [lan, lan])
+                self.assertEqual(list(self.switch.networks), ["lan"])
 
     def test_a_port_whose_network_has_no_uplink_is_not_up(self):
         self.settings = Settings(uplink_mappings={"physnet1": "up0"})
@@ -377,14 +384,17 @@ class Passes(unittest.TestCase):
             with self.subTest(accepted=accepted):
                 self.settings = Settings(limits_flooded=accepted)
                 self.start()
-                self.neutron.rules["q1"] = [Rule(PACKETS, "egress", 2, 3)]
+                self.neutron.rules["q1"] = [Rule(PACKETS, "egress", 2, 3), Rule(PACKETS, "ingress", 2, 3)]
                 self.neutron.db.clear()
                 self.neutron.add("p1", policy_id="q1")
                 self.passes()
                 wanted = {
-                    "broadcast": {"pps": 500}, "multicast": {"pps": 2000, "burst": 3000}, "unknown_unicast": {"pps": 1000},
+                    "broadcast": {"pps": 500, "burst": 500, "action": "drop+event"},
+                    "multicast": {"pps": 2000, "burst": 3000, "action": "drop+event"},
+                    "unknown_unicast": {"pps": 1000, "burst": 1000, "action": "drop+event"},
                 } if accepted else None
                 self.assertEqual(self.keys("p1").get("storm"), wanted)
+                self.assertEqual("p1" in self.agent.refused, accepted, "a rule that does not fit is told, if rules count")
         self.neutron.change("p1", policy_id=None)
         self.passes()
         self.assertNotIn("storm", self.keys("p1"))
@@ -432,6 +442,7 @@ class Passes(unittest.TestCase):
 
     def test_a_port_deleted_while_it_is_pulled_is_pulled_again(self):
         """The announcement of the deletion arrives when the answer with the port is on its way."""
+        self.switch.status["p1"] = DOWN, "no_carrier"
         self.passes()
         self.neutron.add("p1")
         pull = self.neutron.ports

@@ -38,6 +38,8 @@ class Client(unittest.TestCase):
         self.assertFalse(self.switch.is_ready())
         with self.assertRaises(Unreachable):
             self.switch.config()
+        with self.assertRaises(Unreachable):
+            next(self.switch.follow())
         with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as silent:
             silent.bind(os.path.join(directory, "s"))
             silent.listen()

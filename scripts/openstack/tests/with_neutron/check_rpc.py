@@ -1,4 +1,4 @@
-"""RPC: facts of Neutron's objects, and hints of its announcements. The transport is oslo.messaging's own fake."""
+"""RPC: facts of Neutron's objects, calls, and hints of its announcements. Needs no message broker."""
 
 import logging
 import unittest
@@ -9,11 +9,11 @@ from oslo_service import backend
 
 backend.init_backend(backend.BackendType.THREADING)
 
+import netaddr  # noqa: E402
 from neutron import objects  # noqa: E402
 from neutron.common import config as common_config  # noqa: E402
 from neutron.objects import network, ports, trunk  # noqa: E402
 from neutron.objects.port.extensions import allowedaddresspairs, port_security  # noqa: E402
-from oslo_config import cfg  # noqa: E402
 
 from networking_vifswitch import facts, rpc  # noqa: E402
 
@@ -31,10 +31,10 @@ def binding(host, status="ACTIVE", vif_type="tap", **keys):
 def port(*bindings, driver="vifswitch", host="host1"):
     segment = network.NetworkSegment(id=SEGMENT, network_id=NET, network_type="vlan", physical_network="physnet1", segmentation_id=120)
     level = ports.PortBindingLevel(port_id=PORT, host=host, level=0, driver=driver, segment_id=SEGMENT, segment=segment)
-    pair = allowedaddresspairs.AllowedAddressPair(port_id=PORT, mac_address="FA-16-3E-00-00-09", ip_address="10.0.0.0/24")
-    ip = ports.IPAllocation(port_id=PORT, subnet_id=str(uuid.uuid4()), network_id=NET, ip_address="10.5.0.7")
+    pair = allowedaddresspairs.AllowedAddressPair(port_id=PORT, mac_address=netaddr.EUI("fa:16:3e:00:00:09"), ip_address=netaddr.IPNetwork("10.0.0.0/24"))
+    ip = ports.IPAllocation(port_id=PORT, subnet_id=str(uuid.uuid4()), network_id=NET, ip_address=netaddr.IPAddress("10.5.0.7"))
     return ports.Port(
-        id=PORT, network_id=NET, mac_address="FA-16-3E-00-00-01", admin_state_up=True, device_id="vm1",
+        id=PORT, network_id=NET, mac_address=netaddr.EUI("fa:16:3e:00:00:01"), admin_state_up=True, device_id="vm1",
         device_owner="compute:nova", status="DOWN", bindings=list(bindings), binding_levels=[level],
         allowed_address_pairs=[pair], fixed_ips=[ip], security_group_ids={str(uuid.uuid4())},
         security=port_security.PortSecurity(id=PORT, port_security_enabled=False),
@@ -93,10 +93,8 @@ class Hints(unittest.TestCase):
 
 class Calls(unittest.TestCase):
     def setUp(self):
-        cfg.CONF([], project="neutron")
-        cfg.CONF.set_override("transport_url", "fake:")
-        common_config.init([])
-        self.neutron = rpc.Neutron("host1", 7)
+        with mock.patch.object(rpc.n_rpc, "get_client"), mock.patch.object(rpc.context, "get_admin_context_without_session"):
+            self.neutron = rpc.Neutron("host1", 7)
         self.calls = []
 
         def client(name):
