@@ -4,6 +4,7 @@ Each call has a timeout, and none is repeated here: the agent begins its pass ag
 """
 
 import logging
+import time
 
 import oslo_messaging
 from neutron_lib import constants, context
@@ -23,6 +24,8 @@ LOG = logging.getLogger(__name__)
 BINARY = "neutron-vifswitch-agent"
 DRIVER = "vifswitch"  # name of the mechanism driver in binding levels
 CHUNK = 100  # objects of a message
+# a call that is sent while connections to the broker come back may get no answer: for a while, calls wait for less long
+RECOVERY, SHORT_TIMEOUT = 15, 3  # seconds
 BROKER_LOG = "oslo.messaging._drivers.impl_rabbit"
 
 
@@ -68,6 +71,7 @@ class Neutron:
     def __init__(self, host, timeout):
         objects.register_objects()
         self.host, self.timeout = host, timeout
+        self.troubled = float("-inf")  # when a connection to the broker was lost or came back
         self.agent_id = f"vifswitch-{host}"
         self.context = context.get_admin_context_without_session()
         target = oslo_messaging.Target
@@ -83,7 +87,10 @@ class Neutron:
         )
 
     def call(self, client, method, **arguments):
-        return client.prepare(timeout=self.timeout).call(self.context, method, **arguments)
+        timeout = self.timeout
+        if time.monotonic() < self.troubled + RECOVERY:
+            timeout = min(timeout, SHORT_TIMEOUT)
+        return client.prepare(timeout=timeout).call(self.context, method, **arguments)
 
     # ---- facts ----
 
@@ -148,8 +155,8 @@ class Neutron:
         }
         if is_first:
             state.update(start_flag=True, resource_versions=resources.LOCAL_RESOURCE_VERSIONS)
-        time = timeutils.utcnow().strftime(constants.ISO8601_TIME_FORMAT)
-        answer = self.call(self.states, "report_state", agent_state={"agent_state": state}, time=time)
+        now = timeutils.utcnow().strftime(constants.ISO8601_TIME_FORMAT)
+        answer = self.call(self.states, "report_state", agent_state={"agent_state": state}, time=now)
         return answer in ("new", "revived")
 
     # ---- hints ----
@@ -164,7 +171,12 @@ class Neutron:
         for operation in (topics.ACTIVATE, topics.DEACTIVATE):
             topic = topics.get_topic_name(topics.AGENT, topics.PORT_BINDING, operation)
             self.connection.create_consumer(topic, [Bindings(agent)], fanout=True)
-        logging.getLogger(BROKER_LOG).addHandler(BrokerTrouble(agent))
+
+        def trouble():
+            self.troubled = time.monotonic()
+            agent.hint_broker()
+
+        logging.getLogger(BROKER_LOG).addHandler(BrokerTrouble(trouble))
         self.connection.consume_in_threads()
 
 
@@ -211,10 +223,10 @@ class Bindings:
 class BrokerTrouble(logging.Handler):
     """oslo.messaging tells only its log that a connection was lost, and with it announcements: everything is pulled again."""
 
-    def __init__(self, agent):
+    def __init__(self, trouble):
         super().__init__(logging.INFO)
-        self.agent = agent
+        self.trouble = trouble
 
     def emit(self, record):
         if record.levelno >= logging.ERROR or "econnected" in record.getMessage():
-            self.agent.hint_broker()
+            self.trouble()

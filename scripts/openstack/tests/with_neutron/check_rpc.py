@@ -1,6 +1,7 @@
 """RPC: facts of Neutron's objects, calls, and hints of its announcements. Needs no message broker."""
 
 import logging
+import time
 import unittest
 import uuid
 from unittest import mock
@@ -80,26 +81,26 @@ class Hints(unittest.TestCase):
         agent.hint_port.assert_has_calls([mock.call(PORT, {"host1"}), mock.call(PORT, {"host2"})])
 
     def test_trouble_with_the_broker_is_read_from_the_log(self):
-        agent = mock.Mock()
-        log, handler = logging.getLogger(rpc.BROKER_LOG), rpc.BrokerTrouble(agent)
+        trouble = mock.Mock()
+        log, handler = logging.getLogger(rpc.BROKER_LOG), rpc.BrokerTrouble(trouble)
         log.addHandler(handler)
         self.addCleanup(log.removeHandler, handler)
         log.setLevel(logging.INFO)
         log.error("[x] AMQP server on 127.0.0.1:5672 is unreachable: closed. Trying again in 1 seconds.")
         log.info("[x] Reconnected to AMQP server on 127.0.0.1:5672 via [amqp] client")
         log.info("something else")
-        self.assertEqual(agent.hint_broker.call_count, 2)
+        self.assertEqual(trouble.call_count, 2)
 
 
 class Calls(unittest.TestCase):
     def setUp(self):
         with mock.patch.object(rpc.n_rpc, "get_client"), mock.patch.object(rpc.context, "get_admin_context_without_session"):
             self.neutron = rpc.Neutron("host1", 7)
-        self.calls = []
+        self.calls, self.timeouts = [], set()
 
         def client(name):
             def prepare(timeout):
-                self.assertEqual(timeout, 7)
+                self.timeouts.add(timeout)
                 return mock.Mock(call=lambda _, method, **arguments: self.calls.append((name, method, arguments)) or [])
 
             return mock.Mock(prepare=prepare)
@@ -111,6 +112,13 @@ class Calls(unittest.TestCase):
         list(self.neutron.pull("Port", "id", {f"{n:04}" for n in range(250)}))
         sizes = [len(arguments["filter_kwargs"]["id"]) for _, _, arguments in self.calls]
         self.assertEqual((sizes, {method for _, method, _ in self.calls}), ([100, 100, 50], {"bulk_pull"}))
+
+    def test_calls_wait_for_less_long_while_connections_to_the_broker_come_back(self):
+        self.neutron.trunk_status("t", "ACTIVE")
+        self.assertEqual(self.timeouts, {7})
+        self.neutron.troubled = time.monotonic()
+        self.neutron.trunk_status("t", "ACTIVE")
+        self.assertEqual(self.timeouts, {7, rpc.SHORT_TIMEOUT})
 
     def test_only_the_first_heartbeat_has_the_versions(self):
         self.neutron.report_state({}, True)
