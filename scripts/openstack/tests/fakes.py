@@ -37,6 +37,7 @@ class FakeSwitch:
         self.writes = []  # (method, path, body) of accepted changes
         self.before_write = lambda method, path: None  # called once before each write
         self.server, self.connections, self.queries = None, set(), []
+        self.requests = []  # methods of all requests
         self.start()
 
     # ---- the process ----
@@ -120,6 +121,7 @@ class FakeSwitch:
         path, _, query = http_request.path.partition("?")
         query = dict(urllib.parse.parse_qsl(query))
         self.queries.append((path, query))
+        self.requests.append(http_request.command)
         if path == "/v1/events":
             return self.stream(http_request, query)
         try:
