@@ -107,7 +107,10 @@ def rows():
     yield Row("restart", "traffic gap of a restart, ms", "restart.ours.planned", False, [Peer("one second", "restart.limit.planned", 1)])
     yield Row("restart", "traffic gap of `kill -9` and start, ms", "restart.ours.killed", False,
               [Peer("one second", "restart.limit.planned", 1)])
-    for part, note in ("many", "with 262 144 stations"), ("kept", "descriptors kept"), ("kept-many", "descriptors kept, 262 144 stations"):
+    for part, note in (
+        ("many", "with 262 144 stations"), ("kept", "descriptors kept"), ("kept-many", "descriptors kept, 262 144 stations"),
+        ("service", "under systemd"), ("service-many", "under systemd, 262 144 stations"),
+    ):
         for what, name in ("planned", "a restart"), ("killed", "`kill -9` and start"):
             yield Row("restart", f"traffic gap of {name}, {note}, ms", f"restart.{part}.{what}", False,
                       [Peer("one second", "restart.limit.planned", 1)])

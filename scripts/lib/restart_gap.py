@@ -1,40 +1,29 @@
 """Restarts and traffic of scripts/bench restart.
 
     restart_gap.py VIFSWITCH DIRECTORY [--stations NUMBER] [--keep]
+    scripts/lib/box restart_gap.py VIFSWITCH --service [--stations NUMBER]
 
-Stations are learned at the third port first. With --keep the descriptors that the switch stores are kept and passed to
-it, as systemd does.
+The station at the receiving port is learned first, then others at the third port, which are younger. With --keep the descriptors that the switch stores are kept and passed to
+it, as systemd does; with --service systemd itself does it.
 
-Uses DIRECTORY/config.toml, with the taps a0 and a2 in the namespace bench-a and b0 in bench-b. Restarts the switch once by
-SIGTERM and once by SIGKILL under a stream, and prints both gaps in ms. Fails if the third port receives a flooded frame.
-Each stream ends with a frame that is sent after all others.
+Uses DIRECTORY/config.toml, with the taps a0 and a2 in the namespace bench-a and b0 in bench-b; with --service a configuration
+of its own. Restarts the switch once by SIGTERM and once by SIGKILL under a stream, and prints of both the gap in ms, which is
+the number of lost frames by their rate, this number, and the longest latency in ms. Fails if the third port receives a flooded
+frame. Each stream ends with a frame that is sent after all others.
 """
 
 import argparse
 import fcntl
 import json
 import os
-import select
 import signal
 import socket
 import sys
-import threading
 import time
 
-from traffic import BROADCAST, EXPERIMENT, OUTGOING, PATIENCE, Port
-
-RATE = 10_000  # frames a second
-ALL = -1
-SPEAKER, HEARER = bytes.fromhex("0a0000000001"), bytes.fromhex("0a0000000002")
-
-
-def frame(to, sender, number):
-    kind = EXPERIMENT.to_bytes(2, "big")
-    return to + sender + kind + number.to_bytes(8, "big", signed=True) + bytes(38)
-
-
-def number_of(data):
-    return int.from_bytes(data[14:22], "big", signed=True)
+from service import Service
+from stream import ALL, HEARER, RATE, SPEAKER, Stream, flooded, frame
+from traffic import BROADCAST, PATIENCE, Port
 
 
 class Process:
@@ -106,95 +95,30 @@ class Switch:
         while len(self.kept) < number:
             self.receive()
 
-    def stations(self):
-        """Number of learned stations."""
-        with socket.socket(socket.AF_UNIX) as api:
-            api.connect(self.api)
-            api.sendall(b"GET /v1/workers HTTP/1.0\r\n\r\n")
-            answer = b"".join(iter(lambda: api.recv(65536), b""))
-        return json.loads(answer.split(b"\r\n\r\n", 1)[1])[0]["stations"]
-
     def end(self, how):
         os.kill(self.process.pid, how)
         self.process.wait()
 
-
-class Stream:
-    """A thread that sends frames from one port to a station at another port, at a rate."""
-
-    def __init__(self, sender, receiver):
-        self.sender, self.receiver = sender.socket, receiver.socket
-        for end in (self.sender, self.receiver):
-            end.setblocking(False)
-        self.offered, self.came, self.last = 0, 0, 0
-        self.ended, self.heard = False, threading.Condition()
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-
-    def offer(self, number):
-        try:
-            self.sender.send(frame(HEARER, SPEAKER, number))
-        except OSError:
-            pass  # no process has the tap open while the switch is restarted: the frame is lost
-
-    def take(self):
-        while True:
-            try:
-                data, address = self.receiver.recvfrom(2048)
-            except BlockingIOError:
-                return
-            if address[2] != OUTGOING and data[:6] == HEARER:
-                with self.heard:
-                    self.came, self.last = self.came + 1, number_of(data) + 1
-                    self.heard.notify()
-
-    def run(self):
-        begin = time.monotonic()
-        while not self.ended:
-            due = int((time.monotonic() - begin) * RATE)
-            for number in range(self.offered, due):
-                self.offer(number)
-            self.offered = max(due, self.offered)
-            self.take()
-            # constant rate: late frames are sent at once
-            select.select([], [], [], 0.0005)
-
-    def await_one(self):
-        """Waits until a frame that is yet to be sent arrives."""
-        with self.heard:
-            offered = self.offered
-            if not self.heard.wait_for(lambda: self.last > offered, PATIENCE):
-                sys.exit("no frames arrive")
-
-    def finish(self):
-        """Stops; returns the number of lost frames."""
-        self.ended = True
-        self.thread.join()
-        last = self.offered
-        self.offer(last)
-        end = time.monotonic() + PATIENCE
-        while self.last <= last:
-            if not select.select([self.receiver], [], [], max(0, end - time.monotonic()))[0]:
-                sys.exit("the last frame did not arrive")
-            self.take()
-        return self.offered + 1 - self.came
+    def restart(self, how):
+        self.end(how)
+        self.start()
 
 
-def flooded(speaker, third):
-    """Number of frames that the third port has received although they were not for it."""
-    third.heard = []
-    speaker.send(frame(BROADCAST, SPEAKER, ALL))
-    if not third.listen_until(frame(BROADCAST, SPEAKER, ALL)):
-        sys.exit("the third port receives nothing")
-    return len(third.heard)
+def stations(api):
+    """Number of learned stations."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(api)
+        client.sendall(b"GET /v1/workers HTTP/1.0\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    return json.loads(answer.split(b"\r\n\r\n", 1)[1])[0]["stations"]
 
 
 def learn(switch, sender, number):
     """Teaches the switch stations at a port, and waits until it knows all."""
     done, end = 0, time.monotonic() + 10 * PATIENCE
-    while switch.stations() < number:
+    while (known := stations(switch.api)) < number:
         if time.monotonic() > end:
-            sys.exit(f"{switch.stations()} of {number} stations have been learned")
+            sys.exit(f"{known} of {number} stations have been learned")
         # again, where frames were lost
         for done in range(number):
             sender.send(frame(SPEAKER, (0x0E0000000000 + done).to_bytes(6, "big"), ALL))
@@ -205,11 +129,15 @@ def learn(switch, sender, number):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("program")
-    parser.add_argument("directory")
+    parser.add_argument("directory", nargs="?")
     parser.add_argument("--stations", type=int, default=0)
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--service", action="store_true")
     options = parser.parse_args()
-    switch = Switch(options.program, options.directory, options.keep)
+    if options.service:
+        switch = Service.installed(options.program)
+    else:
+        switch = Switch(options.program, options.directory, options.keep)
     switch.start()
     try:
         if options.keep:
@@ -220,21 +148,16 @@ def main():
             sys.exit("the third port receives nothing")
         flooded(a, c)
         learn(switch, c, options.stations)
-        if options.stations:
-            time.sleep(3)  # ages are in seconds: those of the stream are the youngest, and restored first
         # the orderly restart first: it stores the FDB, which the killed switch then restores, too
         for how, what in ((signal.SIGTERM, "planned"), (signal.SIGKILL, "killed")):
-            b.send(frame(BROADCAST, HEARER, ALL))
-            c.listen_until(frame(BROADCAST, HEARER, ALL))
             stream = Stream(a, b)
             stream.await_one()
-            switch.end(how)
-            switch.start()
+            switch.restart(how)
             stream.await_one()
             lost, stray = stream.finish(), flooded(a, c)
             if stray:
                 sys.exit(f"the restart ({what}) flooded {stray} frames")
-            print(f"{what} {lost / RATE * 1000:.1f}")
+            print(f"{what} {lost / RATE * 1000:.1f}\n{what}-lost {lost}\n{what}-longest {stream.longest * 1000:.1f}")
     finally:
         switch.end(signal.SIGTERM)
 

@@ -23,6 +23,7 @@ PATIENCE = 10  # seconds to wait for expected frames
 EXPERIMENT = 0x88B5  # ethertype for local experiments, which no stack answers (IEEE 802)
 EVERYTHING = 0x0003  # ETH_P_ALL
 OUTGOING = 4  # PACKET_OUTGOING: sent by this host
+SO_RCVBUFFORCE = 33  # socket(7): beyond net.core.rmem_max
 BROADCAST = b"\xff" * 6
 PROBES = bytes.fromhex("037669667377")  # destination of the switch's loop probes
 
@@ -56,7 +57,8 @@ class Port:
 
         def opened():
             s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            # frames that have waited during a restart come all at once
+            s.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
             s.bind((device, EVERYTHING))
             return s
 

@@ -11,4 +11,5 @@ mod load;
 #[path = "../../benches/netdev/mod.rs"]
 mod netdev;
 mod operator;
+mod package;
 mod scripts;

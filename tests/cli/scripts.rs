@@ -214,3 +214,32 @@ fn a_demo_that_is_terminated_or_killed_leaves_nothing() {
     }
     assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
 }
+
+/// A system of its own, killed while a command runs in it.
+#[test]
+fn a_box_that_is_killed_leaves_nothing() {
+    let Some(_root) = Namespace::new() else { return };
+    let program = folder().join("lib/box");
+    let check = Command::new(&program).arg("--check").output().unwrap();
+    if !check.status.success() {
+        eprintln!("skipped: a box: {}", String::from_utf8_lossy(&check.stdout));
+        return;
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| fields[2] == "cgroup2");
+    let mount = PathBuf::from(mount.unwrap()[1]);
+    for signal in [Signal::TERM, Signal::KILL] {
+        let command = "systemctl is-system-running; exec sleep 1000";
+        let mut script = Command::new(&program).args(["sh", "-c", command]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(script.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "running\n");
+        let (family, cgroup) = (family(script.id()), mount.join(format!("vifswitch-box-{}", script.id())));
+        assert!(family.len() > 4 && cgroup.join("system.slice").is_dir(), "{family:?}");
+        kill_process(Pid::from_child(&script), signal).unwrap();
+        assert!(!script.wait().unwrap().success());
+        let is_gone = |(pid, start): &(u32, u64)| process(*pid).is_none_or(|it| it.1 != *start);
+        await_that("the end of all processes", || family.iter().all(is_gone).then_some(()));
+        await_that("the end of the cgroups", || (!cgroup.exists()).then_some(()));
+    }
+}
