@@ -134,7 +134,8 @@ fn the_example_has_its_meaning() {
                         )
                     },
                 ],
-            },
+            }
+            .into(),
             Vm {
                 owner: None,
                 id: "client".to_string(),
@@ -157,7 +158,8 @@ fn the_example_has_its_meaning() {
                         },
                     )
                 }],
-            },
+            }
+            .into(),
         ],
         uplinks: vec![
             Uplink {

@@ -348,7 +348,7 @@ mod tests {
             let networks = (0..MAX_NETWORKS).map(|number| Network::new(format!("{prefix}{number}")));
             Config {
                 networks: networks.collect(),
-                vms: vec![Vm { id: "v".into(), ports, ..Vm::default() }],
+                vms: vec![Vm { id: "v".into(), ports, ..Vm::default() }.into()],
                 ..Config::default()
             }
         };

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::control::compile::settings;
 use crate::control::compile::uplink_groups::uplink_groups;
-use crate::control::config::{Config, Network, Port, Uplink, Vm};
+use crate::control::config::{self, Config, Network, Port, Shared, Uplink, Vm};
 use crate::device::{Settings, packet, xdp};
 
 /// A step.
@@ -60,13 +60,20 @@ pub enum DeviceChange {
     },
 }
 
-/// VMs whose ports may need a step: those that differ from the VM of the same id in `other`, or all if something else
-/// differs that devices depend on.
-fn differing<'c>(of: &'c Config, other: &Config) -> Vec<&'c Vm> {
-    let may_be_equal = of.networks == other.networks && settings::fill(of) == settings::fill(other);
-    let vms: HashMap<&str, &Vm> = other.vms.iter().map(|vm| (vm.id.as_str(), vm)).collect();
-    let differs = |vm: &&Vm| !may_be_equal || vms.get(vm.id.as_str()).is_none_or(|same| same != vm);
-    of.vms.iter().filter(differs).collect()
+/// VMs whose ports may need a step, before and after: those that differ from the VM of the same id in the other
+/// configuration, or all if something else differs that devices depend on.
+fn differing<'c>(old: &'c Config, new: &'c Config) -> (Vec<&'c Vm>, Vec<&'c Vm>) {
+    let all = |vms: &'c [Shared<Vm>]| vms.iter().map(|vm| &**vm).collect();
+    if old.networks != new.networks || settings::fill(old) != settings::fill(new) {
+        return (all(&old.vms), all(&new.vms));
+    }
+    let (old, new) = config::differing(&old.vms, &new.vms);
+    let others = |of: &'c [Shared<Vm>], other: &'c [Shared<Vm>]| {
+        let vms: HashMap<&str, &Shared<Vm>> = other.iter().map(|vm| (vm.id.as_str(), vm)).collect();
+        let differs = |vm: &&Shared<Vm>| vms.get(vm.id.as_str()).is_none_or(|same| same != vm);
+        of.iter().filter(differs).map(|vm| &**vm).collect()
+    };
+    (others(old, new), others(new, old))
 }
 
 /// Ports of VMs, with these.
@@ -90,7 +97,7 @@ fn uplinks(config: &Config) -> HashMap<&str, &Uplink> {
 /// Steps from `old` to `new`. `[switch]` is fixed at start.
 pub fn plan(old: &Config, new: &Config) -> Vec<Step> {
     // A port is in the same VM as its parent, and its VM differs if it leaves it.
-    let (vms_before, vms_after) = (differing(old, new), differing(new, old));
+    let (vms_before, vms_after) = differing(old, new);
     let (ports_before, ports_after) = (ports(&vms_before), ports(&vms_after));
     let (networks_before, networks_after) = (networks(old), networks(new));
     let (fill_before, fill) = (settings::fill(old), settings::fill(new));
@@ -253,22 +260,22 @@ mod tests {
     use proptest::prelude::*;
 
     fn ports(config: &Config) -> HashMap<&str, (&str, &Port)> {
-        super::ports(&config.vms.iter().collect::<Vec<_>>())
+        super::ports(&config.vms.iter().map(|vm| &**vm).collect::<Vec<_>>())
     }
 
     /// The work of a change does not grow with the ports of other VMs.
     #[test]
     fn a_changed_port_is_compared_with_those_of_its_vm_only() {
-        let vm = |id: usize| Vm { id: id.to_string(), ..Vm::default() };
+        let vm = |id: usize| Shared::from(Vm { id: id.to_string(), ..Vm::default() });
         let old = Config { vms: (0..100).map(vm).collect(), ..Config::default() };
         let mut new = old.clone();
         new.vms[70].share_mac = true;
         new.vms.remove(20);
         let ids = |vms: Vec<&Vm>| vms.into_iter().map(|vm| vm.id.clone()).collect::<Vec<_>>();
-        assert_eq!(ids(differing(&old, &new)), ["20", "70"]);
-        assert_eq!(ids(differing(&new, &old)), ["70"]);
+        let (before, after) = differing(&old, &new);
+        assert_eq!((ids(before), ids(after)), (vec!["20".into(), "70".into()], vec!["70".into()]));
         new.networks.push(Network::new("n"));
-        assert_eq!(differing(&new, &old).len(), 99);
+        assert_eq!(differing(&old, &new).1.len(), 99);
     }
 
     proptest! {

@@ -24,7 +24,7 @@ pub(super) fn lower(raw: &raw::Config, diagnostics: &mut Diagnostics<'_>) -> Con
         networks: lower_each(&top.key("networks"), raw.networks.as_deref(), diagnostics, |mut at, table| {
             at.network(table)
         }),
-        vms: lower_each(&top.key("vms"), raw.vms.as_deref(), diagnostics, |mut at, table| at.vm(table)),
+        vms: lower_each(&top.key("vms"), raw.vms.as_deref(), diagnostics, |mut at, table| at.vm(table).into()),
         uplinks: lower_each(&top.key("uplinks"), raw.uplinks.as_deref(), diagnostics, |mut at, table| at.uplink(table)),
     }
 }

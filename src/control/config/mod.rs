@@ -29,6 +29,7 @@ mod probe_key;
 pub mod raw;
 mod security;
 mod serialize;
+mod shared;
 mod source;
 mod sparse;
 mod stored;
@@ -56,6 +57,7 @@ pub use patch::{
     parse_ports_json, parse_uplink_json, parse_vm_json,
 };
 pub use policy::{Activation, AddressPair, PortSecurity, UnknownUnicast, WrongReservedGroups};
+pub use shared::{Shared, differing};
 pub use source::{ConfigFile, Source};
 pub use stored::{StoredConfig, UnknownParts, read_stored};
 pub use storm::{BitRate, CopiesPolicy, Storm, StormAction, StormLimit, StormPolicy};

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use super::named::Named;
 use super::policy::{Activation, AddressPair, PortSecurity, UnknownUnicast};
+use super::shared::{Shared, share};
 use super::storm::Storm;
 use crate::device::xdp;
 use crate::switch::{MacLimit, ReservedMask};
@@ -20,7 +21,7 @@ pub struct Config {
     /// Networks with unique ids.
     pub networks: Vec<Network>,
     /// VMs with unique ids.
-    pub vms: Vec<Vm>,
+    pub vms: Vec<Shared<Vm>>,
     /// Uplinks with ids unique among uplinks and ports.
     pub uplinks: Vec<Uplink>,
 }
@@ -28,12 +29,17 @@ pub struct Config {
 impl Config {
     /// All ports with their VMs, in configuration order.
     pub fn ports(&self) -> impl Iterator<Item = (&Vm, &Port)> {
-        self.vms.iter().flat_map(|vm| vm.ports.iter().map(move |port| (vm, port)))
+        self.vms.iter().flat_map(|vm| vm.ports.iter().map(move |port| (&**vm, port)))
     }
 
     /// Orders the ports of each VM by their positions.
     pub fn order_ports(&mut self) {
-        self.vms.iter_mut().for_each(Vm::order_ports);
+        self.vms.iter_mut().for_each(|vm| vm.order_ports());
+    }
+
+    /// Shares the VMs that are equal to one of the same id in `other`, so that comparing them costs nothing.
+    pub fn share_with(&mut self, other: &Config) {
+        share(&mut self.vms, &other.vms, |vm| &vm.id);
     }
 
     /// All devices: of ports, then of uplinks.

@@ -24,7 +24,7 @@ impl Config {
         raw::Config {
             switch: Some(self.switch.to_raw()),
             networks: Some(self.networks.iter().map(Network::to_raw).collect()),
-            vms: Some(self.vms.iter().map(Vm::to_raw).collect()),
+            vms: Some(self.vms.iter().map(|vm| vm.to_raw()).collect()),
             uplinks: Some(self.uplinks.iter().map(Uplink::to_raw).collect()),
         }
     }

@@ -55,7 +55,7 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
                 owner: (number == 1).then(|| "neutron".to_owned()),
                 ports: ports.into_iter().map(&mut own).collect(),
             });
-            let vms = vms.collect();
+            let vms: Vec<Shared<Vm>> = vms.map(Shared::from).collect();
             let mut uplinks = Vec::new();
             for (mut uplink, is_doubled) in outside {
                 uplink.networks.truncate(networks.len());

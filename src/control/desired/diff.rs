@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use crate::control::config::{Config, Network, Port, Uplink, Vm};
+use crate::control::config::{Config, Network, Port, Shared, Uplink, Vm, differing};
 
 /// What differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Entity {
     /// `[switch]`.
@@ -137,6 +137,9 @@ pub fn differences(old: &Config, new: &Config) -> Vec<Difference> {
 
 fn networks(old: &Config, new: &Config, out: &mut Vec<Difference>) {
     const KIND: Entity = Entity::Network;
+    if old.networks == new.networks {
+        return;
+    }
     let (before, after) = (by_id(&old.networks, |n| &n.id), by_id(&new.networks, |n| &n.id));
     let shown = |network: &Network| json!({"mtu": network.mtu});
     out.extend(gone(&old.networks, &after, |n| &n.id).map(|n| Difference::gone(KIND, &n.id, shown(n))));
@@ -156,9 +159,19 @@ fn networks(old: &Config, new: &Config, out: &mut Vec<Difference>) {
 }
 
 fn vms(old: &Config, new: &Config, out: &mut Vec<Difference>) {
-    let (before, after) = (by_id(&old.vms, |vm| &vm.id), by_id(&new.vms, |vm| &vm.id));
-    let ports_before: HashMap<&str, (&Vm, &Port)> = old.ports().map(|(vm, port)| (port.id(), (vm, port))).collect();
-    let ports_after: HashSet<&str> = new.ports().map(|(_, port)| port.id()).collect();
+    // A port of a VM that is the same before and after is in no other one.
+    let (vms_before, vms_after) = differing(&old.vms, &new.vms);
+    let (before, after) = (by_id(vms_before, |vm| &vm.id), by_id(vms_after, |vm| &vm.id));
+    let is_same = |vm: &Shared<Vm>| before.get(vm.id.as_str()).is_some_and(|was| was.is_same(vm));
+    let was_same = |vm: &&Shared<Vm>| after.get(vm.id.as_str()).is_some_and(|is| is.is_same(vm));
+    let of_before = || {
+        let vms = vms_before.iter().filter(|vm| !was_same(vm));
+        vms.flat_map(|vm| vm.ports.iter().map(move |port| (vm, port)))
+    };
+    let ports_before: HashMap<&str, (&Shared<Vm>, &Port)> =
+        of_before().map(|(vm, port)| (port.id(), (vm, port))).collect();
+    let changed = vms_after.iter().filter(|vm| !is_same(vm));
+    let ports_after: HashSet<&str> = changed.flat_map(|vm| vm.ports.iter().map(Port::id)).collect();
     let shown = |vm: &Vm, port: &Port| {
         let mut shown = json!({OWNER: vm.id, "network_id": port.network_id, "mac_address": port.mac.to_string()});
         if let Some(of) = port.subport() {
@@ -168,12 +181,12 @@ fn vms(old: &Config, new: &Config, out: &mut Vec<Difference>) {
         shown
     };
     out.extend(
-        old.ports()
+        of_before()
             .filter(|(_, port)| !ports_after.contains(port.id()))
             .map(|(vm, port)| Difference::gone(Entity::Port, port.id(), shown(vm, port))),
     );
-    out.extend(gone(&old.vms, &after, |vm| &vm.id).map(|vm| Difference::gone(Entity::Vm, &vm.id, json!({}))));
-    for vm in &new.vms {
+    out.extend(gone(vms_before, &after, |vm| &vm.id).map(|vm| Difference::gone(Entity::Vm, &vm.id, json!({}))));
+    for vm in vms_after.iter().filter(|vm| !is_same(vm)) {
         match before.get(vm.id.as_str()) {
             None => out.push(Difference::new(Entity::Vm, &vm.id, json!({}))),
             Some(was) if was.settings() != vm.settings() => {
@@ -209,6 +222,9 @@ fn vms(old: &Config, new: &Config, out: &mut Vec<Difference>) {
 
 fn uplinks(old: &Config, new: &Config, out: &mut Vec<Difference>) {
     const KIND: Entity = Entity::Uplink;
+    if old.uplinks == new.uplinks {
+        return;
+    }
     let (before, after) = (by_id(&old.uplinks, |u| &u.id), by_id(&new.uplinks, |u| &u.id));
     let shown = |uplink: &Uplink| {
         let networks: Vec<&String> = uplink.networks.iter().map(|of| &of.network_id).collect();
@@ -243,6 +259,11 @@ fn gone<'a, T>(old: &'a [T], new: &HashMap<&str, &T>, id: impl Fn(&'a T) -> &'a 
 
 /// Whether the new order is not that of keeping the remaining ones and appending the others.
 fn reordered(old: &[&str], new: &[&str]) -> bool {
+    // Most changes append one, or remove one.
+    let mut rest = old.iter();
+    if new.starts_with(old) || new.iter().all(|id| rest.any(|known| known == id)) {
+        return false;
+    }
     let (before, after): (HashSet<_>, HashSet<_>) = (old.iter().collect(), new.iter().collect());
     let stay = old.iter().filter(|id| after.contains(id));
     let come = new.iter().filter(|id| !before.contains(id));

@@ -15,7 +15,7 @@ use std::hash::Hash;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::control::config::{Config, ConfigError, ConfigErrors, Port, Uplink, Vm, parse_json_over};
+use crate::control::config::{Config, ConfigError, ConfigErrors, Port, Uplink, parse_json_over};
 
 /// Result of a merge.
 #[derive(Debug, Clone, PartialEq)]
@@ -204,7 +204,7 @@ fn tables(config: &Config) -> Tables {
         tables.insert(ConfigEntity::Network(network.id.clone()), table(&network.to_raw()));
     }
     for vm in &config.vms {
-        let own = Vm { ports: Vec::new(), id: vm.id.clone(), ..vm.clone() };
+        let own = vm.settings().vm(vm.id.clone(), Vec::new());
         tables.insert(ConfigEntity::Vm(vm.id.clone()), table(&own.to_raw()));
         for port in &vm.ports {
             let mut of = table(&Port::to_raw(port));

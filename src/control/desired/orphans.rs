@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::control::config::{Config, Device, Vm};
+use crate::control::config::{Config, Device, Shared, Uplink, Vm, differing};
 use crate::device::{DeviceLocation, Settings};
 use crate::sys::netns::Netns;
 
@@ -24,6 +24,9 @@ pub struct OrphanNetdev {
     /// Name.
     name: String,
 }
+
+/// So many are looked up one by one.
+const FEW: usize = 16;
 
 /// A sorted set.
 pub type Orphans = BTreeSet<OrphanNetdev>;
@@ -71,18 +74,23 @@ fn netdev(id: &str, device: &Device) -> Option<OrphanNetdev> {
 
 /// Netdevs that the switch creates for `before` and not for `after`. Looks at the VMs and uplinks that differ.
 pub fn gone(before: &Config, after: &Config) -> Orphans {
-    let part = |of: &Config, other: &Config| {
-        let vms: HashMap<&str, &Vm> = other.vms.iter().map(|vm| (vm.id.as_str(), vm)).collect();
-        let differs = |vm: &&Vm| vms.get(vm.id.as_str()).is_none_or(|same| same != vm);
-        let vms = of.vms.iter().filter(differs).cloned().collect();
-        netdevs(&Config { vms, uplinks: of.uplinks.clone(), ..Config::default() })
+    let part = |of: &[Shared<Vm>], other: &[Shared<Vm>], uplinks: &[Uplink]| {
+        let vms: HashMap<&str, &Shared<Vm>> = other.iter().map(|vm| (vm.id.as_str(), vm)).collect();
+        let differs = |vm: &&Shared<Vm>| vms.get(vm.id.as_str()).is_none_or(|same| same != vm);
+        let vms = of.iter().filter(differs).cloned().collect();
+        netdevs(&Config { vms, uplinks: uplinks.to_vec(), ..Config::default() })
     };
-    &part(before, after) - &part(after, before)
+    let (vms_before, vms_after) = differing(&before.vms, &after.vms);
+    &part(vms_before, vms_after, &before.uplinks) - &part(vms_after, vms_before, &after.uplinks)
 }
 
 /// Those that are not netdevs of a configuration.
-pub fn without(orphans: Orphans, config: &Config) -> Orphans {
-    if orphans.is_empty() { orphans } else { &orphans - &netdevs(config) }
+pub fn without(mut orphans: Orphans, config: &Config) -> Orphans {
+    if orphans.len() > FEW {
+        return &orphans - &netdevs(config);
+    }
+    orphans.retain(|orphan| of_port(config, &orphan.port_id).all(|netdev| netdev != *orphan));
+    orphans
 }
 
 /// Netdevs of a configuration that the switch creates for this port or uplink.

@@ -1,6 +1,6 @@
 //! Conflicts of ports with the rest of a configuration: ids, MAC addresses and netdevs that others use.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{ChangeError, several};
 use crate::control::config::{Config, Device, Port, UnknownUnicast};
@@ -15,6 +15,8 @@ pub fn check(now: &Config, ports: &[Port], except: Option<&str>) -> Result<(), C
         ports.iter().map(|port| ((port.network_id.as_str(), port.mac), port)).collect();
     let netdevs: HashMap<(String, &str), &Port> =
         ports.iter().filter_map(|port| Some((port.device()?.netdev(), port))).collect();
+    // Most others differ in the name already.
+    let names: HashSet<&str> = netdevs.keys().map(|(_, name)| *name).collect();
     for vm in &now.vms {
         for other in vm.ports.iter().filter(|other| Some(other.port_id.as_str()) != except) {
             let holder = || format!("port {:?} of VM {:?}", other.port_id, vm.id);
@@ -35,7 +37,7 @@ pub fn check(now: &Config, ports: &[Port], except: Option<&str>) -> Result<(), C
                 let mac = other.mac.to_string();
                 conflicts.push(conflict("mac_in_use", &port.port_id, "mac_address", Some(&mac), message));
             }
-            if let Some(netdev) = other.device().map(Device::netdev)
+            if let Some(netdev) = other.device().filter(|of| names.contains(of.name())).map(Device::netdev)
                 && let Some(port) = netdevs.get(&netdev)
             {
                 let message = format!(

@@ -31,7 +31,7 @@ pub(super) fn put_port(now: &Config, vm: &str, port: &Port) -> Result<Config, Ch
 /// Adds ports to those of a VM. Creates an unknown VM.
 pub(super) fn add_ports(config: &mut Config, id: &str, ports: Vec<Port>) {
     let index = config.vms.iter().position(|vm| vm.id == id).unwrap_or_else(|| {
-        config.vms.push(Vm { id: id.to_owned(), ..Vm::default() });
+        config.vms.push(Vm { id: id.to_owned(), ..Vm::default() }.into());
         config.vms.len() - 1
     });
     ports.into_iter().for_each(|port| config.vms[index].add_port(port));
@@ -120,8 +120,8 @@ pub(super) fn put_vm(
     }
     conflicts::check(&wanted, &vm.ports, None)?;
     match index {
-        Some(index) => wanted.vms[index] = vm,
-        None => wanted.vms.push(vm),
+        Some(index) => wanted.vms[index] = vm.into(),
+        None => wanted.vms.push(vm.into()),
     }
     check_subports(&wanted)?;
     Ok(wanted)

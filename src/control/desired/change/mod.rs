@@ -152,6 +152,16 @@ impl Change {
         endpoints::check_capacity(&wanted).map_err(|e| ChangeError::conflict("too_many", e.to_string()))?;
         Ok(wanted)
     }
+
+    /// The configuration after this change of `now`, which has this generation, and the result of the change.
+    pub fn outcome(&self, now: &Config, generation: u64) -> Result<(Config, ChangeResult), ChangeError> {
+        let mut config = self.to(now)?;
+        // A change that validates the whole configuration has copied all of it.
+        config.share_with(now);
+        let generation = generation + u64::from(config != *now);
+        let result = ChangeResult::between(now, &config, generation);
+        Ok((config, result))
+    }
 }
 
 fn apply(now: &Config, config: &Config) -> Result<Config, ChangeError> {
@@ -284,19 +294,19 @@ fn check_ports(now: &Config, vm: &str, ports: Vec<raw::Port>, prefix: &str) -> R
 
 /// Validates a VM with its ports and settings.
 fn check_vm(now: &Config, vm: raw::Vm, prefix: &str) -> Result<Vm, ChangeError> {
-    // Validation needs the settings of the ports' networks, and of the others only the ids, to suggest a similar one.
+    // Validation needs the settings of the ports' networks, and if one does not exist the ids of the others, to suggest a
+    // similar one.
     let ports = vm.ports.iter().flatten();
     let used: HashSet<&str> = ports.filter_map(|port| port.network_id.as_deref()).collect();
-    let network = |network: &Network| {
-        if used.contains(network.id.as_str()) {
-            return network.to_raw();
-        }
-        raw::Network { id: Some(network.id.clone()), ..Default::default() }
-    };
-    let networks = now.networks.iter().map(network).collect();
+    let mut networks: Vec<raw::Network> =
+        now.networks.iter().filter(|network| used.contains(network.id.as_str())).map(Network::to_raw).collect();
+    if networks.len() < used.len() {
+        let others = now.networks.iter().filter(|network| !used.contains(network.id.as_str()));
+        networks.extend(others.map(|of| raw::Network { id: Some(of.id.clone()), ..Default::default() }));
+    }
     let file = raw::Config { switch: None, networks: Some(networks), vms: Some(vec![vm.clone()]), uplinks: None };
     match check_part(&file) {
-        Ok(config) => Ok(config.vms.into_iter().next().unwrap_or_default()),
+        Ok(config) => Ok(config.vms.into_iter().next().unwrap_or_default().into_inner()),
         Err(errors) => {
             let messages =
                 |problem: &ConfigError| problem.without_location().replace(prefix, "").replace("vms[0].", "vm.");

@@ -51,11 +51,11 @@ pub(super) fn replace(now: &Config, owner: &str, request: &Config) -> Result<Con
     let theirs: HashMap<&str, &Vm> = now
         .vms
         .iter()
-        .flat_map(|vm| vm.ports.iter().map(move |port| (port, vm)))
+        .flat_map(|vm| vm.ports.iter().map(move |port| (port, &**vm)))
         .filter(|(port, _)| port.owner() != Some(owner))
         .map(|(port, vm)| (port.id(), vm))
         .collect();
-    let requested: HashMap<&str, &Vm> = request.vms.iter().map(|vm| (vm.id.as_str(), vm)).collect();
+    let requested: HashMap<&str, &Vm> = request.vms.iter().map(|vm| (vm.id.as_str(), &**vm)).collect();
     for port in request.ports().map(|(_, port)| port) {
         if let Some(vm) = theirs.get(port.id()) {
             let of = vm.ports.iter().find(|of| of.id() == port.id()).and_then(Labelled::owner);
@@ -66,7 +66,7 @@ pub(super) fn replace(now: &Config, owner: &str, request: &Config) -> Result<Con
         let of_request = requested.get(vm.id.as_str());
         let settings = of_request.map(|of| of.settings()).unwrap_or_default();
         if vm.owner.as_deref() == Some(owner) {
-            *vm = settings_of(owner, &settings).vm(vm.id.clone(), std::mem::take(&mut vm.ports));
+            *vm = settings_of(owner, &settings).vm(vm.id.clone(), std::mem::take(&mut vm.ports)).into();
         } else if settings != VmSettings::default() && settings != (VmSettings { owner: None, ..vm.settings() }) {
             return Err(foreign("VM", &vm.id, vm.owner.as_deref()).of(Subject::vm(&vm.id)));
         }
@@ -78,7 +78,7 @@ pub(super) fn replace(now: &Config, owner: &str, request: &Config) -> Result<Con
     for vm in request.vms.iter().filter(|vm| !known.contains(vm.id.as_str())) {
         let mut vm = settings_of(owner, &vm.settings()).vm(vm.id.clone(), vm.ports.clone());
         vm.ports.iter_mut().for_each(|port| port.label(owner));
-        wanted.vms.push(vm);
+        wanted.vms.push(vm.into());
     }
     let before: HashMap<&str, bool> = now.vms.iter().map(|vm| (vm.id.as_str(), vm.ports.is_empty())).collect();
     // A VM that others made without ports stays.

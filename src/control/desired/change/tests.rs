@@ -29,7 +29,7 @@ pub(super) fn there() -> Config {
 
 /// Ports parsed from these tables.
 fn ports(ports: &[Value]) -> Vec<Port> {
-    config(&json!([{"id": "x", "ports": ports}])).vms.remove(0).ports
+    config(&json!([{"id": "x", "ports": ports}])).vms.remove(0).into_inner().ports
 }
 
 fn attach(vm: &str, ports: Vec<Port>) -> Change {

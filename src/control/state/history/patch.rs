@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::control::config::{Config, Network, Port, Uplink, Vm};
+use crate::control::config::{Config, Network, Port, Shared, Uplink, Vm, differing};
 
 /// The steps back.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -54,7 +54,7 @@ impl Patch {
     /// The steps from `new` back to `old`.
     pub fn between(new: &Config, old: &Config) -> Patch {
         let changed_vms = changed_vms(new, old);
-        let value = |vm: &Vm| value(&vm.to_raw());
+        let value = |vm: &Shared<Vm>| value(&vm.to_raw());
         let mut vms = ListPatch::between(&new.vms, &old.vms, |vm| &vm.id, value);
         vms.put.retain(|vm| !changed_vms.contains_key(id_of(vm, "id")));
         Patch {
@@ -97,9 +97,10 @@ impl Patch {
 }
 
 fn changed_vms(new: &Config, old: &Config) -> BTreeMap<String, VmPatch> {
-    let after: HashMap<&str, &Vm> = new.vms.iter().map(|vm| (vm.id.as_str(), vm)).collect();
+    let (vms_before, vms_after) = differing(&old.vms, &new.vms);
+    let after: HashMap<&str, &Shared<Vm>> = vms_after.iter().map(|vm| (vm.id.as_str(), vm)).collect();
     let mut changed = BTreeMap::new();
-    for was in &old.vms {
+    for was in vms_before {
         let Some(is) = after.get(was.id.as_str()).filter(|is| **is != was) else { continue };
         let mut settings = value(&was.settings().vm(was.id.clone(), Vec::new()).to_raw());
         settings["ports"] = json!([]);
@@ -112,6 +113,9 @@ fn changed_vms(new: &Config, old: &Config) -> BTreeMap<String, VmPatch> {
 
 impl ListPatch {
     fn between<T: PartialEq>(new: &[T], old: &[T], id: fn(&T) -> &String, value: impl Fn(&T) -> Value) -> ListPatch {
+        if new == old {
+            return ListPatch::default();
+        }
         let before: HashSet<&str> = old.iter().map(|item| id(item).as_str()).collect();
         let after: HashMap<&str, &T> = new.iter().map(|item| (id(item).as_str(), item)).collect();
         let ids = |items: &mut dyn Iterator<Item = &T>| items.map(|item| id(item).clone()).collect::<Vec<String>>();

@@ -47,7 +47,7 @@ pub fn ports(vifs: &[Vif]) -> Vec<Port> {
     let networks: Vec<(&str, u16)> = vifs.iter().map(|vif| (vif.network.as_str(), 1500)).collect();
     let mut once = networks.clone();
     once.dedup();
-    expected(&once, vifs).vms.into_iter().flat_map(|vm| vm.ports).collect()
+    expected(&once, vifs).vms.into_iter().flat_map(|vm| vm.into_inner().ports).collect()
 }
 
 impl Inside {

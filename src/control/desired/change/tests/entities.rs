@@ -42,7 +42,7 @@ fn of_owner(config: &Config) -> Config {
     for vm in &mut of.vms {
         let settings = if is_own(&mut vm.owner) { vm.settings() } else { VmSettings::default() };
         vm.ports.retain_mut(|port| is_own(&mut port.owner));
-        *vm = settings.vm(vm.id.clone(), std::mem::take(&mut vm.ports));
+        *vm = settings.vm(vm.id.clone(), std::mem::take(&mut vm.ports)).into();
     }
     of.vms.retain(|vm| !vm.ports.is_empty() || vm.has_settings());
     of
