@@ -28,7 +28,7 @@ use crate::control::desired::change::ChangeError;
 use crate::control::desired::merge::{Merged, merge};
 use crate::control::desired::orphans::{self, Orphans};
 use crate::control::state::events::Event;
-use crate::control::state::store::{DesiredState, Store, StoreError, StoredStation};
+use crate::control::state::store::{DesiredConfig, DesiredState, Store, StoreError, StoredStation};
 
 /// The state store with the data stored beside the configuration. Clones share it.
 #[derive(Debug, Clone)]
@@ -69,6 +69,17 @@ impl StateStore {
     }
 
     /// The desired state to store for `config`.
+    fn desired_config(&self, config: &Config, orphans: &Orphans) -> DesiredConfig {
+        DesiredConfig {
+            last_applied: self.last_applied.clone(),
+            config: config.clone(),
+            unknown: self.unknown.clone(),
+            orphans: orphans::to_value(orphans),
+            generation: self.generation,
+        }
+    }
+
+    /// The same as it is stored.
     fn desired(&self, config: &Config, orphans: &Orphans) -> DesiredState {
         let mut stored = config.to_sparse();
         self.unknown.restore_into(&mut stored);
@@ -83,6 +94,10 @@ impl StateStore {
     /// Stores the initial configuration, unless it is stored already.
     async fn commit_initial(&mut self, config: &Config, before: Option<DesiredState>, wait: Duration) {
         if before.is_some_and(|before| before == self.desired(config, &self.orphans)) {
+            if let Some(store) = self.store().filter(|_| self.unknown.is_empty()) {
+                // Without it, the first change takes longer.
+                let _ = timeout(wait, store.set_config(config.clone())).await;
+            }
             return;
         }
         let committed = timeout(wait, self.commit(config, &self.orphans, Vec::new())).await;
@@ -110,11 +125,8 @@ impl StateStore {
         match &self.backend {
             Backend::None => Ok(()),
             Backend::Open(store) => {
-                let stored = match store.set_history(self.history.rows()).await {
-                    Ok(()) => store.commit(self.desired(config, orphans), events).await,
-                    Err(why) => Err(why),
-                };
-                stored.map_err(|why| ChangeError::switch("store_failed", why.to_string()))
+                let stored = store.commit_change(self.desired_config(config, orphans), self.history.rows(), events);
+                stored.await.map_err(|why| ChangeError::switch("store_failed", why.to_string()))
             }
             Backend::Broken(why, _) => Err(ChangeError::switch("store_failed", why.as_str())),
         }
@@ -123,10 +135,7 @@ impl StateStore {
     /// Stores the initial configuration, if still due, and events.
     pub async fn commit_due(&self, config: &Config, orphans: &Orphans, events: Vec<Event>) -> Result<(), StoreError> {
         match self.store() {
-            Some(store) => {
-                store.set_history(self.history.rows()).await?;
-                store.commit(self.desired(config, orphans), events).await
-            }
+            Some(store) => store.commit_change(self.desired_config(config, orphans), self.history.rows(), events).await,
             None => Ok(()),
         }
     }

@@ -15,6 +15,7 @@
 mod stations;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -24,9 +25,10 @@ use serde_json::Value;
 use tracing::warn;
 
 use self::stations::StationSave;
+use super::entities::{self, Form, Rows};
 use super::error::StoreError;
-use super::rows::{parts, put_parts, text, version};
-use super::{DesiredState, HistoryRow, file, history, renamed, rows};
+use super::rows::{put_parts, text, version};
+use super::{DesiredState, HistoryRow, StoredState, file, history, renamed, rows};
 use crate::control::state::event_log::RESERVED;
 use crate::control::state::event_page::{PAGE, PAGE_BYTES};
 use crate::control::state::events::Event;
@@ -77,6 +79,14 @@ pub struct Database {
     connection: Connection,
     history: History,
     saving: Option<StationSave>,
+    /// How the file has the configuration.
+    form: Form,
+    /// The configuration that it has; `None` if it has none.
+    config: Option<Rows>,
+    /// The table of entities has these rows.
+    has_rows: bool,
+    /// The configuration file last applied, as this has stored it.
+    last_applied: Option<Arc<Value>>,
     /// The generations to store with the next commit.
     generations: Option<Vec<HistoryRow>>,
     /// Those that this has stored; `None`: none yet.
@@ -96,9 +106,21 @@ impl Database {
         history: History,
     ) -> Result<(Database, Option<DesiredState>), StoreError> {
         let path = file::provide(path, first)?;
-        let connection = connect(&path)?;
-        let database = Database { path, connection, history, saving: None, generations: None, written: None };
+        let (connection, form) = connect(&path)?;
+        let mut database = Database {
+            path,
+            connection,
+            history,
+            saving: None,
+            form,
+            config: None,
+            has_rows: false,
+            last_applied: None,
+            generations: None,
+            written: None,
+        };
         let desired = database.desired()?;
+        database.config = desired.as_ref().map(|desired| Rows::of(&desired.config));
         Ok((database, desired))
     }
 
@@ -116,22 +138,33 @@ impl Database {
         let parse = |text: String| serde_json::from_str(&text).map_err(|why| self.corrupt(format!("{part}: {why}")));
         let mut value = text.map(parse).transpose()?;
         match (part, &mut value) {
-            ("base" | "config", Some(value)) => renamed::config(value),
+            (rows::LAST_APPLIED | rows::CONFIG, Some(value)) => renamed::config(value),
             ("loops", Some(value)) => renamed::loops(value),
             _ => {}
         }
         Ok(value)
     }
 
+    /// The configuration, in the form that it has.
+    fn stored_config(&self) -> Result<Option<Value>, StoreError> {
+        if self.form == Form::Whole {
+            return self.part(rows::CONFIG);
+        }
+        let stored = entities::read(&self.connection).map_err(self.to_store_error())?;
+        let mut config = stored.transpose().map_err(|why| self.corrupt(format!("entities: {why}")))?;
+        config.iter_mut().for_each(renamed::config);
+        Ok(config)
+    }
+
     fn desired(&self) -> Result<Option<DesiredState>, StoreError> {
         let read = |part| self.part(part);
-        match (read("base")?, read("config")?) {
+        match (read(rows::LAST_APPLIED)?, self.stored_config()?) {
             (Some(last_applied), Some(config)) => {
                 // Earlier versions had none.
                 let orphans = read(rows::ORPHANS)?.unwrap_or_default();
                 let stored = read(rows::GENERATION)?.and_then(|number| number.as_u64()).unwrap_or_default();
                 // Another version may have stored another configuration, and not its generation.
-                let by = read("version")?.unwrap_or_default();
+                let by = read(rows::WRITTEN_BY)?.unwrap_or_default();
                 let is_ours = by == version()
                     || history::is_recorded(&self.connection, stored, &by).map_err(self.to_store_error())?;
                 let generation = if is_ours { stored } else { stored.saturating_add(1) };
@@ -147,8 +180,29 @@ impl Database {
     }
 
     /// Stores a desired state and events durably, all or nothing.
-    pub fn commit(&mut self, desired: &DesiredState, events: &[Event]) -> Result<(), StoreError> {
-        self.put(&parts(desired, &desired.generation.into(), &version()), events, true)
+    pub fn commit(&mut self, desired: &StoredState, events: &[Event]) -> Result<(), StoreError> {
+        let StoredState { last_applied, rows, orphans, generation } = desired;
+        let (generation, version) = ((*generation).into(), version());
+        let mut parts = vec![(rows::ORPHANS, orphans), (rows::GENERATION, &generation), (rows::WRITTEN_BY, &version)];
+        // It may be long, and rarely changes.
+        if !self.last_applied.as_ref().is_some_and(|stored| Arc::ptr_eq(stored, last_applied)) {
+            parts.push((rows::LAST_APPLIED, last_applied));
+        }
+        self.put(&parts, Some(rows), events, true)?;
+        self.last_applied = Some(last_applied.clone());
+        Ok(())
+    }
+
+    /// Stores the configuration as a whole, as versions read it that know no rows.
+    pub fn store_as_whole(&mut self) -> Result<(), StoreError> {
+        let Some(rows) = self.config.as_ref().filter(|_| self.form == Form::Rows) else { return Ok(()) };
+        let config = rows.to_value().map_err(|why| self.corrupt(format!("entities: {why}")))?;
+        self.transact(|transaction| {
+            put_parts(transaction, &[(rows::CONFIG, &config)])?;
+            entities::switch(transaction, Form::Whole)
+        })?;
+        self.form = Form::Whole;
+        Ok(())
     }
 
     /// Stores orphans and a generation, if given, and events durably, all or nothing.
@@ -161,12 +215,12 @@ impl Database {
         let generation = generation.map(Value::from);
         let parts = [(rows::ORPHANS, orphans), (rows::GENERATION, generation.as_ref())];
         let parts: Vec<_> = parts.into_iter().filter_map(|(part, value)| Some((part, value?))).collect();
-        self.put(&parts, events, true)
+        self.put(&parts, None, events, true)
     }
 
     /// Stores the state of loop mitigation durably.
     pub fn put_loops(&mut self, loops: &Value) -> Result<(), StoreError> {
-        self.put(&[("loops", loops)], &[], false)
+        self.put(&[("loops", loops)], None, &[], false)
     }
 
     /// The stored state of loop mitigation; null without.
@@ -184,15 +238,31 @@ impl Database {
         self.generations = Some(rows);
     }
 
-    fn put(&mut self, parts: &[(&str, &Value)], events: &[Event], with_history: bool) -> Result<(), StoreError> {
+    fn put(
+        &mut self,
+        parts: &[(&str, &Value)],
+        config: Option<&Rows>,
+        events: &[Event],
+        with_history: bool,
+    ) -> Result<(), StoreError> {
         let last = events.iter().map(|event| event.id).max().unwrap_or_default();
         let events =
             events.iter().map(|event| Ok((micros(&event.time)?, text(event)))).collect::<Result<Vec<_>, _>>()?;
         let bounds = self.history;
         let generations = if with_history { self.generations.take() } else { None };
         let written = self.written.take();
+        // One that has not changed stays in its form.
+        let config = config.filter(|rows| self.config.as_ref() != Some(rows));
+        let (form, rows) = (self.form, self.config.take());
+        let known = rows.as_ref().filter(|_| self.has_rows);
         let result = self.transact(|transaction| {
             put_parts(transaction, parts)?;
+            if let Some(config) = config {
+                entities::write(transaction, config, known)?;
+                if form != Form::Rows {
+                    entities::switch(transaction, Form::Rows)?;
+                }
+            }
             if let Some(rows) = &generations {
                 history::write(transaction, rows, written.as_deref())?;
             }
@@ -206,6 +276,13 @@ impl Database {
         self.written = match &result {
             Ok(()) => generations.or(written),
             Err(_) => written,
+        };
+        self.config = match (&result, config) {
+            (Ok(()), Some(config)) => {
+                (self.form, self.has_rows) = (Form::Rows, true);
+                Some(config.clone())
+            }
+            _ => rows,
         };
         result
     }
@@ -261,7 +338,7 @@ impl Database {
 
     /// Event ids up to this one may be in use, and no greater ones.
     pub fn settle_ids(&mut self, last: u64) -> Result<(), StoreError> {
-        self.put(&[(rows::EVENT_IDS, &last.into())], &[], false)
+        self.put(&[(rows::EVENT_IDS, &last.into())], None, &[], false)
     }
 
     /// The greatest id of a stored event, including events of unknown kinds; 0 without events.
@@ -277,6 +354,24 @@ impl Database {
     /// Checks a table for damage.
     pub fn verify(&self, table: &str) -> Result<(), StoreError> {
         quick_check(&self.connection, &self.path, table)
+    }
+
+    /// Number of rows written since the file was opened.
+    #[cfg(test)]
+    pub fn written(&self) -> u64 {
+        self.connection.total_changes()
+    }
+
+    /// Fails when an event of this request is stored, until the file is opened again.
+    #[cfg(test)]
+    pub fn fail_once_at(&self, request_id: &str) -> Result<(), StoreError> {
+        let trigger = format!(
+            "CREATE TEMP TRIGGER fails BEFORE INSERT ON main.events WHEN instr(NEW.json, '\"{request_id}\"') > 0
+             BEGIN SELECT RAISE(ABORT, 'as the test wants'); END"
+        );
+        self.connection
+            .execute_batch(&format!("DROP TRIGGER IF EXISTS fails; {trigger}"))
+            .map_err(self.to_store_error())
     }
 
     /// A setting of the database as text.
@@ -318,8 +413,8 @@ fn parse_event(text: &str) -> Option<Event> {
     serde_json::from_value(value).ok()
 }
 
-/// Opens the file exclusively, and checks it.
-fn connect(path: &Path) -> Result<Connection, StoreError> {
+/// Opens the file exclusively, and checks it. Returns the form of the configuration too.
+fn connect(path: &Path) -> Result<(Connection, Form), StoreError> {
     let error = |why| StoreError::from_sqlite(path, why);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let database = Connection::open_with_flags(path, flags).map_err(error)?;
@@ -332,7 +427,7 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
     database.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(error)?;
     database.pragma_update(None, "cell_size_check", true).map_err(error)?;
     database.pragma_update(None, "synchronous", "FULL").map_err(error)?;
-    file::recognise(&database, path)?;
+    let form = file::recognise(&database, path)?;
     let journal_mode: String =
         database.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(error)?;
     if journal_mode != "wal" {
@@ -344,7 +439,10 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
     database.pragma_update_and_check(None, "journal_size_limit", LOG_LIMIT, |_| Ok(())).map_err(error)?;
     // Damage of the desired state must show now, not after the first change. The other tables may be large.
     quick_check(&database, path, "desired")?;
-    Ok(database)
+    if form == Form::Rows {
+        quick_check(&database, path, "entities")?;
+    }
+    Ok((database, form))
 }
 
 /// Checks a table for damage.

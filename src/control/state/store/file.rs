@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::entities::Form;
 use super::error::StoreError;
 use super::{DesiredState, rows};
 
@@ -23,9 +24,12 @@ const FILE_MODE: u32 = 0o640;
 /// Application id of our files: "vifs".
 const APPLICATION: i64 = 0x7669_6673;
 
-/// Minimum format version that can read our files. Raised only for changes that older versions would misread; others
-/// raise [`VERSION`](rows::VERSION).
-const FORMAT: i64 = 1;
+/// Minimum format version that can read a file with the configuration as a whole. Raised only for changes that older
+/// versions would misread; others raise [`VERSION`](rows::VERSION).
+pub const FORMAT: i64 = 1;
+
+/// The same with the configuration in rows.
+pub const FORMAT_ROWS: i64 = 2;
 
 /// Description of what is no regular file.
 pub const NOT_A_FILE: &str = "a FIFO, directory or device";
@@ -67,15 +71,16 @@ pub fn provide(path: &Path, first: Option<&DesiredState>) -> Result<PathBuf, Sto
     }
 }
 
-/// Checks application id and format.
-pub fn recognise(database: &Connection, path: &Path) -> Result<(), StoreError> {
+/// Checks application id and format. Returns the form of the configuration.
+pub fn recognise(database: &Connection, path: &Path) -> Result<Form, StoreError> {
     let read = |pragma: &str| -> Result<i64, StoreError> {
         database.pragma_query_value(None, pragma, |row| row.get(0)).map_err(|why| StoreError::from_sqlite(path, why))
     };
     let path = path.to_owned();
     match (read("application_id")?, read("user_version")?) {
-        (APPLICATION, FORMAT) => Ok(()),
-        (APPLICATION, found) if found > FORMAT => Err(StoreError::Newer { path, found, known: FORMAT }),
+        (APPLICATION, FORMAT) => Ok(Form::Whole),
+        (APPLICATION, FORMAT_ROWS) => Ok(Form::Rows),
+        (APPLICATION, found) if found > FORMAT_ROWS => Err(StoreError::Newer { path, found, known: FORMAT_ROWS }),
         (APPLICATION, found) => Err(StoreError::Corrupt { path, why: format!("unknown format {found}") }),
         _ => Err(StoreError::Foreign { path, what: "a database of another program" }),
     }

@@ -6,6 +6,7 @@
 //! A request is executed even if its reply is no longer awaited.
 
 mod database;
+mod entities;
 mod error;
 mod file;
 mod history;
@@ -18,6 +19,7 @@ mod tests;
 
 use std::cmp::Reverse;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 
 use serde_json::Value;
@@ -25,11 +27,13 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use self::database::Database;
 pub use self::database::StoredPage;
+use self::entities::Rows;
 pub use self::error::StoreError;
 pub use self::history::HistoryRow;
 pub use self::peek::peek;
 use self::reopen::StoreHandle;
 use crate::control::background;
+use crate::control::config::{Config, UnknownParts};
 use crate::control::state::events::Event;
 use crate::time::Stamp;
 use crate::wire::Mac;
@@ -51,6 +55,46 @@ pub struct DesiredState {
     pub orphans: Value,
     /// Number of the configuration: each accepted change has a greater one.
     pub generation: u64,
+}
+
+/// The same with the configuration as it is in force.
+#[derive(Debug, Clone)]
+pub struct DesiredConfig {
+    /// The configuration file last applied; null without a file.
+    pub last_applied: Arc<Value>,
+    /// The desired configuration.
+    pub config: Config,
+    /// Parts of the stored one that this version does not know.
+    pub unknown: Arc<UnknownParts>,
+    /// Netdevs to delete that may still exist; null without.
+    pub orphans: Value,
+    /// Number of the configuration.
+    pub generation: u64,
+}
+
+/// The same as it is stored.
+#[derive(Debug, Clone)]
+struct StoredState {
+    last_applied: Arc<Value>,
+    rows: Rows,
+    orphans: Value,
+    generation: u64,
+}
+
+impl StoredState {
+    fn of(desired: DesiredState) -> StoredState {
+        let DesiredState { last_applied, config, orphans, generation } = desired;
+        StoredState { last_applied: last_applied.into(), rows: Rows::of(&config), orphans, generation }
+    }
+
+    /// The inverse.
+    fn desired(&self) -> DesiredState {
+        let StoredState { last_applied, rows, orphans, generation } = self;
+        // All rows are texts of values.
+        let config = rows.to_value().unwrap_or_default();
+        let (last_applied, orphans) = (last_applied.as_ref().clone(), orphans.clone());
+        DesiredState { last_applied, config, orphans, generation: *generation }
+    }
 }
 
 /// A learned station as stored over a restart.
@@ -101,12 +145,13 @@ impl Store {
             let handle = StoreHandle::open(path, first.as_ref());
             drop(opening);
             match handle {
-                Ok(mut handle) => {
+                Ok((mut handle, desired)) => {
                     // Without a receiver there are no requests either.
-                    let _ = opened.send(Ok(handle.desired().cloned()));
+                    let _ = opened.send(Ok(desired));
                     while let Some(request) = received.blocking_recv() {
                         request(&mut handle);
                     }
+                    handle.close();
                 }
                 Err(why) => drop(opened.send(Err(why))),
             }
@@ -127,7 +172,32 @@ impl Store {
 
     /// Stores a desired state and events durably, all or nothing.
     pub async fn commit(&self, desired: DesiredState, events: Vec<Event>) -> Result<(), StoreError> {
-        self.request_handle(move |handle| handle.commit(desired, &events)).await
+        self.request_handle(move |handle| handle.commit(StoredState::of(desired), None, &events)).await
+    }
+
+    /// Stores a desired state with these generations, and events, durably, all or nothing. Writes what differs from the
+    /// state stored before.
+    pub async fn commit_change(
+        &self,
+        desired: DesiredConfig,
+        generations: Vec<HistoryRow>,
+        events: Vec<Event>,
+    ) -> Result<(), StoreError> {
+        self.request_handle(move |handle| {
+            handle.set_history(generations);
+            handle.commit_change(desired, &events)
+        })
+        .await
+    }
+
+    /// Tells that the stored configuration is this one, without parts that this version does not know: the next change
+    /// compares with it.
+    pub async fn set_config(&self, config: Config) -> Result<(), StoreError> {
+        self.request_handle(move |handle| {
+            handle.set_config(config);
+            Ok(())
+        })
+        .await
     }
 
     /// The recorded generations, ascending.
@@ -232,6 +302,12 @@ impl Store {
     pub async fn hang(&self, until: std::sync::mpsc::Receiver<()>) {
         let request: Request = Box::new(move |_| until.recv().unwrap_or_default());
         self.requests.send(request).await.expect("the store is open");
+    }
+
+    /// Makes the commit fail that stores an event of this request, once.
+    #[cfg(test)]
+    pub async fn fail_once_at(&self, request_id: String) {
+        self.request(move |database| database.fail_once_at(&request_id)).await.expect("the store is open");
     }
 
     /// Runs an operation on the open file, and waits for its result.

@@ -14,7 +14,9 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::database::Database;
-use super::{DesiredState, HistoryRow, StoreError};
+use super::entities::Rows;
+use super::{DesiredConfig, DesiredState, HistoryRow, StoreError, StoredState};
+use crate::control::config::Config;
 use crate::control::state::events::Event;
 
 /// The file at a path, open if possible.
@@ -23,7 +25,9 @@ pub struct StoreHandle {
     path: PathBuf,
     open: Option<Open>,
     /// The desired state last stored; none for a new file.
-    desired: Option<DesiredState>,
+    desired: Option<StoredState>,
+    /// The configuration of which its rows are, without unknown parts; `None` if that is not known.
+    config: Option<Config>,
     /// The generations that the file is to have; `None`: those that it has.
     history: Option<Vec<HistoryRow>>,
 }
@@ -37,15 +41,22 @@ struct Open {
 
 impl StoreHandle {
     /// Opens the file at `path`, or creates it with `first`, and reads the desired state.
-    pub fn open(path: PathBuf, first: Option<&DesiredState>) -> Result<StoreHandle, StoreError> {
+    pub fn open(
+        path: PathBuf,
+        first: Option<&DesiredState>,
+    ) -> Result<(StoreHandle, Option<DesiredState>), StoreError> {
         let (database, desired) = Database::open(&path, first)?;
         let open = Some(Open { database, file: identity(&path) });
-        Ok(StoreHandle { path, open, desired, history: None })
+        let stored = desired.clone().map(StoredState::of);
+        Ok((StoreHandle { path, open, desired: stored, config: None, history: None }, desired))
     }
 
-    /// The desired state.
-    pub fn desired(&self) -> Option<&DesiredState> {
-        self.desired.as_ref()
+    /// Closes the file. Versions that know no rows can read it then.
+    pub fn close(self) {
+        let Some(Open { mut database, .. }) = self.open else { return };
+        if let Err(why) = database.store_as_whole() {
+            warn!("only this version of vifswitch and later ones can read the state: {why}");
+        }
     }
 
     /// From the next commit on, the file has these generations.
@@ -56,11 +67,20 @@ impl StoreHandle {
         self.history = Some(rows);
     }
 
-    /// Stores a desired state and events durably, all or nothing.
-    pub fn commit(&mut self, desired: DesiredState, events: &[Event]) -> Result<(), StoreError> {
+    /// Stores a desired state and events durably, all or nothing. `config`: the configuration in its rows, if known.
+    pub fn commit(&mut self, desired: StoredState, config: Option<Config>, events: &[Event]) -> Result<(), StoreError> {
         self.work(|database| database.commit(&desired, events))?;
-        self.desired = Some(desired);
+        (self.desired, self.config) = (Some(desired), config);
         Ok(())
+    }
+
+    /// The same, with the configuration as it is in force.
+    pub fn commit_change(&mut self, desired: DesiredConfig, events: &[Event]) -> Result<(), StoreError> {
+        let DesiredConfig { last_applied, config, unknown, orphans, generation } = desired;
+        let before = self.config.as_ref().zip(self.desired.as_ref().map(|desired| &desired.rows));
+        let rows = Rows::of_config(&config, &unknown, before);
+        let config = unknown.is_empty().then_some(config);
+        self.commit(StoredState { last_applied, rows, orphans, generation }, config, events)
     }
 
     /// Stores orphans and a generation, if given, and events durably, all or nothing.
@@ -76,6 +96,11 @@ impl StoreHandle {
             desired.generation = generation.unwrap_or(desired.generation);
         }
         Ok(())
+    }
+
+    /// The stored configuration is this one.
+    pub fn set_config(&mut self, config: Config) {
+        self.config = Some(config);
     }
 
     /// Runs an operation on the open file.
@@ -97,12 +122,13 @@ impl StoreHandle {
             self.open = None;
         }
         if self.open.is_none() {
-            let (mut database, found) = Database::open(&self.path, self.desired.as_ref())?;
+            let wanted = self.desired.as_ref().map(StoredState::desired);
+            let (mut database, found) = Database::open(&self.path, wanted.as_ref())?;
             if let Some(rows) = &self.history {
                 database.set_history(rows.clone());
             }
             if let Some(desired) = &self.desired
-                && found.as_ref() != Some(desired)
+                && found != wanted
             {
                 database.commit(desired, &[])?;
             }

@@ -9,6 +9,15 @@ use super::DesiredState;
 /// in the file, the configuration without defaults, and with unknown parts.
 pub const VERSION: i64 = 2;
 
+/// Row of the configuration file last applied, by its stored name.
+pub(super) const LAST_APPLIED: &str = "base";
+
+/// Row of the configuration as a whole.
+pub(super) const CONFIG: &str = "config";
+
+/// Row of the version of the format, and of the switch.
+pub(super) const WRITTEN_BY: &str = "version";
+
 /// Row of orphaned netdevs, by its stored name.
 pub(super) const ORPHANS: &str = "leftovers";
 
@@ -18,24 +27,23 @@ pub(super) const GENERATION: &str = "generation";
 /// Row of the greatest event id that is reserved.
 pub(super) const EVENT_IDS: &str = "event_ids";
 
-/// Writes a complete desired state.
+/// Writes a complete desired state to a new file.
 pub(super) fn put_desired(transaction: &Transaction<'_>, desired: &DesiredState) -> rusqlite::Result<()> {
-    put_parts(transaction, &parts(desired, &desired.generation.into(), &version()))
+    let DesiredState { last_applied, config, orphans, generation } = desired;
+    let (generation, version) = ((*generation).into(), version());
+    let parts = [
+        (LAST_APPLIED, last_applied),
+        (CONFIG, config),
+        (ORPHANS, orphans),
+        (GENERATION, &generation),
+        (WRITTEN_BY, &version),
+    ];
+    put_parts(transaction, &parts)
 }
 
 /// Version of the format and of the switch that writes it.
 pub(super) fn version() -> Value {
     json!({ "format": VERSION, "switch": env!("CARGO_PKG_VERSION") })
-}
-
-/// Parts of a desired state, by row name.
-pub(super) fn parts<'v>(
-    desired: &'v DesiredState,
-    generation: &'v Value,
-    version: &'v Value,
-) -> [(&'static str, &'v Value); 5] {
-    let DesiredState { last_applied, config, orphans, generation: _ } = desired;
-    [("base", last_applied), ("config", config), (ORPHANS, orphans), (GENERATION, generation), ("version", version)]
 }
 
 /// Writes these parts.

@@ -132,7 +132,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Commit(new, new_events) => {
-                    database.commit(&new, &new_events).unwrap();
+                    database.commit(&StoredState::of(new.clone()), &new_events).unwrap();
                     desired = Some(new);
                     events.extend(new_events);
                     flush(&mut events);
@@ -216,7 +216,7 @@ fn an_event_with_an_invalid_time_fails_the_commit() {
     let place = TempDir::new().unwrap();
     let (mut database, _) = open(&place.path().join("state.db"));
     let desired = DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null, generation: 1 };
-    let messages = database.commit(&desired, &[event(&written(0), "good"), event("yesterday", "bad")]);
+    let messages = database.commit(&StoredState::of(desired), &[event(&written(0), "good"), event("yesterday", "bad")]);
     let why = messages.unwrap_err().to_string();
     assert!(why.contains("\"yesterday\" is not a time") && why.contains("2026-01-31T12:00:00.000Z"), "{why}");
     assert_eq!(database.events(None, 9).unwrap(), []);
@@ -373,7 +373,7 @@ fn newer_formats_and_foreign_files_are_refused() {
         Database::open(&path, None).unwrap_err()
     };
     let why = change("PRAGMA user_version = 7");
-    assert!(matches!(why, StoreError::Newer { found: 7, known: 1, .. }), "{why}");
+    assert!(matches!(why, StoreError::Newer { found: 7, known: 2, .. }), "{why}");
     let why = change("PRAGMA user_version = 0");
     assert!(matches!(why, StoreError::Corrupt { .. }), "{why}");
     let why = change("PRAGMA user_version = 1; PRAGMA application_id = 5");
@@ -384,22 +384,85 @@ fn newer_formats_and_foreign_files_are_refused() {
 
 #[test]
 fn an_incomplete_desired_state_is_damage() {
+    let whole = ["UPDATE desired SET json = '{' WHERE part = 'config'", "DELETE FROM desired WHERE part = 'config'"];
+    let in_rows = [
+        "UPDATE entities SET json = '{' WHERE id = 'a'",
+        "DELETE FROM entities WHERE list = ''",
+        "DELETE FROM entities",
+    ];
+    for (is_whole, damages) in [(true, &whole[..]), (false, &in_rows[..])] {
+        let place = TempDir::new().unwrap();
+        let path = place.path().join("state.db");
+        let (mut database, _) = open(&path);
+        database.commit(&StoredState::of(of_vms(&[("a", 1)])), &[]).unwrap();
+        if is_whole {
+            database.store_as_whole().unwrap();
+        }
+        drop(database);
+        for sql in damages {
+            let other = rusqlite::Connection::open(&path).unwrap();
+            other.execute_batch(sql).unwrap();
+            other.close().unwrap();
+            let why = Database::open(&path, None).unwrap_err();
+            assert!(matches!(why, StoreError::Corrupt { .. }), "{sql}: {why}");
+        }
+    }
+}
+
+/// A desired state with these VMs, each with a number.
+fn of_vms(vms: &[(&str, u64)]) -> DesiredState {
+    let vms: Vec<Value> = vms.iter().map(|(id, number)| json!({"id": id, "number": number})).collect();
+    DesiredState {
+        last_applied: Value::Null,
+        config: json!({"switch": {}, "vms": vms}),
+        orphans: Value::Null,
+        generation: 1,
+    }
+}
+
+/// Versions that know no rows refuse a file with rows, and read one that was closed in order.
+#[test]
+fn rows_are_in_a_file_that_is_being_changed_and_the_whole_in_one_that_was_closed() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("state.db");
-    let (mut database, _) = open(&path);
-    database
-        .commit(
-            &DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null, generation: 1 },
-            &[],
-        )
-        .unwrap();
-    drop(database);
-    for sql in ["UPDATE desired SET json = '{' WHERE part = 'config'", "DELETE FROM desired WHERE part = 'config'"] {
-        let other = rusqlite::Connection::open(&path).unwrap();
-        other.execute_batch(sql).unwrap();
-        other.close().unwrap();
-        let why = Database::open(&path, None).unwrap_err();
-        assert!(matches!(why, StoreError::Corrupt { .. }), "{why}");
+    let mut wanted = of_vms(&[("b", 1), ("a", 1)]);
+    drop(Database::open(&path, Some(&wanted)).unwrap());
+    let look =
+        |sql: &str| -> i64 { rusqlite::Connection::open(&path).unwrap().query_row(sql, [], |row| row.get(0)).unwrap() };
+    let whole = "SELECT count(*) FROM desired WHERE part = 'config'";
+    assert_eq!((look("PRAGMA user_version"), look(whole)), (1, 1), "a new file");
+    for vms in [&[("b", 1), ("a", 2), ("c", 1)][..], &[("c", 1), ("b", 1)]] {
+        let (mut handle, found) = reopen::StoreHandle::open(path.clone(), None).unwrap();
+        assert_eq!(found.as_ref(), Some(&wanted));
+        wanted = of_vms(vms);
+        handle.commit(StoredState::of(wanted.clone()), None, &[]).unwrap();
+        // As after a kill.
+        drop(handle);
+        assert_eq!((look("PRAGMA user_version"), look(whole)), (2, 0));
+        let (handle, found) = reopen::StoreHandle::open(path.clone(), None).unwrap();
+        assert_eq!(found.as_ref(), Some(&wanted));
+        handle.close();
+        assert_eq!((look("PRAGMA user_version"), look(whole)), (1, 1));
+        assert_eq!(open(&path).1.as_ref(), Some(&wanted));
+    }
+}
+
+#[test]
+fn a_change_writes_the_rows_that_it_changes() {
+    let place = TempDir::new().unwrap();
+    let (mut database, _) = open(&place.path().join("state.db"));
+    let names: Vec<String> = (0..1000).map(|number| format!("vm-{number}")).collect();
+    let state = |changed: usize| {
+        let vms: Vec<(&str, u64)> =
+            names.iter().enumerate().map(|(at, id)| (id.as_str(), u64::from(at < changed))).collect();
+        StoredState::of(of_vms(&vms))
+    };
+    database.commit(&state(0), &[]).unwrap();
+    for changed in 1..4 {
+        let before = database.written();
+        database.commit(&state(changed), &[]).unwrap();
+        // The file last applied is another value each time.
+        assert!(database.written() - before <= 2, "{} rows", database.written() - before);
     }
 }
 
