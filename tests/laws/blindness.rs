@@ -14,7 +14,7 @@ use vifswitch::control::compile::failover::Groups;
 use vifswitch::control::compile::forwarding::{self, ControlState, MitigationState};
 use vifswitch::control::compile::ids::IdAllocator;
 use vifswitch::control::compile::policers::Policers;
-use vifswitch::control::config::parse_toml;
+use vifswitch::control::config::{Config, parse_toml};
 use vifswitch::switch::{DropReason, ForwardingConfig, HashKey, Security};
 use vifswitch::wire::{Mac, Offload};
 
@@ -80,7 +80,7 @@ fn forwarding_config(
     assert!(endpoints.iter().enumerate().all(|(index, endpoint)| endpoint.id.index() == index));
     let reached = endpoints.iter().map(|endpoint| (endpoint, Some(endpoint.id.index() as u16 % workers)));
     let mut policers = Policers::new(workers);
-    policers.follow(&config);
+    policers.follow(&Config::default(), &config);
     let (groups, mitigation, activations) = (Groups::default(), MitigationState::default(), Activations::default());
     let decided = ControlState { groups: &groups, mitigation: &mitigation, activations: &activations };
     forwarding::compile(&config, &places, HashKey::new([7; 16]), reached, &policers, decided)

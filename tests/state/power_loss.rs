@@ -32,8 +32,18 @@ const CALLS: &str = "trace=open,openat,creat,write,pwrite64,writev,pwritev,pwrit
 /// Begin of the answer to a successful request.
 const ANSWER: &[u8] = b"HTTP/1.1 2";
 
-/// Further VMs of the configuration. Changes of the first one move them all: the log grows until it is written back.
-const OTHERS: usize = 4000;
+/// Further VMs of the configuration.
+const OTHERS: usize = 400;
+
+/// A port of the first VM, without a device. Each change of the VM writes its many addresses too: the log grows until it is
+/// written back.
+const HEAVY: &str = "heavy";
+
+/// Its addresses.
+const ADDRESSES: usize = 16_000;
+
+/// Maximum ports beside that one.
+const PORTS: usize = 5;
 
 /// One of so many writes is followed by a power loss.
 const WRITES: usize = 16;
@@ -51,8 +61,8 @@ enum Step {
     Sync(PathBuf),
     Unlink(PathBuf),
     Rename(PathBuf, PathBuf),
-    /// The switch answers a change.
-    Answer,
+    /// The switch answers a change, with its generation.
+    Answer(u64),
 }
 
 /// A change of a file's contents.
@@ -118,6 +128,14 @@ fn step(line: &str, directory: &Path) -> Option<Step> {
     }
 }
 
+/// The generation in the head of an answer, from the line of strace.
+fn generation(call: &str) -> u64 {
+    let text: Vec<u8> = call.split('"').skip(1).step_by(2).flat_map(unescape).collect();
+    let text = String::from_utf8_lossy(&text).to_lowercase();
+    let (_, tag) = text.split_once("etag: \"").unwrap_or_else(|| panic!("without a generation: {text}"));
+    tag.split('"').next().unwrap().parse().unwrap()
+}
+
 /// The steps of a log of strace: calls of several threads, some of which are interrupted by those of others.
 fn steps(log: &str, directory: &Path) -> Vec<Step> {
     let answer: String = ANSWER.iter().map(|byte| format!("\\x{byte:02x}")).collect();
@@ -126,7 +144,7 @@ fn steps(log: &str, directory: &Path) -> Vec<Step> {
         let (thread, call) = line.split_once(' ').unwrap();
         let call = call.trim_start();
         // The client may have it from here on.
-        steps.extend((call.starts_with("writev") && call.contains(&answer)).then_some(Step::Answer));
+        steps.extend((call.starts_with("writev") && call.contains(&answer)).then(|| Step::Answer(generation(call))));
         if let Some(begin) = call.strip_suffix("<unfinished ...>") {
             unfinished.insert(thread, begin.trim_end());
         } else if let Some((_, end)) = call.strip_prefix("<... ").and_then(|call| call.split_once(" resumed>")) {
@@ -219,7 +237,7 @@ impl Model {
                 self.files.push(File::default());
                 self.namings.push(Naming { removed: None, added: Some((path.clone(), node)) });
             }
-            Step::MakeFile(_) | Step::Answer => {}
+            Step::MakeFile(_) | Step::Answer(_) => {}
             Step::Write(path, change) => {
                 // A file without a name is of no use after the next start.
                 if let Some(file) = self.file(path) {
@@ -315,8 +333,12 @@ struct Recorded {
     steps: Vec<Step>,
     /// Ports in the order in which they were attached, with their MAC limits.
     ports: Vec<(Vif, Option<usize>)>,
-    /// The ports after each answered change; first those of the beginning.
-    answered: Vec<BTreeMap<String, Option<usize>>>,
+    /// The ports after each change, in order of the generations; first those of the beginning.
+    made: Vec<BTreeMap<String, Option<usize>>>,
+    /// For each change, the last one of those that were requested together with it.
+    together: Vec<usize>,
+    /// Generation of the beginning.
+    first: Option<u64>,
 }
 
 impl Recorded {
@@ -336,11 +358,19 @@ impl Recorded {
             runtime,
             steps: Vec::new(),
             ports: Vec::new(),
-            answered: vec![BTreeMap::new()],
+            made: vec![BTreeMap::from([(HEAVY.to_owned(), None)])],
+            together: vec![0],
+            first: None,
         };
-        let names = ["vm".to_owned()].into_iter().chain((0..OTHERS).map(|number| format!("other-{number}")));
-        let vms: String = names.map(|name| format!("[[vms]]\nid = {name:?}\nshare_mac = true\n")).collect();
-        let text = config(&recorded.daemon.socket(), "", &[("net1", 1500)], &[]) + &vms;
+        let others = (0..OTHERS).map(|number| format!("[[vms]]\nid = \"other-{number}\"\nshare_mac = true\n"));
+        let address = |number: usize| format!("\"10.9.{}.{}\"", number / 256, number % 256);
+        let addresses = (0..ADDRESSES).map(address).collect::<Vec<_>>().join(",");
+        let heavy = format!(
+            "[[vms]]\nid = \"vm\"\n[[vms.ports]]\nport_id = {HEAVY:?}\nnetwork_id = \"net1\"\n\
+             mac_address = \"02:00:00:00:66:01\"\ndevice = {{ kind = \"packet\", name = \"none\" }}\n\
+             fixed_ips = [{addresses}]\n"
+        );
+        let text = config(&recorded.daemon.socket(), "", &[("net1", 1500)], &[]) + &heavy + &others.collect::<String>();
         recorded.daemon.configure(&keeping(&text, &recorded.state()));
         Some(recorded)
     }
@@ -363,9 +393,9 @@ impl Recorded {
         strace.arg(log.path()).arg(self.daemon.command().get_program());
         let file = self.daemon.file();
         self.daemon.start_as(strace, "--config", &file);
-        let before = self.answered.len();
+        let before = self.made.len();
         let pid = self.daemon.pid();
-        (0..CHANGES).for_each(|_| self.change());
+        (0..CHANGES).for_each(|turn| if turn % 4 == 3 { self.change_at_once() } else { self.change() });
         self.daemon.stop(signal);
         let log = await_that("the end of the recording", || {
             let log = fs::read_to_string(log.path()).unwrap();
@@ -373,18 +403,61 @@ impl Recorded {
             log.lines().last().is_some_and(ends).then_some(log)
         });
         self.steps.extend(steps(&log, &self.directory()));
-        let answers = self.steps.iter().filter(|step| matches!(step, Step::Answer)).count();
-        assert_eq!(answers, self.answered.len() - 1, "each answer is recorded, {before} of them before");
+        let answers = self.steps.iter().filter(|step| matches!(step, Step::Answer(_))).count();
+        assert_eq!(answers, self.made.len() - 1, "each answer is recorded, {before} of them before");
+    }
+
+    /// The ports now.
+    fn ports_now(&self) -> BTreeMap<String, Option<usize>> {
+        let ports = self.ports.iter().map(|(vif, limit)| (vif.port.clone(), *limit));
+        ports.chain([(HEAVY.to_owned(), None)]).collect()
+    }
+
+    /// Records changes that were requested together, each made before the next one.
+    fn record(&mut self, made: Vec<BTreeMap<String, Option<usize>>>) {
+        let last = self.made.len() + made.len() - 1;
+        self.together.extend(made.iter().map(|_| last));
+        self.made.extend(made);
+    }
+
+    /// Changes a key of each port, all at once.
+    fn change_at_once(&mut self) {
+        let number = self.made.len();
+        let socket = self.daemon.socket();
+        let mut answers: Vec<(u64, usize, usize)> = self.runtime.block_on(async {
+            let mut running = tokio::task::JoinSet::new();
+            for (index, (vif, _)) in self.ports.iter().enumerate() {
+                let (client, path) = (Client::new(&socket), format!("/v1/ports/{}", vif.port));
+                // Another one than it has.
+                let limit = 3001 + number * 10 + index;
+                running.spawn(async move {
+                    let body = json!({ "mac_limit": limit });
+                    let answer = client.request(Method::PATCH, &path, Some(&body)).await.unwrap();
+                    let answer: Value = serde_json::from_str(&answer).unwrap();
+                    (answer["generation"].as_u64().unwrap(), index, limit)
+                });
+            }
+            running.join_all().await
+        });
+        // In the order in which they were made.
+        answers.sort_unstable();
+        assert!(answers.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0), "{answers:?}");
+        let mut made = Vec::new();
+        for (_, index, limit) in answers {
+            self.ports[index].1 = Some(limit);
+            made.push(self.ports_now());
+        }
+        self.record(made);
     }
 
     /// Makes the next change.
     fn change(&mut self) {
-        let number = self.answered.len();
+        let number = self.made.len();
         let request = |method: Method, path: &str, body: Option<&Value>| {
             self.runtime.block_on(self.client.request(method, path, body)).unwrap();
         };
         match number % 6 {
-            1 if self.ports.len() < 3 => {
+            _ if self.ports.is_empty() || number % 3 == 1 && self.ports.len() < PORTS => {
                 let vif = Vif::new("vm", number as u8, &self.host);
                 let device = json!({"kind": "tap", "name": vif.name, "netns": vif.netns});
                 let body = json!({"port_id": vif.port, "network_id": vif.network, "mac_address": vif.mac.to_string(),
@@ -395,19 +468,19 @@ impl Recorded {
                 Nic::new(&self.host, &vif.name).send(&experiment(Mac::BROADCAST, station, b"here"));
                 self.ports.push((vif, None));
             }
-            1 => {
+            1 if self.ports.len() > 2 => {
                 let (vif, _) = self.ports.remove(0);
                 request(Method::DELETE, &format!("/v1/ports/{}", vif.port), None);
             }
             _ => {
                 let (vif, limit) = self.ports.last_mut().unwrap();
                 // Of various lengths.
-                let new = if number.is_multiple_of(2) { number } else { number * 100 };
+                let new = if number.is_multiple_of(2) { number } else { number * 80 };
                 *limit = Some(new);
                 request(Method::PATCH, &format!("/v1/ports/{}", vif.port), Some(&json!({ "mac_limit": new })));
             }
         }
-        self.answered.push(self.ports.iter().map(|(vif, limit)| (vif.port.clone(), *limit)).collect());
+        self.record(vec![self.ports_now()]);
     }
 }
 
@@ -438,8 +511,12 @@ async fn open(path: &Path) -> Result<(BTreeMap<String, Option<usize>>, usize), S
 fn answered_changes_survive_a_power_loss_at_any_moment() {
     let Some(mut recorded) = Recorded::new() else { return };
     // The log of a killed switch is read by the next run, that of a stopped one is written back.
+    let state = recorded.state();
     for signal in [Signal::KILL, Signal::TERM, Signal::KILL] {
+        let before = recorded.steps.len();
         recorded.run(signal);
+        let is_written_back = |step: &Step| matches!(step, Step::Write(path, _) if *path == state);
+        assert!(recorded.steps[before..].iter().any(is_written_back), "the log has not grown enough");
     }
     // In memory, where a sync costs no time.
     let place = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
@@ -454,10 +531,14 @@ fn answered_changes_survive_a_power_loss_at_any_moment() {
     let mut random = random();
     let base = recorded.directory().parent().unwrap().to_owned();
     let mut model = Model { durable: BTreeMap::from([(base, Node::Directory)]), ..Model::default() };
-    let (mut answers, mut losses) = (0, 0);
+    let (mut answers, mut newest, mut losses) = (0, 0, 0);
     for (moment, step) in recorded.steps.iter().enumerate() {
         model.repeat(step);
-        answers += usize::from(matches!(step, Step::Answer));
+        if let Step::Answer(generation) = step {
+            answers += 1;
+            let first = *recorded.first.get_or_insert(generation - 1);
+            newest = newest.max((generation - first) as usize);
+        }
         if !model.may_lose() {
             continue;
         }
@@ -465,7 +546,7 @@ fn answered_changes_survive_a_power_loss_at_any_moment() {
         // Each kind of loss after an answer, else one.
         let chosen = random.next_u32() as usize % (all.len() * WRITES);
         let kinds = match step {
-            Step::Answer => &all[..],
+            Step::Answer(_) => &all[..],
             Step::Write(..) if chosen >= all.len() => continue,
             _ => &all[chosen % all.len()..=chosen % all.len()],
         };
@@ -475,9 +556,10 @@ fn answered_changes_survive_a_power_loss_at_any_moment() {
             losses += 1;
             let what = format!("after step {moment}, {answers} answers, {left:?} left: {:?}", files.keys());
             let (ports, changes) = recorded.runtime.block_on(open(&path)).unwrap_or_else(|why| panic!("{what}: {why}"));
-            // The next change may have been made, and is then complete.
-            assert!(changes == answers || changes == answers + 1, "{what}: events of {changes} changes");
-            assert_eq!(ports, recorded.answered[changes], "{what}: {changes} changes");
+            // The next change may have been made, with those requested together with it, and is then complete.
+            let most = recorded.together.get(answers + 1).copied().unwrap_or(answers);
+            assert!((newest..=most).contains(&changes), "{what}: events of {changes} changes, {newest} to {most}");
+            assert_eq!(ports, recorded.made[changes], "{what}: {changes} changes");
         }
     }
     // The recording is complete: repeated without a loss, it results in the same files.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::control::config::{self, Activation, Config};
+use crate::control::config::{self, Activation, Config, Shared, Vm};
 use crate::time::MonoTime;
 use crate::wire::Mac;
 
@@ -101,35 +101,51 @@ pub enum PinEventLimit {
 
 /// The state of pins, by port id. A port without an entry has the state that its configuration says.
 #[derive(Debug, Default)]
-pub struct Activations(HashMap<String, PinState>);
+pub struct Activations {
+    pins: HashMap<String, PinState>,
+    /// Some were restored since the configuration was followed last.
+    is_restored: bool,
+}
 
 impl Activations {
     /// Whether addresses are pinned to a port that is administratively up.
     pub fn pins(&self, port: &config::Port) -> bool {
-        let pins = self.0.get(port.id());
+        let pins = self.pins.get(port.id());
         let is_active = port.activation == Activation::Immediate || pins.is_some_and(|pins| pins.active);
         is_active && !pins.is_some_and(|pins| pins.yielded)
     }
 
     /// The addresses of a port whose pins have yielded one by one.
     pub fn yielded(&self, port: &config::Port) -> Vec<Mac> {
-        self.0.get(port.id()).map(|pins| pins.addresses.iter().copied().collect()).unwrap_or_default()
+        self.pins.get(port.id()).map(|pins| pins.addresses.iter().copied().collect()).unwrap_or_default()
     }
 
     /// Follows a change of the configuration. The state of removed ports is deleted. The pins of a port with another address
     /// or network have not yielded there. A port for which `has_forwarded` holds, because frames from it were forwarded or
     /// flooded, is active when it is set to `first-frame`.
-    pub fn follow(&mut self, before: &Config, now: &Config, has_forwarded: impl Fn(&str) -> bool) {
-        let old: HashMap<&str, &config::Port> = before.ports().map(|(_, port)| (port.id(), port)).collect();
-        let there: HashSet<&str> = now.ports().map(|(_, port)| port.id()).collect();
-        self.0.retain(|id, _| there.contains(id.as_str()));
-        for (_, port) in now.ports() {
+    pub fn follow<'a>(&mut self, before: &'a Config, now: &'a Config, has_forwarded: impl Fn(&str) -> bool) {
+        // Restored states may not fit to ports that have not changed.
+        let is_restored = std::mem::take(&mut self.is_restored);
+        let (vms_before, vms_now) = match is_restored {
+            true => (before.vms.as_slice(), now.vms.as_slice()),
+            false => config::differing(&before.vms, &now.vms),
+        };
+        let ports = |vms: &'a [Shared<Vm>]| vms.iter().flat_map(|vm| vm.ports.iter());
+        let old: HashMap<&str, &config::Port> = ports(vms_before).map(|port| (port.id(), port)).collect();
+        let there: HashSet<&str> = ports(vms_now).map(config::Port::id).collect();
+        if is_restored {
+            self.pins.retain(|id, _| there.contains(id.as_str()));
+        }
+        for gone in old.keys().filter(|id| !there.contains(*id)) {
+            self.pins.remove(*gone);
+        }
+        for port in ports(vms_now) {
             let was = old.get(port.id());
             let waits = port.activation == Activation::FirstFrame;
             if waits && was.is_some_and(|was| was.activation == Activation::Immediate) && has_forwarded(port.id()) {
-                self.0.entry(port.id().to_owned()).or_default().active = true;
+                self.pins.entry(port.id().to_owned()).or_default().active = true;
             }
-            let Some(pins) = self.0.get_mut(port.id()) else { continue };
+            let Some(pins) = self.pins.get_mut(port.id()) else { continue };
             if was.is_some_and(|was| (&was.network_id, was.mac) != (&port.network_id, port.mac)) {
                 *pins = PinState { active: pins.active, ..PinState::default() };
             }
@@ -147,7 +163,7 @@ impl Activations {
     /// `claims`: whether the frame shows that its source is at this port, and not at an uplink.
     fn activate(&mut self, port: &config::Port, source: Mac, now: MonoTime, claims: bool) -> Option<ActivationEffect> {
         let waits = port.activation == Activation::FirstFrame;
-        let pins = self.0.entry(port.id().to_owned()).or_default();
+        let pins = self.pins.entry(port.id().to_owned()).or_default();
         // The frame may have been an announcement.
         pins.announced.insert(source, now);
         let is_later = |yielded_at: Option<&MonoTime>| yielded_at.is_none_or(|&at| now >= at);
@@ -169,7 +185,7 @@ impl Activations {
     /// Handles an announcement that the guest of a port has sent. If the pin has already yielded to the echo of the
     /// announcement, which another worker may report first, the address is pinned again.
     pub fn announce(&mut self, port: &config::Port, mac: Mac, now: MonoTime) -> Option<ActivationEffect> {
-        let pins = self.0.entry(port.id().to_owned()).or_default();
+        let pins = self.pins.entry(port.id().to_owned()).or_default();
         pins.announced.retain(|_, at| now.since(*at) < ECHO);
         pins.announced.insert(mac, now);
         // Not known after a restart.
@@ -185,7 +201,7 @@ impl Activations {
         if !self.pins(port) {
             return None;
         }
-        let pins = self.0.entry(port.id().to_owned()).or_default();
+        let pins = self.pins.entry(port.id().to_owned()).or_default();
         let is_echo = pins.announced.get(&mac).is_some_and(|&at| now.since(at) < ECHO);
         if is_echo || pins.addresses.contains(&mac) {
             return None;
@@ -205,7 +221,7 @@ impl Activations {
 
     /// Counts an event about the pins of a port against the limit of the port.
     pub fn count_event(&mut self, port: &config::Port, now: MonoTime) -> PinEventLimit {
-        let pins = self.0.entry(port.id().to_owned()).or_default();
+        let pins = self.pins.entry(port.id().to_owned()).or_default();
         let (since, count) = &mut pins.events;
         if *count == 0 || now.since(*since) >= EVENT_WINDOW {
             (*since, *count) = (now, 0);
@@ -225,20 +241,21 @@ impl Activations {
             let stored = PersistedPins { port: port.clone(), active: pins.active, yielded: pins.yielded, addresses };
             (stored.active || stored.yielded || !stored.addresses.is_empty()).then_some((port.clone(), stored))
         };
-        let all: BTreeMap<String, PersistedPins> = self.0.iter().filter_map(stored).collect();
+        let all: BTreeMap<String, PersistedPins> = self.pins.iter().filter_map(stored).collect();
         serde_json::to_value(all.into_values().collect::<Vec<_>>()).unwrap_or_default()
     }
 
     /// Restores the state from the state file. Entries that cannot be parsed are ignored, and those of ports for which more
     /// recent state is known, or for which `has_forwarded` holds.
     pub fn restore(&mut self, stored: &Value, has_forwarded: impl Fn(&str) -> bool) {
+        self.is_restored = true;
         let all = stored.as_array().map(Vec::as_slice).unwrap_or_default();
         for PersistedPins { port, active, yielded, addresses } in
             all.iter().filter_map(|one| PersistedPins::deserialize(one).ok())
         {
             let addresses = addresses.iter().filter_map(|mac| mac.parse().ok()).collect();
             if !has_forwarded(&port) {
-                self.0.entry(port).or_insert(PinState { active, yielded, addresses, ..PinState::default() });
+                self.pins.entry(port).or_insert(PinState { active, yielded, addresses, ..PinState::default() });
             }
         }
     }

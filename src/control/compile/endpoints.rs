@@ -6,7 +6,7 @@ use std::fmt;
 use crate::control::compile::ids::IdAllocator;
 use crate::control::compile::settings::{fill, settings, uplink_device};
 use crate::control::compile::uplink_groups::uplink_groups;
-use crate::control::config::{Config, PortAttachment, Subport};
+use crate::control::config::{Config, Port, PortAttachment, Shared, Subport, Vm};
 use crate::device::Settings;
 use crate::switch::{MAX_NETWORKS, MAX_PORTS, NetworkId, PortId, VmId};
 use crate::wire::Vid;
@@ -114,6 +114,16 @@ impl Endpoint {
         }
     }
 
+    /// Its VM, which has not changed, has this index now, and the first of its ports this one before and now.
+    pub fn relocate(&mut self, to: usize, (first_before, first): (usize, usize)) {
+        if let ConfigRef::Port { vm, .. } = &mut self.config_ref {
+            *vm = to;
+        }
+        if let EndpointAttachment::Parent { endpoint, .. } = &mut self.attachment {
+            *endpoint = *endpoint - first_before + first;
+        }
+    }
+
     /// Whether it is an uplink.
     pub fn is_uplink(&self) -> bool {
         matches!(self.config_ref, ConfigRef::Uplink { .. })
@@ -168,62 +178,80 @@ pub fn check_capacity(config: &Config) -> Result<(), TooMany> {
     check(what, config.ports().count() + outside, MAX_PORTS)
 }
 
+/// Makes the endpoints of a configuration that `ids` follows.
+pub struct Layout<'c> {
+    config: &'c Config,
+    ids: &'c IdAllocator,
+    fill: u32,
+    networks: HashMap<&'c str, usize>,
+    /// Index of the first port of each VM.
+    firsts: Vec<usize>,
+}
+
+impl<'c> Layout<'c> {
+    /// Of this configuration.
+    pub fn new(config: &'c Config, ids: &'c IdAllocator) -> Layout<'c> {
+        let networks = config.networks.iter().enumerate().map(|(index, network)| (network.id.as_str(), index));
+        Layout { config, ids, fill: fill(config), networks: networks.collect(), firsts: firsts(config) }
+    }
+
+    /// Ports of a VM, in their order. Validation ensures that networks and parents exist; ids follow the configuration.
+    pub fn of_vm(&self, vm: usize) -> impl Iterator<Item = Endpoint> {
+        let of = &self.config.vms[vm];
+        // Parents are in the same VM.
+        let parents: HashSet<&str> = of.ports.iter().filter_map(|port| Some(port.subport()?.parent.as_str())).collect();
+        let port = move |(position, port): (usize, &Port)| {
+            let network = *self.networks.get(port.network_id.as_str())?;
+            let mtu = self.config.networks[network].mtu;
+            Some(Endpoint {
+                name: port.port_id.clone(),
+                id: self.ids.port(&port.port_id)?,
+                attachment: match &port.attachment {
+                    PortAttachment::Device(device) => {
+                        let demux = parents.contains(port.port_id.as_str());
+                        EndpointAttachment::Device(settings(device, &port.port_id, port.mac, mtu, self.fill, demux))
+                    }
+                    PortAttachment::Parent(Subport { parent, vlan }) => {
+                        let position = of.ports.iter().position(|port| port.port_id == *parent)?;
+                        EndpointAttachment::Parent { endpoint: self.firsts[vm] + position, position, vlan: *vlan }
+                    }
+                },
+                config_ref: ConfigRef::Port {
+                    vm,
+                    position,
+                    network,
+                    network_id: self.ids.network(&port.network_id)?,
+                    owner: self.ids.vm(&of.id)?,
+                },
+            })
+        };
+        of.ports.iter().enumerate().filter_map(port)
+    }
+
+    /// Uplinks, in their order.
+    pub fn uplinks(&self) -> impl Iterator<Item = Endpoint> {
+        self.config.uplinks.iter().enumerate().filter_map(|(index, uplink)| {
+            Some(Endpoint {
+                name: uplink.id.clone(),
+                id: self.ids.trunk(&uplink.id)?,
+                attachment: EndpointAttachment::Device(uplink_device(uplink, self.config, self.fill)),
+                config_ref: ConfigRef::Uplink { index },
+            })
+        })
+    }
+}
+
+/// Index of the first port of each VM: ports precede uplinks in order, so that the index of each is known.
+pub fn firsts(config: &Config) -> Vec<usize> {
+    let first = |next: &mut usize, vm: &Shared<Vm>| {
+        *next += vm.ports.len();
+        Some(*next - vm.ports.len())
+    };
+    config.vms.iter().scan(0, first).collect()
+}
+
 /// All endpoints in order of the configuration that `ids` follows: ports, then uplinks.
 pub fn endpoints(config: &Config, ids: &IdAllocator) -> Vec<Endpoint> {
-    let fill = fill(config);
-    let parents: HashSet<&str> = config.ports().filter_map(|(_, port)| Some(port.subport()?.parent.as_str())).collect();
-    let networks: HashMap<&str, usize> =
-        config.networks.iter().enumerate().map(|(index, network)| (network.id.as_str(), index)).collect();
-    // Ports precede uplinks in order: the index of each is known.
-    let firsts: Vec<usize> = config
-        .vms
-        .iter()
-        .scan(0, |next, vm| {
-            *next += vm.ports.len();
-            Some(*next - vm.ports.len())
-        })
-        .collect();
-    let ports = config.vms.iter().enumerate().flat_map(|(vm, of)| (0..of.ports.len()).map(move |at| (vm, at)));
-    // Validation ensures that networks and parents exist; ids follow the configuration.
-    let ports = ports.filter_map(|(vm, position)| {
-        let port = &config.vms[vm].ports[position];
-        let network = *networks.get(port.network_id.as_str())?;
-        Some(Endpoint {
-            name: port.port_id.clone(),
-            id: ids.port(&port.port_id)?,
-            attachment: match &port.attachment {
-                PortAttachment::Device(device) => {
-                    let demux = parents.contains(port.port_id.as_str());
-                    EndpointAttachment::Device(settings(
-                        device,
-                        &port.port_id,
-                        port.mac,
-                        config.networks[network].mtu,
-                        fill,
-                        demux,
-                    ))
-                }
-                PortAttachment::Parent(Subport { parent, vlan }) => {
-                    let position = config.vms[vm].ports.iter().position(|port| port.port_id == *parent)?;
-                    EndpointAttachment::Parent { endpoint: firsts[vm] + position, position, vlan: *vlan }
-                }
-            },
-            config_ref: ConfigRef::Port {
-                vm,
-                position,
-                network,
-                network_id: ids.network(&port.network_id)?,
-                owner: ids.vm(&config.vms[vm].id)?,
-            },
-        })
-    });
-    let uplinks = config.uplinks.iter().enumerate().filter_map(|(index, uplink)| {
-        Some(Endpoint {
-            name: uplink.id.clone(),
-            id: ids.trunk(&uplink.id)?,
-            attachment: EndpointAttachment::Device(uplink_device(uplink, config, fill)),
-            config_ref: ConfigRef::Uplink { index },
-        })
-    });
-    ports.chain(uplinks).collect()
+    let layout = Layout::new(config, ids);
+    (0..config.vms.len()).flat_map(|vm| layout.of_vm(vm)).chain(layout.uplinks()).collect()
 }

@@ -244,7 +244,7 @@ mod tests {
         let endpoints = endpoints(config, ids);
         let reached = || endpoints.iter().map(|endpoint| (endpoint, Some(0)));
         let mut policers = Policers::new(2);
-        policers.follow(config);
+        policers.follow(&Config::default(), config);
         let forwarding = compile(config, ids, HashKey::new([1; 16]), reached(), &policers, decided(&Groups::default()));
         let outsides = uplink_vlans(config, ids);
         let name = |id: &PortId| match endpoints.iter().find(|endpoint| endpoint.id == *id) {
@@ -297,7 +297,7 @@ mod tests {
             prop_assert_eq!(endpoints.len(), config.ports().count() + config.uplinks.len());
             let reached = || endpoints.iter().map(|endpoint| (endpoint, Some(0)));
             let mut policers = Policers::new(2);
-            policers.follow(&config);
+            policers.follow(&Config::default(), &config);
             let forwarding = compile(&config, &ids, HashKey::new([1; 16]), reached(), &policers, decided(&Groups::default()));
             let outside = uplink_vlans(&config, &ids).len();
             prop_assert_eq!(forwarding.ports().count(), config.ports().count() + outside);
@@ -322,7 +322,7 @@ mod tests {
             }
             let reached = endpoints.iter().map(|endpoint| (endpoint, Some(u16::from(endpoint.is_uplink()))));
             let mut policers = Policers::new(2);
-            policers.follow(&config);
+            policers.follow(&Config::default(), &config);
             let input = collect(&config, &ids, reached, &policers, decided(&groups));
             let parents: std::collections::HashSet<_> =
                 config.ports().filter_map(|(_, port)| Some(&port.subport()?.parent)).collect();

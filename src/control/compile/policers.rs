@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::control::compile::uplink_groups::{UplinkGroup, UplinkGroupName, uplink_groups};
-use crate::control::config::{Config, Device, Network, Port, Storm, Uplink, Vm};
+use crate::control::config::{Config, Device, Network, Port, Storm, Uplink, Vm, differing};
 use crate::switch::{PolicerState, PortPolicer, StormClass, VmPolicer};
 use crate::time::MonoTime;
 
@@ -20,8 +20,8 @@ pub struct Policers {
     workers: u16,
     /// By port.
     ports: HashMap<String, PolicerState>,
-    /// By VM and network.
-    vms: HashMap<(String, String), PolicerState>,
+    /// By VM, of each of its networks, which are few.
+    vms: HashMap<String, Vec<(String, PolicerState)>>,
     /// By uplink group and network.
     uplinks: HashMap<(UplinkGroupName, String), PolicerState>,
 }
@@ -32,14 +32,32 @@ impl Policers {
         Policers { workers, ..Policers::default() }
     }
 
-    /// Creates policers for new objects of `config`, and drops those of removed ones.
-    pub fn follow(&mut self, config: &Config) {
-        let ports: HashSet<&str> = config.ports().map(|(_, port)| port.id()).collect();
-        self.ports.retain(|id, _| ports.contains(id.as_str()));
+    /// Creates policers for new objects of `config`, and drops those of removed ones. The policers are those of `before`.
+    pub fn follow(&mut self, before: &Config, config: &Config) {
+        let (old, new) = differing(&before.vms, &config.vms);
+        let ports: HashSet<&str> = new.iter().flat_map(|vm| vm.ports.iter().map(Port::id)).collect();
+        let vms: HashSet<&str> = new.iter().map(|vm| vm.id.as_str()).collect();
+        for vm in old {
+            for gone in vm.ports.iter().map(Port::id).filter(|id| !ports.contains(id)) {
+                self.ports.remove(gone);
+            }
+            if !vms.contains(vm.id.as_str()) {
+                self.vms.remove(&vm.id);
+            }
+        }
         for id in ports {
             self.ports.entry(id.to_owned()).or_default();
         }
-        follow(&mut self.vms, config.ports().map(|(vm, port)| (vm.id.clone(), port.network_id.clone())));
+        for vm in new {
+            let networks: HashSet<&str> = vm.ports.iter().map(|port| port.network_id.as_str()).collect();
+            let policers = self.vms.entry(vm.id.clone()).or_default();
+            policers.retain(|(network, _)| networks.contains(network.as_str()));
+            for network in networks {
+                if policers.iter().all(|(known, _)| known != network) {
+                    policers.push((network.to_owned(), PolicerState::default()));
+                }
+            }
+        }
         let tagged = uplink_groups(config).into_iter().flat_map(|group| {
             group.networks(config).iter().map(|of| (group.name.clone(), of.network_id.clone())).collect::<Vec<_>>()
         });
@@ -48,18 +66,19 @@ impl Policers {
 
     /// Deficits of all policers that are not full.
     pub fn deficits(&self, now: MonoTime) -> Deficits {
+        let vms = self.vms.iter().flat_map(|(vm, of)| of.iter().map(move |(network, state)| (vm, network, state)));
         Deficits {
-            ports: deficits(&self.ports, now),
-            vms: deficits(&self.vms, now),
-            uplinks: deficits(&self.uplinks, now),
+            ports: deficits(self.ports.iter().map(|(id, state)| (id.clone(), state)), now),
+            vms: deficits(vms.map(|(vm, network, state)| ((vm.clone(), network.clone()), state)), now),
+            uplinks: deficits(self.uplinks.iter().map(|(key, state)| (key.clone(), state)), now),
         }
     }
 
     /// Sets deficits that an earlier process had `passed` ago. What no policer has a key of is ignored.
     pub fn set_deficits(&self, before: &Deficits, passed: Duration, now: MonoTime) {
-        set_deficits(&self.ports, &before.ports, passed, now);
-        set_deficits(&self.vms, &before.vms, passed, now);
-        set_deficits(&self.uplinks, &before.uplinks, passed, now);
+        set_deficits(|id| self.ports.get(id), &before.ports, passed, now);
+        set_deficits(|(vm, network)| self.of_vm(vm, network), &before.vms, passed, now);
+        set_deficits(|key| self.uplinks.get(key), &before.uplinks, passed, now);
     }
 
     /// Limits of a port on this network, and of its VM there.
@@ -78,7 +97,7 @@ impl Policers {
             limits: limits.fold(common.limits(), |limits, class| limits.with(class, None)),
             copies: common.copies(),
             copies_off: StormClass::ALL.map(lifted),
-            state: self.vms.get(&(vm.id.clone(), port.network_id.clone())).cloned().unwrap_or_default(),
+            state: self.of_vm(&vm.id, &port.network_id).cloned().unwrap_or_default(),
             shared: self.workers > 1 && (siblings.clone().nth(1).is_some() || has_queues(vm, port)),
         };
         (storm, vm_policer)
@@ -86,7 +105,7 @@ impl Policers {
 
     /// State of a VM's limits on a network.
     pub fn of_vm(&self, vm: &str, network: &str) -> Option<&PolicerState> {
-        self.vms.get(&(vm.to_owned(), network.to_owned()))
+        self.vms.get(vm)?.iter().find(|(of, _)| of == network).map(|(_, state)| state)
     }
 
     /// Limits of an uplink group on a network, and of copies made of its frames.
@@ -120,18 +139,18 @@ pub struct Deficits {
     uplinks: Vec<((UplinkGroupName, String), Vec<Duration>)>,
 }
 
-fn deficits<K: Clone>(policers: &HashMap<K, PolicerState>, now: MonoTime) -> Vec<(K, Vec<Duration>)> {
-    policers.iter().filter_map(|(key, state)| Some((key.clone(), state.deficits(now)?))).collect()
+fn deficits<'a, K>(policers: impl Iterator<Item = (K, &'a PolicerState)>, now: MonoTime) -> Vec<(K, Vec<Duration>)> {
+    policers.filter_map(|(key, state)| Some((key, state.deficits(now)?))).collect()
 }
 
-fn set_deficits<K: Eq + Hash>(
-    policers: &HashMap<K, PolicerState>,
+fn set_deficits<'a, K>(
+    policer: impl Fn(&K) -> Option<&'a PolicerState>,
     before: &[(K, Vec<Duration>)],
     passed: Duration,
     now: MonoTime,
 ) {
     for (key, deficits) in before {
-        if let Some(state) = policers.get(key) {
+        if let Some(state) = policer(key) {
             state.set_deficits(deficits.iter().map(|deficit| deficit.saturating_sub(passed)), now);
         }
     }
@@ -179,8 +198,8 @@ mod tests {
             let (then, now) = (MonoTime::from_secs(100), MonoTime::from_secs(7));
             let [empty, passed] = [empty, passed].map(Duration::from_millis);
             let [mut old, mut new] = [Policers::new(1), Policers::new(2)];
-            old.follow(&config);
-            new.follow(&config);
+            old.follow(&Config::default(), &config);
+            new.follow(&Config::default(), &config);
             prop_assert_eq!(old.deficits(then), Deficits::default());
             let emptied = std::iter::repeat_n(empty, 8);
             old.ports.values().chain(old.uplinks.values()).for_each(|state| state.set_deficits(emptied.clone(), then));
@@ -191,20 +210,22 @@ mod tests {
                 let expected = (!left.is_zero()).then(|| vec![left; 8]);
                 prop_assert_eq!(state.deficits(now), expected);
             }
-            prop_assert!(new.vms.values().all(|state| state.deficits(now).is_none()), "those were full");
+            prop_assert!(new.vms.values().flatten().all(|(_, state)| state.deficits(now).is_none()), "those were full");
         }
 
         /// An unchanged port keeps its policer, and no two share one.
         #[test]
         fn an_unchanged_port_keeps_its_policer((old, new) in testgen::two()) {
             let mut policers = Policers::new(2);
-            policers.follow(&old);
-            let (ports, vm_policers, outside) = (policers.ports.clone(), policers.vms.clone(), policers.uplinks.clone());
-            policers.follow(&new);
+            policers.follow(&Config::default(), &old);
+            let (ports, outside) = (policers.ports.clone(), policers.uplinks.clone());
+            let before = Policers { workers: 2, ports: HashMap::new(), vms: policers.vms.clone(), uplinks: HashMap::new() };
+            policers.follow(&old, &new);
             for (vm, port) in new.ports() {
-                let (id, vm_policer) = (port.id(), (vm.id.clone(), port.network_id.clone()));
+                let id = port.id();
                 prop_assert!(ports.get(id).is_none_or(|before| *before == policers.ports[id]));
-                prop_assert!(vm_policers.get(&vm_policer).is_none_or(|before| *before == policers.vms[&vm_policer]));
+                let now = policers.of_vm(&vm.id, &port.network_id).unwrap();
+                prop_assert!(before.of_vm(&vm.id, &port.network_id).is_none_or(|before| before == now));
             }
             for group in uplink_groups(&new) {
                 for of in group.networks(&new) {
@@ -213,8 +234,14 @@ mod tests {
                 }
             }
             prop_assert_eq!(policers.ports.len(), new.ports().count());
-            let all: Vec<&PolicerState> =
-                policers.ports.values().chain(policers.vms.values()).chain(policers.uplinks.values()).collect();
+            let mut on_networks: Vec<(&str, &str)> =
+                new.ports().map(|(vm, port)| (vm.id.as_str(), port.network_id.as_str())).collect();
+            on_networks.sort_unstable();
+            on_networks.dedup();
+            prop_assert_eq!(policers.vms.values().map(Vec::len).sum::<usize>(), on_networks.len());
+            prop_assert_eq!(policers.vms.len(), new.vms.len());
+            let of_vms = policers.vms.values().flatten().map(|(_, state)| state);
+            let all: Vec<&PolicerState> = policers.ports.values().chain(of_vms).chain(policers.uplinks.values()).collect();
             for (place, state) in all.iter().enumerate() {
                 prop_assert!(!all[..place].contains(state));
             }
@@ -225,7 +252,7 @@ mod tests {
         #[test]
         fn siblings_share_one_policer(config in testgen::config(), workers in 1u16..3) {
             let mut policers = Policers::new(workers);
-            policers.follow(&config);
+            policers.follow(&Config::default(), &config);
             let network = |id: &str| config.networks.iter().find(|network| network.id == id).unwrap();
             let of = |vm: &Vm, port: &Port| policers.of_port(vm, port, network(&port.network_id));
             for (vm, port) in config.ports() {

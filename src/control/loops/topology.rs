@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -49,7 +50,7 @@ pub struct EndpointInfo {
 /// All endpoints. Rebuilt when the configuration changes.
 #[derive(Debug, Clone, Default)]
 pub struct Topology {
-    endpoints: HashMap<Endpoint, EndpointInfo>,
+    endpoints: HashMap<Arc<Endpoint>, EndpointInfo>,
     /// Probe interval by network.
     intervals: BTreeMap<String, Duration>,
     /// Name of this host, as its probes have it.
@@ -58,11 +59,12 @@ pub struct Topology {
 
 impl Topology {
     /// Networks with the probe interval of a port; endpoints in order, with their positions in their VMs.
-    pub fn new(
+    pub fn new<E: Into<Arc<Endpoint>>>(
         networks: impl IntoIterator<Item = (String, Duration)>,
-        ends: impl IntoIterator<Item = (Endpoint, usize)>,
+        ends: impl IntoIterator<Item = (E, usize)>,
     ) -> Topology {
-        let ends = ends.into_iter().enumerate().map(|(order, (end, position))| (end, EndpointInfo { order, position }));
+        let info = |(order, (end, position)): (usize, (E, usize))| (end.into(), EndpointInfo { order, position });
+        let ends = ends.into_iter().enumerate().map(info);
         let (endpoints, intervals) = (ends.collect(), networks.into_iter().collect());
         Topology { endpoints, intervals, host: String::new() }
     }

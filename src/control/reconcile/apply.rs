@@ -10,9 +10,10 @@ use std::collections::{HashMap, HashSet};
 use tracing::warn;
 
 use super::closing::ClosingPort;
-use super::results::{Apply, Reply};
+use super::places::{Place, places_before};
+use super::results::{Apply, Member, Reply};
 use super::{Controller, Port, State};
-use crate::control::compile::endpoints::{self, ConfigRef, Endpoint, Kind};
+use crate::control::compile::endpoints::{Endpoint, Kind, endpoints};
 use crate::control::compile::plan::{DeviceChange, Step, device_step_of_open, plan};
 use crate::control::config::{self, Config};
 use crate::control::desired::change::ChangeResult;
@@ -47,10 +48,14 @@ impl Controller {
     pub(super) fn answer_unfinished(&mut self) {
         self.pending.iter_mut().for_each(|pending| pending.since = MonoTime::default());
         self.answer_pending();
-        let Some(Apply { mut result, reply: Some(reply), .. }) = self.applying.take() else { return };
-        result.warnings.push("the switch stops before all devices are closed or adjusted; the change is stored".into());
-        // The client may have disconnected.
-        let _ = reply.send(Ok(result));
+        let Some(Apply { members, answers, .. }) = self.applying.take() else { return };
+        for Member { mut result, reply, .. } in members {
+            let warning = "the switch stops before all devices are closed or adjusted; the change is stored";
+            result.warnings.push(warning.into());
+            // The client may have disconnected.
+            reply.into_iter().for_each(|reply| drop(reply.send(Ok(result.clone()))));
+        }
+        answers.into_iter().for_each(|(reply, answer)| drop(reply.send(answer)));
     }
 
     /// Applies a configuration.
@@ -63,6 +68,10 @@ impl Controller {
         self.orphans.append(&mut orphans::gone(&self.config, &config));
         self.orphans = orphans::without(std::mem::take(&mut self.orphans), &config);
         let before = std::mem::replace(&mut self.config, config);
+        self.policers.follow(&before, &self.config);
+        if let Some((deficits, passed)) = self.handover.take_policers() {
+            self.policers.set_deficits(&deficits, passed, time::now());
+        }
         self.follow_groups(&tagged);
         let kind = |port: &config::Port| if port.subport().is_some() { Kind::Subport } else { Kind::Port };
         let steps: HashMap<(Kind, &str), (bool, DeviceChange)> = steps
@@ -76,12 +85,24 @@ impl Controller {
                 _ => None,
             })
             .collect();
+        let mut old: Vec<Option<Port>> = self.ports.drain(..).map(Some).collect();
+        let places = self.places(&before, &old);
+        let old_places: HashMap<(Kind, String), usize> = places_before(&places, &old);
         let key = |(kind, name): (Kind, &str)| (kind, name.to_owned());
-        let mut old: HashMap<(Kind, String), Port> =
-            self.ports.drain(..).map(|port| (key(port.endpoint.key()), port)).collect();
         let (mut ops, mut stricter) = (Vec::new(), Vec::new());
-        for endpoint in endpoints::endpoints(&self.config, &self.ids) {
-            let Some(mut port) = old.remove(&key(endpoint.key())) else {
+        for place in places {
+            let endpoint = match place {
+                Place::Kept { before, vm, firsts } => {
+                    self.ports.extend(old[before].take().map(|mut port| {
+                        port.endpoint.relocate(vm, firsts);
+                        port
+                    }));
+                    continue;
+                }
+                Place::Made(endpoint) => *endpoint,
+            };
+            let found = old_places.get(&key(endpoint.key())).and_then(|&place| old[place].take());
+            let Some(mut port) = found else {
                 let port = self.new_port(endpoint);
                 apply.wanted.extend(port.endpoint.device().map(|_| port.key));
                 self.ports.push(port);
@@ -108,19 +129,18 @@ impl Controller {
                 stricter.extend(self.stricter(index, &was, &before));
             }
         }
+        debug_assert!(
+            self.ports.iter().map(|port| &port.endpoint).eq(&endpoints(&self.config, &self.ids)),
+            "kept ones are as they would be made"
+        );
         self.port_index = self.ports.iter().enumerate().map(|(index, port)| (port.key, index)).collect();
         // In configuration order, so that events have a defined order.
-        let mut gone: Vec<Port> = old.into_values().collect();
-        gone.sort_by_key(|port| match port.endpoint.config_ref {
-            ConfigRef::Port { vm, position, .. } => (vm, position),
-            ConfigRef::Uplink { index } => (usize::MAX, index),
-        });
-        for port in gone {
+        for port in old.into_iter().flatten() {
             self.emit_removed(&before, &port);
             let Some(device) = port.endpoint.device().cloned() else { continue };
             // An overdue attempt may never return.
             if !port.is_overdue {
-                apply.pending_ops.insert(port.key);
+                apply.pending_ops.insert(port.key, port.endpoint.name.clone());
             }
             let queues = self.queues(&port, port.endpoint.id);
             // A device being opened is closed when the attempt returns.
@@ -155,16 +175,17 @@ impl Controller {
     ) -> Option<DeviceOp> {
         let port = &mut self.ports[index];
         let key = port.key;
+        let name = || was.name.clone();
         match (&port.state, device) {
             (State::Opening { .. }, DeviceChange::Adjust | DeviceChange::Reopen { .. }) => {
                 // The attempt returns with the old settings; then the device is reopened.
                 port.open_deferred = true;
-                apply.pending_ops.insert(key);
+                apply.pending_ops.insert(key, name());
                 apply.wanted.insert(key);
                 None
             }
             (State::Up { .. }, DeviceChange::Adjust) => {
-                apply.pending_ops.insert(key);
+                apply.pending_ops.insert(key, name());
                 let settings = port.endpoint.device().cloned()?;
                 if flush {
                     // Both operations: adjust in the background, rename now.
@@ -181,7 +202,7 @@ impl Controller {
                 if recreate {
                     port.made = None;
                 }
-                apply.pending_ops.insert(key);
+                apply.pending_ops.insert(key, name());
                 apply.wanted.insert(key);
                 if queues.is_empty() {
                     port.state = State::Down { reason: Reason::default() };
@@ -233,10 +254,10 @@ impl Controller {
         let port = self.port_index.get(&key).copied();
         let endpoint = port.map(|index| self.ports[index].endpoint.to_string());
         if let Some(apply) = &mut self.applying
-            && apply.pending_ops.remove(&key)
+            && let Some(name) = apply.pending_ops.remove(&key)
         {
-            let name = endpoint.map(|endpoint| format!("{endpoint}: ")).unwrap_or_default();
-            apply.result.warnings.extend(warning.map(|warning| format!("{name}{warning}")));
+            let endpoint = endpoint.map(|endpoint| format!("{endpoint}: ")).unwrap_or_default();
+            warning.into_iter().for_each(|warning| apply.warn(&name, &format!("{endpoint}{warning}")));
         } else if let Some(index) = port {
             // No change waits for it, so no other device conflicts with it.
             self.ports[index].open_deferred = false;
@@ -257,14 +278,37 @@ impl Controller {
                 "{} devices have not been closed within {seconds} seconds; closing continues in the background",
                 late.len()
             );
-            let warning = format!("{} devices have not been closed within {seconds} seconds", late.len());
-            apply.result.warnings.push(warning);
+            for member in &mut apply.members {
+                let count = late.values().filter(|name| member.concerns(name)).count();
+                if count > 0 {
+                    let warning = format!("{count} devices have not been closed within {seconds} seconds");
+                    member.result.warnings.push(warning);
+                }
+            }
         }
-        let Some(Apply { result, reply, wanted, to_be_confirmed, .. }) = self.applying.take() else { return };
+        let Some(Apply { members, answers, wanted, to_be_confirmed, .. }) = self.applying.take() else { return };
         self.health.update(|status| status.applied_generation = self.state.generation());
         self.ports.iter_mut().for_each(|port| port.open_deferred = false);
         self.try_down_ports();
-        self.pending.push(PendingApply { result, reply, wanted, since: now, to_be_confirmed });
+        // They are true on every worker now. Those who made them wait for their ports.
+        answers.into_iter().for_each(|(reply, answer)| drop(reply.send(answer)));
+        let name = |key: &u64| self.port_index.get(key).map(|&index| self.ports[index].endpoint.name.as_str());
+        let of_member = |member: &Member| match member.ports {
+            None => wanted.clone(),
+            Some(_) => {
+                wanted.iter().copied().filter(|key| name(key).is_some_and(|name| member.concerns(name))).collect()
+            }
+        };
+        let pending: Vec<PendingApply> = if members.is_empty() {
+            vec![PendingApply { result: ChangeResult::default(), reply: None, wanted, since: now, to_be_confirmed }]
+        } else {
+            let pending = |member: Member| {
+                let wanted = of_member(&member);
+                PendingApply { result: member.result, reply: member.reply, wanted, since: now, to_be_confirmed }
+            };
+            members.into_iter().map(pending).collect()
+        };
+        self.pending.extend(pending);
         self.answer_pending();
     }
 
@@ -284,7 +328,9 @@ impl Controller {
         let is_done = |pending: &mut PendingApply| is_over(pending) || pending.wanted.iter().all(is_settled);
         let done: Vec<PendingApply> = self.pending.extract_if(.., is_done).collect();
         for PendingApply { mut result, reply, wanted, to_be_confirmed, .. } in done {
-            let wanted = self.ports.iter().filter(|port| wanted.contains(&port.key));
+            let mut wanted: Vec<usize> = wanted.iter().filter_map(|key| self.port_index.get(key).copied()).collect();
+            wanted.sort_unstable();
+            let wanted = wanted.into_iter().map(|index| &self.ports[index]);
             result.warnings.extend(wanted.filter_map(|port| match &port.state {
                 State::Opening { reason } if reason.is_empty() => {
                     Some(format!("{} is still being opened", port.endpoint))

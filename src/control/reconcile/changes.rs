@@ -1,5 +1,5 @@
-//! Admits changes: validates them, commits them to the store, and has provisional ones confirmed or reverted. `apply`
-//! applies what is committed.
+//! Changes that are made alone: of the configuration file, and provisional ones, which are confirmed or reverted. `group` makes
+//! the others, `apply` applies what is committed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,6 @@ use tracing::info;
 use super::Controller;
 use super::commit::{Record, generation_of_revert};
 use super::results::{AfterCommit, Apply, ProvisionalChange, Reply};
-use crate::control::api::handle::ChangeOptions;
 use crate::control::api::responses::UnconfirmedView;
 use crate::control::author::Author;
 use crate::control::config::{Config, ConfigFile};
@@ -40,46 +39,6 @@ pub(super) struct UnconfirmedChange {
 }
 
 impl Controller {
-    /// Validates a change and starts its commit.
-    pub(super) async fn change(&mut self, change: Change, options: ChangeOptions, reply: Reply) {
-        let (config, result) = match self.admit(&change, &options) {
-            Err(error) => return drop(reply.send(Err(error))),
-            Ok(None) => {
-                let unchanged = ChangeResult { generation: self.state.generation(), ..ChangeResult::default() };
-                return drop(reply.send(Ok(unchanged)));
-            }
-            Ok(Some(admitted)) => admitted,
-        };
-        let (mut text, generation) = (summary(&result.changes), result.generation);
-        let by = reply.by().cloned();
-        let source = match change {
-            Change::Rollback { generation, .. } => {
-                text.insert_str(0, &format!("rolled back to generation {generation}: "));
-                Source::Rollback
-            }
-            _ => Source::Api,
-        };
-        let made = Arc::new(Entry::between(&self.config, &config, &result, source, by.clone()));
-        let apply = Apply { result, reply: Some(reply), ..Apply::default() }.into();
-        match options.confirm {
-            None => {
-                let event = Event { by, ..self.event(EventKind::Config, text) };
-                let orphans = self.orphans_after(&config, &config);
-                let then = AfterCommit::Apply { config: config.clone().into(), apply };
-                let record = Record { event, made: vec![made], last_applied: None };
-                self.commit_change(config, generation, orphans, record, then);
-            }
-            // The process may end before the change is reverted: the netdevs it would leave are stored as orphans.
-            Some(within) => {
-                let orphans = self.orphans_after(&config, &self.config);
-                let back = ChangeResult::between(&config, &self.config, generation_of_revert(generation));
-                let reverted = Entry::between(&config, &self.config, &back, Source::Revert, None).into();
-                let (config, made) = (config.into(), [made, reverted]);
-                self.commit_provisional(orphans, ProvisionalChange { config, apply, within, text, made });
-            }
-        }
-    }
-
     /// Applies the configuration file. Keeps API changes made since it was last applied.
     pub(super) fn reload(&mut self, file: Result<ConfigFile, String>, reply: Reply) {
         let (file, merged, result) = match self.reloaded(file) {
@@ -106,9 +65,9 @@ impl Controller {
         if merged.config != self.config {
             made.push(Entry::between(&self.config, &merged.config, &result, Source::File, None).into());
         }
-        let apply = Apply { result, reply: Some(reply), ..Apply::default() }.into();
+        let apply = Apply::one(result, Some(reply)).into();
         let then = AfterCommit::Apply { config: merged.config.clone().into(), apply };
-        let record = Record { event, made, last_applied: Some(last_applied.into()) };
+        let record = Record { events: vec![event], made, last_applied: Some(last_applied.into()) };
         self.commit_change(merged.config, generation, orphans, record, then);
     }
 
@@ -123,27 +82,19 @@ impl Controller {
 
     /// Applies a change that is reverted unless confirmed.
     pub(super) async fn apply_provisionally(&mut self, provisional: ProvisionalChange) {
-        let ProvisionalChange { config, apply, within, text, made: [made, reverted] } = provisional;
-        let by = apply.reply.as_ref().and_then(|reply| reply.by().cloned());
+        let ProvisionalChange { config, apply, generation, within, text, made: [made, reverted] } = provisional;
+        let by = apply.members.iter().find_map(|member| member.reply.as_ref()?.by().cloned());
         self.emit_config(format!("to be confirmed within {}: {text}", seconds(within)), by);
         let previous = self.config.clone();
-        self.set_generation(apply.result.generation);
+        self.set_generation(generation);
         self.state.record(made);
         self.unconfirmed =
             Some(UnconfirmedChange { previous, within, deadline: time::now() + within, reverted, cancelled: None });
         self.apply(*config, Apply { to_be_confirmed: true, ..*apply }).await;
     }
 
-    /// The configuration to which a change leads; `None` if that is the current one.
-    fn admit(&self, change: &Change, options: &ChangeOptions) -> Result<Option<(Config, ChangeResult)>, ChangeError> {
-        self.check_idle()?;
-        options.check(self.state.generation())?;
-        let (config, changed) = self.outcome(change)?;
-        Ok((config != self.config).then_some((config, changed)))
-    }
-
     /// Whether a change may start.
-    fn check_idle(&self) -> Result<(), ChangeError> {
+    pub(super) fn check_idle(&self) -> Result<(), ChangeError> {
         self.state.check()?;
         if self.unconfirmed.is_some() {
             let message = "the last change is not confirmed; confirm it, or wait until it is reverted";
@@ -154,10 +105,7 @@ impl Controller {
 
     /// The configuration and result of a change.
     pub(super) fn outcome(&self, change: &Change) -> Result<(Config, ChangeResult), ChangeError> {
-        let config = change.to(&self.config)?;
-        let generation = self.state.generation() + u64::from(config != self.config);
-        let changed = ChangeResult::between(&self.config, &config, generation);
-        Ok((config, changed))
+        change.outcome(&self.config, self.state.generation())
     }
 
     /// Makes the unconfirmed change permanent.
@@ -172,7 +120,7 @@ impl Controller {
         let event = Event { by: reply.by().cloned(), ..self.event(EventKind::Config, text) };
         let orphans = self.orphans_after(&self.config, &self.config);
         let next = AfterCommit::Answer { changed, reply };
-        let record = Record { event, made: Vec::new(), last_applied: None };
+        let record = Record { events: vec![event], made: Vec::new(), last_applied: None };
         self.commit_change(self.config.clone(), generation, orphans, record, next);
     }
 
@@ -213,7 +161,7 @@ impl Controller {
         let by = cancelled.as_ref().and_then(|reply| reply.by().cloned());
         self.state.record(Entry::between(&self.config, &previous, &result, Source::Revert, by.clone()).into());
         self.emit_config(format!("{why}; reverted: {text}"), by);
-        self.apply(previous, Apply { result, reply: cancelled, ..Apply::default() }).await;
+        self.apply(previous, Apply::one(result, cancelled)).await;
     }
 
     fn emit_config(&mut self, text: String, by: Option<Author>) {
@@ -223,7 +171,7 @@ impl Controller {
 }
 
 /// Changes as one text of limited length.
-fn summary(changes: &[String]) -> String {
+pub(super) fn summary(changes: &[String]) -> String {
     let short = |difference: &String| {
         let mut text = difference.clone();
         shorten(&mut text, MAX_CHANGE_LEN);

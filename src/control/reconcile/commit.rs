@@ -42,12 +42,12 @@ pub(super) enum Commit {
     Change,
 }
 
-/// What is stored of a change beside the configuration.
+/// What is stored of changes beside the configuration.
 #[derive(Debug)]
 pub(super) struct Record {
-    /// Tells of the change.
-    pub event: Event,
-    /// Generations that the change makes.
+    /// Events of the changes.
+    pub events: Vec<Event>,
+    /// Generations that they make.
     pub made: Vec<Arc<Entry>>,
     /// The configuration file that is applied with it, if any.
     pub last_applied: Option<Arc<Value>>,
@@ -126,14 +126,15 @@ impl Controller {
         provisional.made.iter().for_each(|entry| store.record(entry.clone()));
         self.begin_commit(Commit::Change);
         // The next start finds the configuration of before, which has another number than the provisional one.
-        let generation = generation_of_revert(provisional.apply.result.generation);
+        let generation = generation_of_revert(provisional.generation);
         tokio::spawn(async move {
             let result = store.commit_orphans(&orphans, Some(generation), Vec::new()).await;
             let _ = done.send(DeviceEvent::Committed(CommitDone::Attempt(result, provisional)));
         });
     }
 
-    /// Starts committing a change to `config` with its generation, orphans and record. No other commit is in progress.
+    /// Starts committing one or more changes, which lead to `config`, with its generation, orphans and record. No other commit
+    /// is in progress.
     pub(super) fn commit_change(
         &mut self,
         config: Config,
@@ -142,9 +143,9 @@ impl Controller {
         record: Record,
         next: AfterCommit,
     ) {
-        let Record { event, made, last_applied } = record;
+        let Record { events, made, last_applied } = record;
         let before = self.event_log.take_uncommitted();
-        let event = self.event_log.hold(event, time::now());
+        let events = self.event_log.hold(events, time::now());
         let (mut store, done) = (self.state.clone(), self.device_event_sender.clone());
         store.set_generation(generation);
         made.iter().for_each(|entry| store.record(entry.clone()));
@@ -153,16 +154,16 @@ impl Controller {
         }
         self.begin_commit(Commit::Change);
         tokio::spawn(async move {
-            let events = before.iter().chain([&event]).cloned().collect();
-            let result = store.commit(&config, &orphans, events).await;
-            let committed = ChangeCommitted { result, generation, event, before, made, next, last_applied };
+            let all = before.iter().chain(&events).cloned().collect();
+            let result = store.commit(&config, &orphans, all).await;
+            let committed = ChangeCommitted { result, generation, events, before, made, next, last_applied };
             let _ = done.send(DeviceEvent::Committed(CommitDone::Change(committed.into())));
         });
     }
 
     /// Emits an event if the disk does not answer a commit of a change in time, so that later events do not wait for it.
     pub(super) fn report_slow_commit(&mut self) {
-        if let Some(event) = self.event_log.give_up_waiting(time::now(), DISK) {
+        for event in self.event_log.give_up_waiting(time::now(), DISK) {
             log_event(true, &event);
         }
     }
@@ -183,7 +184,7 @@ impl Controller {
             }
             CommitDone::Attempt(Err(why), provisional) => {
                 self.emit_store_state(Some(why.to_string()));
-                provisional.apply.reject(ChangeError::switch("store_failed", why.to_string()));
+                provisional.apply.reject(&ChangeError::switch("store_failed", why.to_string()));
             }
         }
     }
@@ -206,11 +207,11 @@ impl Controller {
     }
 
     async fn handle_change_committed(&mut self, committed: ChangeCommitted) {
-        let ChangeCommitted { result, generation, event, before, made, next, last_applied } = committed;
-        self.settle_event(event, before, result.as_ref().err());
+        let ChangeCommitted { result, generation, events, before, made, next, last_applied } = committed;
+        self.settle_events(events, before, result.as_ref().err());
         if let Err(error) = result {
             return match next {
-                AfterCommit::Apply { apply, .. } => apply.reject(error),
+                AfterCommit::Apply { apply, .. } => apply.reject(&error),
                 AfterCommit::Answer { reply, .. } => drop(reply.send(Err(error))),
             };
         }
@@ -229,18 +230,21 @@ impl Controller {
         }
     }
 
-    /// Shows the event of a change whose commit has ended, or one that reports its failure.
-    fn settle_event(&mut self, event: Event, before: Vec<Event>, failure: Option<&ChangeError>) {
+    /// Shows the events of changes whose commit has ended, or those that report its failure.
+    fn settle_events(&mut self, events: Vec<Event>, before: Vec<Event>, failure: Option<&ChangeError>) {
         let Some(error) = failure else {
-            info!(event = "config", "{}", event.text);
-            self.event_log.stored(event.id);
-            return self.event_log.settle(event);
+            events.iter().for_each(|event| info!(event = "config", "{}", event.text));
+            events.last().into_iter().for_each(|event| self.event_log.stored(event.id));
+            return self.event_log.settle(events);
         };
-        // The event's id is used: the failed change is reported under it.
-        let mut text = format!("not stored and not applied: {error}: {}", event.text);
-        shorten(&mut text, 1024);
-        warn!(event = "config", "{text}");
-        self.event_log.fail(before, Event { text, ..event });
+        // The ids are used: each failed change is reported under its own.
+        let failed = |event: Event| {
+            let mut text = format!("not stored and not applied: {error}: {}", event.text);
+            shorten(&mut text, 1024);
+            warn!(event = "config", "{text}");
+            Event { text, ..event }
+        };
+        self.event_log.fail(before, events.into_iter().map(failed).collect());
     }
 
     fn handle_events_committed(&mut self, result: Result<(), StoreError>, events: Vec<Event>) {
@@ -318,7 +322,7 @@ impl Controller {
     }
 
     /// Handles the result of a retry.
-    pub(super) async fn receive_retry(&mut self, begun: Result<Recovered, String>, mut changes: VecDeque<Request>) {
+    pub(super) fn receive_retry(&mut self, begun: Result<Recovered, String>, mut changes: VecDeque<Request>) {
         self.retries_state = false;
         match begun {
             Ok(begun) => {
@@ -331,7 +335,7 @@ impl Controller {
                 self.store_failure = Some(StoreFailure { retry_at: time::now() + RETRY_AFTER });
                 // Refuses each with the current reason.
                 for change in changes {
-                    self.apply_change(change).await;
+                    self.apply_change(change);
                 }
             }
         }
@@ -392,8 +396,8 @@ impl Controller {
                 // The change is stored and takes effect at the next start; the client is told that the switch stops.
                 Some(DeviceEvent::Committed(CommitDone::Change(committed))) => {
                     self.commit = None;
-                    let ChangeCommitted { result, event, before, made, .. } = *committed;
-                    self.settle_event(event, before, result.as_ref().err());
+                    let ChangeCommitted { result, events, before, made, .. } = *committed;
+                    self.settle_events(events, before, result.as_ref().err());
                     if result.is_ok() {
                         made.into_iter().for_each(|entry| self.state.record(entry));
                     }

@@ -134,7 +134,7 @@ impl Controller {
                 DeviceEvent::Opened(attempt) => attempts.extend(self.receive_attempt(*attempt)),
                 DeviceEvent::OrphanRemoved { left: orphans, result } => self.record_removal(orphans, result),
                 DeviceEvent::Committed(done) => self.handle_commit_done(done).await,
-                DeviceEvent::StateReopened(begun, changes) => self.receive_retry(*begun, changes).await,
+                DeviceEvent::StateReopened(begun, changes) => self.receive_retry(*begun, changes),
                 DeviceEvent::NetdevsRead(readings) => self.handle_readings(readings).await,
                 DeviceEvent::Restored(restored) => self.receive_restored(restored),
                 DeviceEvent::NamespaceIdentified(identified) => self.receive_identity(identified).await,
@@ -334,10 +334,6 @@ impl Controller {
     /// Compiles the forwarding configuration and sends it to all workers.
     pub(super) async fn push_config(&mut self) {
         self.choose_uplinks();
-        self.policers.follow(&self.config);
-        if let Some((deficits, passed)) = self.handover.take_policers() {
-            self.policers.set_deficits(&deficits, passed, time::now());
-        }
         let ports = self.ports.iter().map(|port| match port.state {
             State::Up { worker, .. } => (&port.endpoint, Some(worker)),
             _ => (&port.endpoint, None),

@@ -18,7 +18,8 @@
 //!
 //! `requests` answers requests; `emit` emits events, `readers` reads them; `stations` stores and restores the FDB.
 //!
-//! `changes` admits and commits changes; `apply` applies each. `startup` applies the configuration to an empty switch.
+//! `group` admits changes and has them committed together, `changes` those that are made alone; `apply` applies them. `startup`
+//! applies the configuration to an empty switch.
 
 mod announce;
 pub mod announcements;
@@ -31,11 +32,13 @@ mod devices;
 pub mod drift;
 mod emit;
 mod failover;
+mod group;
 pub mod jobs;
 mod mitigation;
 mod namespaces;
 mod netdevs;
 mod pins;
+mod places;
 mod policy;
 pub(super) mod port;
 mod port_state;

@@ -1,4 +1,4 @@
-//! Answers requests. Changes are applied one at a time; others queue behind the change in progress.
+//! Answers requests. While changes are stored and applied, others queue, and are then made as a group.
 
 use super::Controller;
 use crate::control::api::handle::{Flush, Reply, Request, Restored};
@@ -25,7 +25,7 @@ impl Controller {
                 changes.push_front(request);
                 self.retry_state(changes);
             }
-            request if request.is_change() => self.apply_change(request).await,
+            request if request.is_change() => self.apply_change(request),
             Request::Diff(change, options, reply) => {
                 let generation = self.state.generation();
                 let outcome = options.check(generation).and_then(|()| self.outcome(&change));
@@ -70,9 +70,9 @@ impl Controller {
     }
 
     /// Starts a change. The caller ensures that no other change is in progress.
-    pub(super) async fn apply_change(&mut self, request: Request) {
+    pub(super) fn apply_change(&mut self, request: Request) {
         match request {
-            Request::Change(change, options, reply) => self.change(change, options, reply).await,
+            Request::Change(change, options, reply) => self.change(change, options, reply),
             Request::Confirm(reply) => self.confirm(reply),
             Request::Cancel(reply) => self.cancel(reply),
             Request::Reload(file, reply) => self.reload(*file, reply),

@@ -96,16 +96,16 @@ pub(super) enum CommitDone {
     Attempt(Result<(), StoreError>, ProvisionalChange),
 }
 
-/// Result of committing a change.
+/// Result of committing a change, or several together.
 #[derive(Debug)]
 pub(super) struct ChangeCommitted {
     pub result: Result<(), ChangeError>,
-    /// Number of its configuration.
+    /// Number of the configuration after them.
     pub generation: u64,
-    /// Event of the change, and earlier events committed with it.
-    pub event: Event,
+    /// Events of the changes, and earlier events committed with them.
+    pub events: Vec<Event>,
     pub before: Vec<Event>,
-    /// Generations that it makes.
+    /// Generations that they make.
     pub made: Vec<Arc<Entry>>,
     pub next: AfterCommit,
     /// The configuration file applied with it, if any.
@@ -128,6 +128,8 @@ pub(super) struct ProvisionalChange {
     pub config: Box<Config>,
     /// The change as it will be applied.
     pub apply: Box<Apply>,
+    /// Its generation.
+    pub generation: u64,
     /// Time to confirm, from when it is applied.
     pub within: Duration,
     /// Summary of changes.
@@ -150,15 +152,15 @@ pub(super) struct Recovered {
 /// Reply channel of a change.
 pub(super) type Reply = handle::Reply<Result<ChangeResult, ChangeError>>;
 
-/// A change being applied.
+/// Changes being applied together: one, or a group.
 #[derive(Debug, Default)]
 pub(super) struct Apply {
-    /// Its result.
-    pub result: ChangeResult,
-    /// The client.
-    pub reply: Option<Reply>,
-    /// Keys of ports with a pending operation.
-    pub pending_ops: HashSet<u64>,
+    /// The changes.
+    pub members: Vec<Member>,
+    /// Replies to requests that change nothing, or were refused, because of what the members do.
+    pub answers: Vec<(Reply, Result<ChangeResult, ChangeError>)>,
+    /// Ports with a pending operation, by key, with their names.
+    pub pending_ops: HashMap<u64, String>,
     /// Keys of ports to be opened.
     pub wanted: HashSet<u64>,
     /// Start of waiting for the operations.
@@ -167,17 +169,47 @@ pub(super) struct Apply {
     pub to_be_confirmed: bool,
 }
 
+/// A change of those that are applied together.
+#[derive(Debug, Default)]
+pub(super) struct Member {
+    /// Its result.
+    pub result: ChangeResult,
+    /// The client.
+    pub reply: Option<Reply>,
+    /// Names of the ports that it concerns; `None`: all.
+    pub ports: Option<HashSet<String>>,
+}
+
+impl Member {
+    /// Whether it concerns this port.
+    pub fn concerns(&self, port: &str) -> bool {
+        self.ports.as_ref().is_none_or(|ports| ports.contains(port))
+    }
+}
+
 impl Apply {
-    /// Whether an operation on this port is pending.
-    pub fn awaits(&self, key: u64) -> bool {
-        self.pending_ops.contains(&key)
+    /// Applies one change.
+    pub fn one(result: ChangeResult, reply: Option<Reply>) -> Apply {
+        Apply { members: vec![Member { result, reply, ports: None }], ..Apply::default() }
     }
 
-    /// Rejects the change before it starts.
-    pub fn reject(self, error: ChangeError) {
-        if let Some(reply) = self.reply {
+    /// Whether an operation on this port is pending.
+    pub fn awaits(&self, key: u64) -> bool {
+        self.pending_ops.contains_key(&key)
+    }
+
+    /// Adds a warning to the changes that concern this port.
+    pub fn warn(&mut self, port: &str, warning: &str) {
+        let concerned = self.members.iter_mut().filter(|member| member.concerns(port));
+        concerned.for_each(|member| member.result.warnings.push(warning.to_owned()));
+    }
+
+    /// Rejects the changes before they start, and the requests that depend on them.
+    pub fn reject(self, error: &ChangeError) {
+        let members = self.members.into_iter().filter_map(|member| member.reply);
+        for reply in members.chain(self.answers.into_iter().map(|(reply, _)| reply)) {
             // The client may have disconnected.
-            let _ = reply.send(Err(error));
+            let _ = reply.send(Err(error.clone()));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The controller over a store that hangs, and over one that becomes usable after the start.
 
+mod groups;
+
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::mpsc as std_mpsc;

@@ -9,7 +9,8 @@
 //! second for long.
 //!
 //! **Order**: readers get events by id. The event of a change gets its id when the change is being stored, and is shown when
-//! that has succeeded; later events wait for it. If the disk does not answer, another event is shown under that id.
+//! that has succeeded; later events wait for it. If the disk does not answer, another event is shown under that id. Changes
+//! that are stored together are shown together.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -43,7 +44,7 @@ pub struct EventLog {
     forgotten: u64,
     uncommitted: VecDeque<Event>,
     uncommitted_bytes: usize,
-    /// The event of the change that is being stored. Later events are not shown yet.
+    /// The events of the changes that are being stored. Later events are not shown yet.
     held: Option<Held>,
     /// The newest event that is shown.
     newest: watch::Sender<u64>,
@@ -58,10 +59,10 @@ pub struct EventLog {
     start: String,
 }
 
-/// An event that is shown when its change is stored.
+/// Events that are shown when their changes are stored, ascending.
 #[derive(Debug)]
 struct Held {
-    event: Event,
+    events: Vec<Event>,
     since: MonoTime,
 }
 
@@ -178,47 +179,59 @@ impl EventLog {
 
     /// Shows the events that are complete.
     fn show(&mut self) {
-        let newest = self.held.as_ref().map_or(self.next, |held| held.event.id) - 1;
+        let held = self.held.as_ref().and_then(|held| held.events.first());
+        let newest = held.map_or(self.next, |event| event.id) - 1;
         self.newest.send_if_modified(|shown| std::mem::replace(shown, newest) != newest);
     }
 
-    /// Gives the event of a change that is being stored its id. It is shown when that has ended.
-    pub fn hold(&mut self, event: Event, now: MonoTime) -> Event {
-        let event = self.numbered(event);
-        self.held = Some(Held { event: event.clone(), since: now });
-        event
+    /// Gives the events of changes that are being stored their ids. They are shown when that has ended.
+    pub fn hold(&mut self, events: Vec<Event>, now: MonoTime) -> Vec<Event> {
+        let events: Vec<Event> = events.into_iter().map(|event| self.numbered(event)).collect();
+        self.held = Some(Held { events: events.clone(), since: now });
+        events
     }
 
-    /// If storing a change has taken `most`: shows an event that says so under its id, and the later ones. Returns it.
-    pub fn give_up_waiting(&mut self, now: MonoTime, most: Duration) -> Option<Event> {
-        let Held { event, .. } = self.held.take_if(|held| now.since(held.since) >= most)?;
+    /// If storing changes has taken `most`: shows events that say so under their ids, and the later ones. Returns them.
+    pub fn give_up_waiting(&mut self, now: MonoTime, most: Duration) -> Vec<Event> {
+        let held = self.held.take_if(|held| now.since(held.since) >= most);
         let seconds = most.as_secs();
-        let text = format!("the disk has not answered for {seconds} s; this change waits for it: {}", event.text);
-        let event = Event { kind: EventKind::State, text, ..event }.bounded();
-        self.insert(event.clone());
-        Some(event)
+        let late = |event: Event| {
+            let text = format!("the disk has not answered for {seconds} s; this change waits for it: {}", event.text);
+            Event { kind: EventKind::State, text, ..event }.bounded()
+        };
+        let late: Vec<Event> = held.into_iter().flat_map(|held| held.events).map(late).collect();
+        late.iter().cloned().for_each(|event| self.insert(event));
+        late
     }
 
-    /// The change of this event is stored, and the event with it.
-    pub fn settle(&mut self, event: Event) {
-        match self.held.take() {
-            Some(_) => self.insert(event),
-            // Another one was shown under its id.
-            None => self.report(Event { text: format!("stored now: {}", event.text), ..event }),
+    /// The changes of these events are stored, and the events with them.
+    pub fn settle(&mut self, events: Vec<Event>) {
+        let is_held = self.held.take().is_some();
+        for event in events {
+            if is_held {
+                self.insert(event);
+            } else {
+                // Another one was shown under its id.
+                self.report(Event { text: format!("stored now: {}", event.text), ..event });
+            }
         }
     }
 
-    /// The change of this event could not be stored, nor the events `before` it: `failed` reports that, under its id if nothing
-    /// else was shown under it.
-    pub fn fail(&mut self, mut before: Vec<Event>, failed: Event) {
-        let (id, is_held) = (failed.id, self.held.take().is_some());
-        let shown = if is_held { Some(failed.clone()) } else { self.recent.get(&id).map(|shown| Event::clone(shown)) };
-        before.extend(shown);
+    /// The changes of these events could not be stored, nor the events `before` them: `failed` report that, under their ids if
+    /// nothing else was shown under them.
+    pub fn fail(&mut self, mut before: Vec<Event>, failed: Vec<Event>) {
+        let is_held = self.held.take().is_some();
+        for failed in &failed {
+            let shown = if is_held { Some(failed) } else { self.recent.get(&failed.id).map(|shown| &**shown) };
+            before.extend(shown.cloned());
+        }
         self.put_back(before);
-        if is_held {
-            self.insert(failed);
-        } else {
-            self.report(failed);
+        for failed in failed {
+            if is_held {
+                self.insert(failed);
+            } else {
+                self.report(failed);
+            }
         }
     }
 
@@ -343,7 +356,7 @@ mod tests {
         assert!((1..3).all(|number| event_log.append(event(number), NOW)));
         assert_eq!(*newest.borrow_and_update(), 2);
         assert_eq!(ids(&event_log.take_uncommitted()), [1, 2]);
-        let held = event_log.hold(event(3), NOW);
+        let held = event_log.hold(vec![event(3)], NOW);
         assert!(event_log.append(event(4), NOW));
         assert_eq!(shown(&event_log, 0), texts(&[(1, "1"), (2, "2")]));
         assert!(!newest.has_changed().unwrap());
@@ -353,11 +366,38 @@ mod tests {
         assert_eq!(ids(&event_log.take_uncommitted()), [4], "that of the change is stored with it");
         assert_eq!(event_log.take_uncommitted(), []);
         // One that fails is shown and stored with another text.
-        let held = event_log.hold(event(5), NOW);
+        let held = event_log.hold(vec![event(5)], NOW);
         assert!(event_log.append(event(6), NOW));
-        event_log.fail(vec![event(4)], Event { text: "failed".into(), ..held });
+        event_log.fail(vec![event(4)], failed(held));
         assert_eq!(shown(&event_log, 3), texts(&[(4, "4"), (5, "failed"), (6, "6")]));
         assert_eq!(ids(&event_log.take_uncommitted()), [4, 5, 6]);
+    }
+
+    /// The same events with another text.
+    fn failed(events: Vec<Event>) -> Vec<Event> {
+        events.into_iter().map(|event| Event { text: "failed".into(), ..event }).collect()
+    }
+
+    #[test]
+    fn events_of_changes_that_are_stored_together_are_shown_together() {
+        let mut event_log = EventLog::default();
+        let newest = event_log.newest();
+        let held = event_log.hold(vec![event(1), event(2)], NOW);
+        assert!(event_log.append(event(3), NOW));
+        assert_eq!((ids(&held), *newest.borrow()), (vec![1, 2], 0));
+        event_log.settle(held);
+        assert_eq!(shown(&event_log, 0), texts(&[(1, "1"), (2, "2"), (3, "3")]));
+        let before = event_log.take_uncommitted();
+        let held = event_log.hold(vec![event(4), event(5)], NOW);
+        event_log.fail(before, failed(held));
+        assert_eq!(shown(&event_log, 3), texts(&[(4, "failed"), (5, "failed")]));
+        assert_eq!(ids(&event_log.take_uncommitted()), [3, 4, 5]);
+        // Late, and then not stored.
+        let held = event_log.hold(vec![event(6), event(7)], NOW);
+        assert_eq!(ids(&event_log.give_up_waiting(NOW + Duration::from_secs(1), Duration::from_secs(1))), [6, 7]);
+        event_log.fail(Vec::new(), failed(held));
+        assert_eq!(shown(&event_log, 7), texts(&[(8, "failed"), (9, "failed")]));
+        assert_eq!(ids(&event_log.take_uncommitted()), [6, 7, 8, 9]);
     }
 
     #[test]
@@ -365,19 +405,19 @@ mod tests {
         const MOST: Duration = Duration::from_secs(1);
         for is_stored in [true, false] {
             let mut event_log = EventLog::default();
-            let held = event_log.hold(event(1), NOW);
+            let held = event_log.hold(vec![event(1)], NOW);
             assert!(event_log.append(event(2), NOW));
-            assert_eq!(event_log.give_up_waiting(NOW, MOST), None);
-            let reported = event_log.give_up_waiting(NOW + MOST, MOST).unwrap();
-            assert_eq!((reported.id, reported.kind), (1, EventKind::State));
-            assert_eq!(event_log.give_up_waiting(NOW + MOST, MOST), None, "reported once");
+            assert_eq!(event_log.give_up_waiting(NOW, MOST), []);
+            let reported = event_log.give_up_waiting(NOW + MOST, MOST);
+            assert_eq!((reported.len(), reported[0].id, reported[0].kind), (1, 1, EventKind::State));
+            assert_eq!(event_log.give_up_waiting(NOW + MOST, MOST), [], "reported once");
             let waits = "the disk has not answered for 1 s; this change waits for it: 1";
             assert_eq!(shown(&event_log, 0), texts(&[(1, waits), (2, "2")]));
             let outcome = if is_stored { "stored now: 1" } else { "failed" };
             if is_stored {
                 event_log.settle(held);
             } else {
-                event_log.fail(Vec::new(), Event { text: "failed".into(), ..held });
+                event_log.fail(Vec::new(), failed(held));
             }
             assert_eq!(shown(&event_log, 0), texts(&[(1, waits), (2, "2"), (3, outcome)]));
             assert_eq!(ids(&event_log.take_uncommitted()), if is_stored { vec![2, 3] } else { vec![1, 2, 3] });

@@ -21,6 +21,7 @@ mod siblings;
 mod status;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::debug;
@@ -52,8 +53,8 @@ pub struct Mitigation {
     events: EventReceiver,
     topology: Topology,
     /// Ports and uplink VLANs, by id in the forwarding configuration.
-    endpoints: HashMap<PortId, Endpoint>,
-    ids: HashMap<Endpoint, PortId>,
+    endpoints: HashMap<PortId, Arc<Endpoint>>,
+    ids: HashMap<Arc<Endpoint>, PortId>,
     probed: Vec<ProbedPort>,
     /// Networks with a port that may use further addresses.
     with_pairs: HashSet<String>,
@@ -160,12 +161,19 @@ impl Mitigation {
 impl Controller {
     /// Updates the topology to the configuration. Rules compiled later have measures for the new ports.
     pub(super) fn update_topology(&mut self) {
-        let mut ends: Vec<(PortId, Endpoint, usize)> = Vec::new();
+        let before = std::mem::take(&mut self.mitigation.endpoints);
+        let mut ends: Vec<(PortId, Arc<Endpoint>, usize)> = Vec::with_capacity(before.len() + 1);
         for port in &self.ports {
             let ConfigRef::Port { vm, position, .. } = port.endpoint.config_ref else { continue };
-            let vm = &self.config.vms[vm];
-            let network = vm.ports[position].network_id.clone();
-            let end = Endpoint { vm: Some(vm.id.clone()), network, port: port.endpoint.name.clone(), host: None };
+            let (vm, name) = (&self.config.vms[vm], &port.endpoint.name);
+            let network = &vm.ports[position].network_id;
+            let is_same =
+                |end: &&Arc<Endpoint>| (end.vm.as_ref(), &end.network, &end.port) == (Some(&vm.id), network, name);
+            let end = before.get(&port.endpoint.id).filter(is_same).cloned();
+            let end = end.unwrap_or_else(|| {
+                let (vm, network) = (Some(vm.id.clone()), network.clone());
+                Endpoint { vm, network, port: name.clone(), host: None }.into()
+            });
             ends.push((port.endpoint.id, end, position));
         }
         for outside in uplink_vlans(&self.config, &self.ids) {
@@ -174,7 +182,8 @@ impl Controller {
             let Some(uplink) = outside.group.members.first().and_then(|&member| self.config.uplinks.get(member)) else {
                 continue;
             };
-            ends.push((outside.id, Endpoint { vm: None, network, port: uplink.id.clone(), host: None }, 0));
+            let port = uplink.id.clone();
+            ends.push((outside.id, Endpoint { vm: None, network, port, host: None }.into(), 0));
         }
         let networks = self.config.networks.iter();
         let networks =

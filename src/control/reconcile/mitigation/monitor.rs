@@ -251,7 +251,7 @@ impl Controller {
                     monitor.storming_vms.insert(owner);
                     ports.extend(gauges.any.is_hit().then_some(index));
                     let of_port = RefusedCount { more: gauges.any.more(), total: episode.dropped };
-                    refused.extend(endpoints.get(&id).map(|end| (end.clone(), of_port)));
+                    refused.extend(endpoints.get(&id).map(|end| (Endpoint::clone(end), of_port)));
                 }
                 let spoofed = drops(port, DropReason::ForeignSource);
                 let alarm = gauges.spoof_alarm.get_or_insert_with(|| Alarm::starting_at(spoofed));
@@ -296,7 +296,7 @@ impl Controller {
                 let Some(end) = self.mitigation.endpoints.get(&self.ports[index].endpoint.id) else { continue };
                 let until = (recovery > 0).then(|| now + Duration::from_secs(u64::from(recovery)));
                 let disabled = DisabledPort { since: now, until, class: class.name().into(), episode: None };
-                self.mitigation.disabled.entry(end.clone()).or_insert(disabled);
+                self.mitigation.disabled.entry(Endpoint::clone(end)).or_insert(disabled);
                 self.mitigation.persistence.is_due = true;
             }
         }

@@ -182,7 +182,7 @@ impl Mitigation {
         let Some(from) = self.sent.find(&returned_probe.probe, now) else { return false };
         // A port may have been detached meanwhile.
         match (self.endpoints.get(&from), self.endpoints.get(&returned_probe.at)) {
-            (Some(from), Some(at)) => self.loops.record_probe(from.clone(), at.clone(), now),
+            (Some(from), Some(at)) => self.loops.record_probe(Endpoint::clone(from), Endpoint::clone(at), now),
             _ => false,
         }
     }
@@ -224,7 +224,7 @@ impl Mitigation {
             port: probe.port.as_str().to_owned(),
             host: Some(probe.host.as_str().to_owned()),
         };
-        let here = here.clone();
+        let here = Endpoint::clone(here);
         self.suspects.add(*at, true, now);
         self.loops.record_host_probe(there, here, probe.is_quarantined, now)
     }
