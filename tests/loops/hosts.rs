@@ -36,9 +36,9 @@ impl Fabric {
         let mut hosts = Vec::new();
         for (number, (vif, key)) in of.iter().enumerate() {
             let host = Namespace::new()?;
-            host.ip(&format!("link add up type veth peer name up{number} netns {}", outside.0));
+            host.ip(&format!("link add name wire type veth peer name up{number} netns {}", outside.0));
             outside.ip(&format!("link set dev up{number} master br0 up"));
-            host.ip("link set dev up up");
+            host.ip("link set dev wire up");
             hosts.push(switch(number, vif, *key, &host));
             spaces.push(host);
         }
@@ -60,7 +60,7 @@ fn switch(number: usize, vif: &Vif, key: Option<&str>, host: &Namespace) -> Daem
     let mut text = config(&daemon.socket(), &switch, &[("net1", 1500)], std::slice::from_ref(vif));
     write!(
         text,
-        "[[uplinks]]\nid = \"up\"\ndevice = {{ kind = \"packet\", name = \"up\", netns = \"{}\", isolate = true }}\n\
+        "[[uplinks]]\nid = \"up\"\ndevice = {{ kind = \"packet\", name = \"wire\", netns = \"{}\", isolate = true }}\n\
          networks = [{{ network_id = \"net1\" }}]\n",
         host.0
     )
