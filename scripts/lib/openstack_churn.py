@@ -95,7 +95,9 @@ class Churn:
     def differences(self):
         """What is not as Neutron says."""
         found = []
-        ports = {p["id"]: p for p in self.lab.neutron.ok("GET", "/ports") if p["id"] in {q["id"] for q in self.nova.ports.values()}}
+        ports = {
+            p["id"]: p for p in self.lab.neutron.ok("GET", "/ports") if p["id"] in {q["id"] for q in self.nova.ports.values()}
+        }
         for host in self.hosts():
             wanted = {self.nova.id(name) for name, where in self.where.items() if where == host.name}
             there = host.api.ports(owner="neutron")
@@ -128,10 +130,16 @@ def run_churn(lab, check, count, kinds, seed):
 
     def operate():
         for host in churn.hosts():
-            host.api("PUT", "ports/churn-foreign", {
-                "device_id": "churn-vm", "network_id": "operators", "mac_address": "02:00:00:00:00:99",
-                "device": {"kind": "tap", "name": "churn0", "persist": False},
-            })
+            host.api(
+                "PUT",
+                "ports/churn-foreign",
+                {
+                    "device_id": "churn-vm",
+                    "network_id": "operators",
+                    "mac_address": "02:00:00:00:00:99",
+                    "device": {"kind": "tap", "name": "churn0", "persist": False},
+                },
+            )
             foreign_before[host.name] = foreign(host)
         threads = [threading.Thread(target=churn.killer, args=([kind], pause), daemon=True) for kind, pause in kinds.items()]
         for thread in threads:
@@ -163,8 +171,11 @@ def run_churn(lab, check, count, kinds, seed):
         for net in churn.nets:
             neutron.ok("DELETE", f"/networks/{net['id']}")
         ids = {net["id"] for net in churn.nets}
-        eventually("no network is left", lambda: not any(
-            n["network_id"] in ids for host in churn.hosts() for n in host.api.get("networks")), QUIET)
+        eventually(
+            "no network is left",
+            lambda: not any(n["network_id"] in ids for host in churn.hosts() for n in host.api.get("networks")),
+            QUIET,
+        )
         return took
 
     check("churn: when they are deleted nothing is left", empty)

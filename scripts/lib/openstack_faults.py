@@ -90,7 +90,9 @@ def scenarios(lab, nova, check):
     check(group + "VMs of two hosts reach each other by a VLAN network, on an uplink that keeps the operator's network", vlan)
 
     def flat():
-        nova.flat = neutron.make("network", name="flat", **{"provider:network_type": "flat", "provider:physical_network": "physnet2"})
+        nova.flat = neutron.make(
+            "network", name="flat", **{"provider:network_type": "flat", "provider:physical_network": "physnet2"}
+        )
         for name, host in ("flat1", "host1"), ("flat2", "host2"):
             nova.port(name, nova.flat, fixed_ips=[])
             nova.bind(name, str(uuid.uuid4()), host)
@@ -100,8 +102,10 @@ def scenarios(lab, nova, check):
         nova.flows("flat2", "flat1", "x")
         nova.delete("flat1")
         nova.delete("flat2", host="host2")
-        return eventually("the uplink of the flat network leaves with it", lambda: all(
-            [up["uplink_id"] for up in api.get("uplinks")] == ["up0"] for api in (api1, api2)))
+        return eventually(
+            "the uplink of the flat network leaves with it",
+            lambda: all([up["uplink_id"] for up in api.get("uplinks")] == ["up0"] for api in (api1, api2)),
+        )
 
     check(group + "and by a flat network, whose uplink the agent makes and removes", flat)
 
@@ -121,7 +125,10 @@ def scenarios(lab, nova, check):
         return took
 
     check(group + "the destination has the port with activation first-frame, and reports its tap before QEMU holds it", prepare)
-    check(group + "the VM is reached at the source while its memory is copied", lambda: nova.flows("far", "x") and nova.flows("x", "far"))
+    check(
+        group + "the VM is reached at the source while its memory is copied",
+        lambda: nova.flows("far", "x") and nova.flows("x", "far"),
+    )
 
     def switch_over():
         """The VM runs at the destination: QEMU announces it by RARP, and Nova activates the binding."""
@@ -129,8 +136,11 @@ def scenarios(lab, nova, check):
         eventually("carrier", lambda: api2.ports()[nova.id("x")]["status"] == ACTIVE)
         nova.guests["x"] = destination
         destination.send(frame("ff:ff:ff:ff:ff:ff", nova.mac("x"), "", kind=0x8035))
-        eventually("heard by the source", lambda: [one["port_id"] for one in api1.get(
-            f"fdb?network_id={nova.net1['id']}&mac_address={nova.mac('x')}")] == ["up0"])
+        eventually(
+            "heard by the source",
+            lambda: [one["port_id"] for one in api1.get(f"fdb?network_id={nova.net1['id']}&mac_address={nova.mac('x')}")]
+            == ["up0"],
+        )
         nova.flows("a", "x")
         nova.flows("far", "x")
         neutron.ok("PUT", f"/ports/{nova.id('x')}/bindings/host2/activate")
@@ -180,7 +190,10 @@ def scenarios(lab, nova, check):
 
     def unfit():
         made, answer = policy(kind="bandwidth_limit", max_kbps=1000, direction="ingress")
-        return refused(neutron("PUT", f"/ports/{nova.id('a')}", {"port": {"qos_policy_id": made}}), 409, "bandwidth_limit") and answer[0] == 201
+        return (
+            refused(neutron("PUT", f"/ports/{nova.id('a')}", {"port": {"qos_policy_id": made}}), 409, "bandwidth_limit")
+            and answer[0] == 201
+        )
 
     check(group + "a rule without a limit in the switch is refused by name (409)", unfit)
 
@@ -190,10 +203,16 @@ def scenarios(lab, nova, check):
 
     def survivors():
         api1("PATCH", f"ports/{nova.id('a')}", {"promiscuous": True, "storm": {"broadcast": {"pps": 77}}})
-        api1("PUT", "ports/foreign-port", {
-            "device_id": "foreign-vm", "network_id": nova.net1["id"], "mac_address": "02:00:00:00:00:77",
-            "device": {"kind": "tap", "name": "foreign0", "persist": False},
-        })
+        api1(
+            "PUT",
+            "ports/foreign-port",
+            {
+                "device_id": "foreign-vm",
+                "network_id": nova.net1["id"],
+                "mac_address": "02:00:00:00:00:77",
+                "device": {"kind": "tap", "name": "foreign0", "persist": False},
+            },
+        )
         nova.foreign = foreign(host1)
         return True
 
@@ -206,13 +225,18 @@ def scenarios(lab, nova, check):
         nova.update("c", admin_state_up=False)
         nova.delete("u")
         host1.agent.start()
-        took = eventually("changed while it was away", lambda: gone not in api1.ports() and not api1.ports()[nova.id("c")]["admin_state_up"])
+        took = eventually(
+            "changed while it was away", lambda: gone not in api1.ports() and not api1.ports()[nova.id("c")]["admin_state_up"]
+        )
         equal({name: nova.state(name)["status"] for name in "ab"}, {name: before[name] for name in "ab"})
         nova.update("c", admin_state_up=True)
         nova.until(ACTIVE, "c")
         return took
 
-    check(group + "what was deleted and changed while the agent was killed is so when it is back, and no other port flaps", agent_away)
+    check(
+        group + "what was deleted and changed while the agent was killed is so when it is back, and no other port flaps",
+        agent_away,
+    )
 
     def switch_killed():
         host1.switch.kill()
@@ -225,13 +249,20 @@ def scenarios(lab, nova, check):
         host1.switch.kill()
         run(["find", host1.directory, "-name", "state.db*", "-delete"])
         host1.start_switch()
-        took = eventually("filled again", lambda: all(
-            api1.ports().get(nova.id(name), {}).get("status") == ACTIVE for name in "abc"))
+        took = eventually(
+            "filled again", lambda: all(api1.ports().get(nova.id(name), {}).get("status") == ACTIVE for name in "abc")
+        )
         equal(api1.order(nova.vm1), [nova.id(name) for name in "acb"])
-        api1("PUT", "ports/foreign-port", {
-            "device_id": "foreign-vm", "network_id": nova.net1["id"], "mac_address": "02:00:00:00:00:77",
-            "device": {"kind": "tap", "name": "foreign0", "persist": False},
-        })
+        api1(
+            "PUT",
+            "ports/foreign-port",
+            {
+                "device_id": "foreign-vm",
+                "network_id": nova.net1["id"],
+                "mac_address": "02:00:00:00:00:77",
+                "device": {"kind": "tap", "name": "foreign0", "persist": False},
+            },
+        )
         api1("PATCH", f"ports/{nova.id('a')}", {"promiscuous": True, "storm": {"broadcast": {"pps": 77}}})
         nova.foreign = foreign(host1)
         return nova.flows("a", "b", "c") and took
@@ -297,9 +328,13 @@ def clean_up(lab, nova, check):
         lab.hosts["host1"].api("DELETE", "ports/foreign-port")
         for net in nova.net1, nova.net2, nova.flat:
             neutron.ok("DELETE", f"/networks/{net['id']}")
-        return eventually("nothing of Neutron is left", lambda: all(
-            not any(one.get("owner") == "neutron" for kind in ("ports", "networks", "uplinks") for one in host.api.get(kind))
-            for host in lab.hosts.values()))
+        return eventually(
+            "nothing of Neutron is left",
+            lambda: all(
+                not any(one.get("owner") == "neutron" for kind in ("ports", "networks", "uplinks") for one in host.api.get(kind))
+                for host in lab.hosts.values()
+            ),
+        )
 
     check("when all ports are deleted, nothing of Neutron is left in the switches", gone)
 

@@ -1,6 +1,6 @@
 """Plays scripts/openstack-lab: starts the services, and prints a line for each check.
 
-    openstack_lab.py play VENV VIFSWITCH neutron|whole CHURN SEED
+openstack_lab.py play VENV VIFSWITCH neutron|nova|whole CHURN SEED
 """
 
 import os
@@ -14,6 +14,7 @@ from guests import Failed
 import openstack_churn
 import openstack_faults
 import openstack_neutron
+import openstack_nova
 from openstack_services import RUN, Lab
 
 # seconds between two kills. An agent takes seconds of the processor to start, RabbitMQ ten: they have to live for a while
@@ -47,23 +48,16 @@ def play(venv, vifswitch, what, churn, seed):
     def step(text):
         print(f"\n== {text} ({time.monotonic() - began:.0f} s)", flush=True)
 
-    lab = Lab(venv, vifswitch, what == "whole")
+    lab = Lab(venv, vifswitch, what != "neutron")
     try:
         step("MariaDB, RabbitMQ, Neutron, and hosts with a switch and an agent each")
         lab.start_network()
         lab.start_services()
         for host in lab.hosts.values():
             host.start()
-        step("Neutron: the two specifications, with Nova's part played by hand")
-        nova = openstack_neutron.scenarios(lab, check)
-        step("Neutron: trunks, uplinks, live migration, limits, and what fails in between")
-        openstack_faults.scenarios(lab, nova, check)
-        openstack_faults.clean_up(lab, nova, check)
-        step("churn")
-        openstack_churn.run_churn(lab, check, int(churn), MORE_KILLS if int(churn) >= 100 else KILLS, int(seed))
-        if what == "whole":
-            import openstack_nova
-
+        if what != "nova":
+            alone(lab, check, step, int(churn), int(seed))
+        if what != "neutron":
             openstack_nova.scenarios(lab, check, step)
     except Exception as problem:
         check.failed.append("the lab")
@@ -76,6 +70,17 @@ def play(venv, vifswitch, what, churn, seed):
         shutil.copytree(f"{RUN}/log", keep, dirs_exist_ok=True)
     print(f"\nopenstack-lab: {check.passed} checks passed, {len(check.failed)} failed, {time.monotonic() - began:.0f} s")
     return 1 if check.failed else 0
+
+
+def alone(lab, check, step, churn, seed):
+    """What needs no Nova."""
+    step("Neutron: the two specifications, with Nova's part played by hand")
+    nova = openstack_neutron.scenarios(lab, check)
+    step("Neutron: trunks, uplinks, live migration, limits, and what fails in between")
+    openstack_faults.scenarios(lab, nova, check)
+    openstack_faults.clean_up(lab, nova, check)
+    step("churn")
+    openstack_churn.run_churn(lab, check, churn, MORE_KILLS if churn >= 100 else KILLS, seed)
 
 
 def logs(lab):

@@ -132,7 +132,12 @@ class Nova:
     def flows(self, sender, to, others=(), **more):
         """Whether a frame from one port to another arrives there, unmodified and once, and nowhere else."""
         self.count += 1
-        made = frame(more.pop("to_mac", None) or self.mac(to), more.pop("from_mac", None) or self.mac(sender), f"frame {self.count}", **more)
+        made = frame(
+            more.pop("to_mac", None) or self.mac(to),
+            more.pop("from_mac", None) or self.mac(sender),
+            f"frame {self.count}",
+            **more,
+        )
         for guest in self.guests.values():
             guest.heard()
         self.guests[sender].send(made)
@@ -145,7 +150,12 @@ class Nova:
     def is_dropped(self, sender, to, **more):
         """Whether a frame does not arrive, though one that is sent after it does."""
         self.count += 1
-        made = frame(more.pop("to_mac", None) or self.mac(to), more.pop("from_mac", None) or self.mac(sender), f"frame {self.count}", **more)
+        made = frame(
+            more.pop("to_mac", None) or self.mac(to),
+            more.pop("from_mac", None) or self.mac(sender),
+            f"frame {self.count}",
+            **more,
+        )
         self.guests[to].heard()
         self.guests[sender].send(made)
         last = frame(self.mac(to), self.mac(sender), f"last {self.count}")
@@ -199,14 +209,18 @@ def scenarios(lab, check):
             {"port_filter": False, "security_groups": "not enforced"},
         ),
     )
-    check("the agent says so in its log and in its state", lambda: host1.agent.said("SECURITY GROUPS ARE NOT ENFORCED") and equal(
-        {a["configurations"]["security_groups"] for a in neutron.ok("GET", "/agents")}, {"not enforced"}))
+    check(
+        "the agent says so in its log and in its state",
+        lambda: host1.agent.said("SECURITY GROUPS ARE NOT ENFORCED")
+        and equal({a["configurations"]["security_groups"] for a in neutron.ok("GET", "/agents")}, {"not enforced"}),
+    )
 
     def plugged():
         for name in "abcx":
             nova.plug(name, hold=False)
-        eventually("no carrier", lambda: all(
-            api1.ports().get(nova.id(name), {}).get("status_code") == "no_carrier" for name in "abcx"))
+        eventually(
+            "no carrier", lambda: all(api1.ports().get(nova.id(name), {}).get("status_code") == "no_carrier" for name in "abcx")
+        )
         equal([nova.state(name)["status"] for name in "abcx"], [DOWN] * 4)
         for name in "abcx":
             nova.guests[name] = Guest(host1, nova.tap(name))
@@ -214,8 +228,14 @@ def scenarios(lab, check):
 
     check("a port is DOWN while no guest holds its tap, and ACTIVE when one does", plugged)
     check(group + "the order of its ports is the requested one", lambda: equal(api1.order(vm1), [nova.id(n) for n in "abc"]))
-    check(group + "traffic passes between the two interfaces of the VM on net1", lambda: nova.flows("a", "b", "cx") and nova.flows("b", "a", "cx"))
-    check(group + "traffic passes from another VM to either of the interfaces", lambda: nova.flows("x", "a", "bc") and nova.flows("x", "b", "ac"))
+    check(
+        group + "traffic passes between the two interfaces of the VM on net1",
+        lambda: nova.flows("a", "b", "cx") and nova.flows("b", "a", "cx"),
+    )
+    check(
+        group + "traffic passes from another VM to either of the interfaces",
+        lambda: nova.flows("x", "a", "bc") and nova.flows("x", "b", "ac"),
+    )
     check(group + "and from either of them to the other VM", lambda: nova.flows("a", "x", "bc") and nova.flows("b", "x", "ac"))
 
     def broadcast():
@@ -248,8 +268,12 @@ def scenarios(lab, check):
         return nova.flows("a", "b", "cx") and nova.flows("x", "b", "ac")
 
     check(group + "it is attached again while the VM runs, as the last one", attach_again)
-    check("a MAC address is used once per network: Neutron refuses a second port with it", lambda: refused(
-        neutron("POST", "/ports", {"port": {"network_id": net1["id"], "mac_address": nova.mac("a")}}), 409, "MacAddressInUse"))
+    check(
+        "a MAC address is used once per network: Neutron refuses a second port with it",
+        lambda: refused(
+            neutron("POST", "/ports", {"port": {"network_id": net1["id"], "mac_address": nova.mac("a")}}), 409, "MacAddressInUse"
+        ),
+    )
 
     group = "unaddressed port: "
 
@@ -257,18 +281,27 @@ def scenarios(lab, check):
         nova.port("u", net1, vm2, fixed_ips=[])
         nova.port("v", net2, vm2, fixed_ips=[], port_security_enabled=False, security_groups=[])
         for name in "uv":
-            equal((nova.ports[name]["ip_allocation"], nova.ports[name]["fixed_ips"], nova.ports[name]["binding:vif_type"]), ("none", [], "tap"))
+            equal(
+                (nova.ports[name]["ip_allocation"], nova.ports[name]["fixed_ips"], nova.ports[name]["binding:vif_type"]),
+                ("none", [], "tap"),
+            )
             nova.plug(name)
         return nova.until(ACTIVE, "u", "v")
 
     check(group + "ports without addresses have ip_allocation none, are bound, and become ACTIVE", unaddressed)
-    check(group + "traffic that is neither IPv4 nor IPv6 passes, from it and to it", lambda: nova.flows("u", "a", "cx") and nova.flows("a", "u", "cx"))
+    check(
+        group + "traffic that is neither IPv4 nor IPv6 passes, from it and to it",
+        lambda: nova.flows("u", "a", "cx") and nova.flows("a", "u", "cx"),
+    )
     check(
         group + "a VM in the middle forwards from the addresses of others, without port security (as NAT and routing do)",
-        lambda: nova.flows("v", "c", from_mac="02:aa:aa:aa:aa:01", kind=0x0800) and nova.flows("c", "v", to_mac="02:aa:aa:aa:aa:01", kind=0x0800),
+        lambda: nova.flows("v", "c", from_mac="02:aa:aa:aa:aa:01", kind=0x0800)
+        and nova.flows("c", "v", to_mac="02:aa:aa:aa:aa:01", kind=0x0800),
     )
-    check(group + "with port security it may send from its own MAC address only, and has no IP address to be held to", lambda: nova.is_dropped(
-        "u", "a", from_mac="02:aa:aa:aa:aa:02") and nova.flows("u", "a", kind=0x0800))
+    check(
+        group + "with port security it may send from its own MAC address only, and has no IP address to be held to",
+        lambda: nova.is_dropped("u", "a", from_mac="02:aa:aa:aa:aa:02") and nova.flows("u", "a", kind=0x0800),
+    )
 
     def pair():
         nova.update("u", allowed_address_pairs=[{"mac_address": "02:aa:aa:aa:aa:02", "ip_address": "10.9.0.0/16"}])

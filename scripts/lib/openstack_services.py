@@ -16,118 +16,12 @@ import urllib.error
 import urllib.request
 
 from guests import Failed, run, wait_for
+from openstack_config import AGENT_CONF, BROKER, MYSQL, NEUTRON_CONF, POLICY, RUN, SWITCH_CONF
 
-RUN = "/run/openstack-lab"
 LIB = os.path.dirname(os.path.abspath(__file__))
-BROKER = "10.255.0.1"  # address of the lab, for hosts in namespaces of their own
 PROJECT = "d" * 32
 NEUTRON = "http://127.0.0.1:9696/v2.0"
 RABBIT = "/usr/lib/rabbitmq/bin/rabbitmq-server"
-
-MYSQL = f"""[mysqld]
-user = root
-datadir = {RUN}/mysql
-socket = {RUN}/mysql.sock
-pid-file = {RUN}/mysql.pid
-bind-address = 127.0.0.1
-port = 3306
-skip-grant-tables
-skip-name-resolve
-skip-log-bin
-innodb_flush_log_at_trx_commit = 0
-innodb_doublewrite = 0
-innodb_buffer_pool_size = 64M
-innodb_log_file_size = 32M
-performance_schema = off
-max_connections = 300
-"""
-
-NEUTRON_CONF = f"""[DEFAULT]
-auth_strategy = noauth
-core_plugin = ml2
-service_plugins = segments,trunk,qos
-transport_url = rabbit://guest:guest@{BROKER}:5672/
-api_paste_config = {RUN}/etc/neutron-paste.ini
-state_path = {RUN}/neutron
-rpc_workers = 1
-rpc_state_report_workers = 0
-rpc_response_timeout = 15
-notify_nova_on_port_status_changes = {{notify}}
-notify_nova_on_port_data_changes = {{notify}}
-dhcp_agent_notification = False
-agent_down_time = 9
-[oslo_concurrency]
-lock_path = {RUN}/lock
-[oslo_messaging_rabbit]
-rabbit_interval_max = 1
-kombu_reconnect_delay = 0.2
-heartbeat_timeout_threshold = 6
-[database]
-connection = mysql+pymysql://root@127.0.0.1:3306/neutron
-[ml2]
-mechanism_drivers = vifswitch
-type_drivers = local,flat,vlan
-tenant_network_types = vlan
-extension_drivers = port_security,qos
-[ml2_type_vlan]
-network_vlan_ranges = physnet1:100:199
-[ml2_type_flat]
-flat_networks = physnet2
-[quotas]
-quota_driver = neutron.db.quota.driver_nolock.DbQuotaNoLockDriver
-[AGENT]
-report_interval = 3
-[vifswitch]
-qos_limits = flooded
-[nova]
-auth_type = none
-endpoint = http://127.0.0.1:8774/v2.1
-endpoint_override = http://127.0.0.1:8774/v2.1
-[placement]
-auth_type = none
-endpoint = http://127.0.0.1:8778
-endpoint_override = http://127.0.0.1:8778
-[oslo_policy]
-policy_file = {RUN}/etc/neutron-policy.yaml
-"""
-
-AGENT_CONF = """[DEFAULT]
-host = {host}
-[vifswitch]
-socket = {socket}
-uplink_mappings = physnet1:up0,physnet2:flat0
-uplink_devices = flat0:{flat}
-resync_interval = 30
-"""
-
-SWITCH_CONF = """[switch]
-api = "{socket}"
-state = "{directory}/state.db"
-frames = 16384
-
-[[networks]]
-id = "operators"
-mtu = 9000
-
-[[vms]]
-id = "operators-vm"
-
-  [[vms.ports]]
-  port_id = "operators-port"
-  network_id = "operators"
-  mac_address = "02:00:00:00:00:0{number}"
-  device = {{ kind = "tap", name = "operators0", persist = false }}
-
-[[uplinks]]
-id = "up0"
-device = {{ kind = "packet", name = "{wire}" }}
-networks = [{{ network_id = "operators" }}]
-"""
-
-POLICY = """"service_api": "role:admin or role:service"
-"create_port:binding:profile": "role:admin or role:service"
-"update_port:binding:profile": "role:admin or role:service"
-"""
 
 
 def write(path, text):
@@ -149,7 +43,12 @@ class Process:
     def start(self):
         with open(self.log, "a") as output:
             self.child = subprocess.Popen(
-                self.command, env=self.env, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+                self.command,
+                env=self.env,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         return self
 
@@ -267,7 +166,9 @@ class Host:
             AGENT_CONF.format(host=name, socket=self.socket, flat=f"flat-{name}"[:15]),
         )
         self.api = SwitchApi(self.socket)
-        self.switch = Process(f"{name}-switch", [lab.vifswitch, "run", "--config", f"{self.directory}/vifswitch.toml"], None, space)
+        self.switch = Process(
+            f"{name}-switch", [lab.vifswitch, "run", "--config", f"{self.directory}/vifswitch.toml"], None, space
+        )
         configs = ["--config-file", f"{RUN}/etc/neutron.conf", "--config-file", f"{self.directory}/agent.conf"]
         self.agent = Process(f"{name}-agent", [f"{RUN}/site/bin/neutron-vifswitch-agent", *configs], lab.env, space)
 
@@ -297,8 +198,12 @@ class Lab:
     def __init__(self, venv, vifswitch, with_nova):
         self.venv, self.vifswitch, self.with_nova = venv, vifswitch, with_nova
         self.env = {
-            "PYTHONPATH": f"{RUN}/site", "PYTHONDONTWRITEBYTECODE": "1", "OS_NEUTRON_CONFIG_DIR": f"{RUN}/etc",
-            "OS_NEUTRON_CONFIG_FILES": "neutron.conf", "PYTHONWARNINGS": "ignore", "HOME": RUN,
+            "PYTHONPATH": f"{RUN}/site",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OS_NEUTRON_CONFIG_DIR": f"{RUN}/etc",
+            "OS_NEUTRON_CONFIG_FILES": "neutron.conf",
+            "PYTHONWARNINGS": "ignore",
+            "HOME": RUN,
         }
         self.neutron = Rest(NEUTRON)
         write(f"{RUN}/my.cnf", MYSQL)
@@ -314,12 +219,19 @@ class Lab:
 
     def broker_env(self):
         base = f"{RUN}/rabbitmq"
-        write(f"{base}/rabbitmq.conf", "listeners.tcp.default = 5672\nloopback_users = none\nlog.console = true\nlog.file = false\n")
+        write(
+            f"{base}/rabbitmq.conf", "listeners.tcp.default = 5672\nloopback_users = none\nlog.console = true\nlog.file = false\n"
+        )
         write(f"{base}/enabled", "[].\n")
         return {
-            "RABBITMQ_NODENAME": "lab@localhost", "RABBITMQ_MNESIA_BASE": base, "RABBITMQ_LOG_BASE": base,
-            "RABBITMQ_CONFIG_FILE": f"{base}/rabbitmq", "RABBITMQ_ENABLED_PLUGINS_FILE": f"{base}/enabled",
-            "RABBITMQ_PID_FILE": f"{base}/pid", "HOME": base, "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": "lab@localhost",
+            "RABBITMQ_MNESIA_BASE": base,
+            "RABBITMQ_LOG_BASE": base,
+            "RABBITMQ_CONFIG_FILE": f"{base}/rabbitmq",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{base}/enabled",
+            "RABBITMQ_PID_FILE": f"{base}/pid",
+            "HOME": base,
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
         }

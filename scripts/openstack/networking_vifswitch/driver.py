@@ -57,7 +57,11 @@ class VifswitchMechanismDriver(mech_agent.SimpleAgentMechanismDriverBase):
         if mtu > MAX_MTU:
             LOG.error(
                 "port %s is not bound on %s: the MTU of network %s is %d, and vifswitch has at most %d",
-                context.current["id"], agent["host"], segment[api.NETWORK_ID], mtu, MAX_MTU,
+                context.current["id"],
+                agent["host"],
+                segment[api.NETWORK_ID],
+                mtu,
+                MAX_MTU,
             )
             return False
         return super().try_to_bind_segment_for_agent(context, segment, agent)

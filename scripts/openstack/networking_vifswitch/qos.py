@@ -14,10 +14,14 @@ EGRESS = {"type:values": [constants.EGRESS_DIRECTION]}
 BURST = {"type:range": [0, 2**31 - 1]}
 RULES = {
     qos.RULE_TYPE_BANDWIDTH_LIMIT: {
-        qos.MAX_KBPS: {"type:range": [1, limits.MAX_KBPS]}, qos.MAX_BURST: BURST, qos.DIRECTION: EGRESS,
+        qos.MAX_KBPS: {"type:range": [1, limits.MAX_KBPS]},
+        qos.MAX_BURST: BURST,
+        qos.DIRECTION: EGRESS,
     },
     qos.RULE_TYPE_PACKET_RATE_LIMIT: {
-        qos.MAX_KPPS: {"type:range": [1, limits.MAX_KPPS]}, qos.MAX_BURST_KPPS: BURST, qos.DIRECTION: EGRESS,
+        qos.MAX_KPPS: {"type:range": [1, limits.MAX_KPPS]},
+        qos.MAX_BURST_KPPS: BURST,
+        qos.DIRECTION: EGRESS,
     },
 }
 

@@ -118,7 +118,7 @@ class Plan:
             if before is not None and before.get("owner") != OWNER:
                 if before.get("mtu", 1500) != keys["mtu"]:
                     owner = before.get("owner", "the operator")
-                    self.outcome.refused[name] = f"its MTU is {keys['mtu']} in Neutron, but the network belongs to {owner} in the switch"
+                    self.outcome.refused[name] = f"its MTU is {keys['mtu']} in Neutron, but it belongs to {owner} in the switch"
                 continue
             after = merge(before or {}, keys)
             if before is None or after != without_defaults(before):
@@ -146,7 +146,7 @@ class Plan:
             if before is not None and before.get("owner") != OWNER:
                 owner = f'"{before["owner"]}"' if "owner" in before else "nobody"
                 self.outcome.refused[name] = (
-                    f"the switch has a port of this id, which belongs to {owner}; detach it, or set its owner to \"{OWNER}\""
+                    f'the switch has a port of this id, which belongs to {owner}; detach it, or set its owner to "{OWNER}"'
                 )
                 continue
             own = dict(keys)

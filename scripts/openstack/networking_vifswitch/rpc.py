@@ -49,7 +49,9 @@ def port_of(port, host):
         is_secure=port.security.port_security_enabled if port.security else True,
         has_groups=bool(port.security_group_ids),
         ips=tuple(str(ip.ip_address) for ip in port.fixed_ips or ()),
-        pairs=tuple(facts.Pair(str(p.mac_address).replace("-", ":"), str(p.ip_address)) for p in port.allowed_address_pairs or ()),
+        pairs=tuple(
+            facts.Pair(str(p.mac_address).replace("-", ":"), str(p.ip_address)) for p in port.allowed_address_pairs or ()
+        ),
         vif_type=binding.vif_type,
         vhost_socket=(binding.vif_details or {}).get("vhostuser_socket"),
         is_active=binding.status == constants.ACTIVE,
@@ -76,14 +78,10 @@ class Neutron:
         self.context = context.get_admin_context_without_session()
         target = oslo_messaging.Target
         self.plugin = n_rpc.get_client(target(topic=topics.PLUGIN, version="1.9"))
-        self.pulls = n_rpc.get_client(
-            target(topic=topics.PLUGIN, version="1.1", namespace=constants.RPC_NAMESPACE_RESOURCES)
-        )
+        self.pulls = n_rpc.get_client(target(topic=topics.PLUGIN, version="1.1", namespace=constants.RPC_NAMESPACE_RESOURCES))
         self.states = n_rpc.get_client(target(topic=topics.REPORTS, version="1.4", namespace=constants.RPC_NAMESPACE_STATE))
         self.trunk = n_rpc.get_client(
-            target(
-                topic=trunk_constants.TRUNK_BASE_TOPIC, version="1.0", namespace=trunk_constants.TRUNK_BASE_NAMESPACE
-            )
+            target(topic=trunk_constants.TRUNK_BASE_TOPIC, version="1.0", namespace=trunk_constants.TRUNK_BASE_NAMESPACE)
         )
 
     def call(self, client, method, **arguments):
@@ -132,8 +130,13 @@ class Neutron:
     def devices(self, up, down):
         """Reports ports as up or down; those that Neutron fails to process are reported again by the agent."""
         self.call(
-            self.plugin, "update_device_list", devices_up=sorted(up), devices_down=sorted(down),
-            agent_id=self.agent_id, host=self.host, refresh_tunnels=False,
+            self.plugin,
+            "update_device_list",
+            devices_up=sorted(up),
+            devices_down=sorted(down),
+            agent_id=self.agent_id,
+            host=self.host,
+            refresh_tunnels=False,
         )
 
     def bind_subports(self, trunk, ports):

@@ -8,24 +8,32 @@ GROUP = "vifswitch"
 OPTIONS = [
     cfg.StrOpt("socket", default="/run/vifswitch/api.sock", help="API socket of the switch."),
     cfg.StrOpt(
-        "vif_type", default="tap", choices=["tap", "vhostuser"],
+        "vif_type",
+        default="tap",
+        choices=["tap", "vhostuser"],
         help="VIF type of ports that are bound: taps of Nova, or sockets in vhostuser_dir (needs a switch that supports them).",
     ),
     cfg.StrOpt("vhostuser_dir", default="/run/vifswitch/vhost", help="Directory of the sockets of vhost-user ports."),
     cfg.StrOpt(
-        "device_kind", default="packet", choices=["packet", "xdp"],
+        "device_kind",
+        default="packet",
+        choices=["packet", "xdp"],
         help="How the switch attaches to taps. xdp needs guests without offloads.",
     ),
     cfg.BoolOpt("isolate", default=True, help="Keep frames of VMs from the host's network stack (Linux 6.6, packet only)."),
     cfg.StrOpt(
-        "port_security", default="mac", choices=["mac", "mac+ip"],
+        "port_security",
+        default="mac",
+        choices=["mac", "mac+ip"],
         help="Port security of ports with IP addresses whose port_security_enabled is true. Ports without get mac.",
     ),
     cfg.DictOpt("uplink_mappings", default={}, help="PHYSICAL_NETWORK:UPLINK, the id of an uplink or group of the switch."),
     cfg.DictOpt("uplink_devices", default={}, help="UPLINK:NETDEV, uplinks that the agent creates while networks need them."),
     cfg.StrOpt("uplink_kind", default="packet", choices=["packet", "xdp"], help="Device kind of uplinks that the agent creates."),
     cfg.StrOpt(
-        "qos_limits", default="refuse", choices=["refuse", "flooded"],
+        "qos_limits",
+        default="refuse",
+        choices=["refuse", "flooded"],
         help="QoS rules mean all traffic of a port, of which the switch limits only what it floods. refuse: rules are refused. "
         "flooded: bandwidth and packet rate limits of direction egress become storm limits.",
     ),

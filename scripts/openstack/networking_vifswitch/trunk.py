@@ -14,7 +14,10 @@ NAME = "vifswitch"
 class VifswitchTrunkDriver(base.DriverBase):
     def __init__(self):
         super().__init__(
-            NAME, [pb.VIF_TYPE_TAP, pb.VIF_TYPE_VHOST_USER], [constants.SEGMENTATION_TYPE_VLAN], AGENT_TYPE,
+            NAME,
+            [pb.VIF_TYPE_TAP, pb.VIF_TYPE_VHOST_USER],
+            [constants.SEGMENTATION_TYPE_VLAN],
+            AGENT_TYPE,
             can_trunk_bound_port=True,
         )
 

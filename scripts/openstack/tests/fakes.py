@@ -12,9 +12,25 @@ import urllib.parse
 from networking_vifswitch.facts import ACTIVE, DOWN, Network, Port, Segment
 
 PORT_KEYS = {
-    "device_id", "network_id", "mac_address", "fixed_ips", "ip_allocation", "port_security", "allowed_address_pairs",
-    "unknown_unicast", "promiscuous", "mac_learning", "mac_limit", "storm", "activation", "admin_state_up", "device",
-    "parent", "vlan", "position", "owner",
+    "device_id",
+    "network_id",
+    "mac_address",
+    "fixed_ips",
+    "ip_allocation",
+    "port_security",
+    "allowed_address_pairs",
+    "unknown_unicast",
+    "promiscuous",
+    "mac_learning",
+    "mac_limit",
+    "storm",
+    "activation",
+    "admin_state_up",
+    "device",
+    "parent",
+    "vlan",
+    "position",
+    "owner",
 }
 
 
@@ -332,5 +348,3 @@ class FakeNeutron:
         """Names of the ports that were reported: "up" or "down", one set per report."""
         index = {"up": 1, "down": 2}[what]
         return [set(call[index]) for call in self.calls if call[0] == "devices" and call[index]]
-
-

@@ -9,26 +9,43 @@ from networking_vifswitch.limits import BANDWIDTH, PACKETS, refusal, storm
 class Limits(unittest.TestCase):
     def test_a_rule_only_tightens_the_limits_of_the_network(self):
         of_network = {
-            "broadcast": {"pps": 50, "burst": 9, "action": "drop"}, "multicast": "off", "unknown_unicast": {"bps": 10_000_000},
+            "broadcast": {"pps": 50, "burst": 9, "action": "drop"},
+            "multicast": "off",
+            "unknown_unicast": {"bps": 10_000_000},
         }
         event = {"action": "drop+event"}
-        self.assertEqual(storm([Rule(PACKETS, "egress", 1, 2)], of_network), {
-            "broadcast": {"pps": 50, "burst": 9, "action": "drop"},
-            "multicast": {"pps": 1000, "burst": 2000, **event},
-            "unknown_unicast": {"bps": 10_000_000, "burst_bytes": 1_250_000, "pps": 1000, "burst": 2000, **event},
-        })
-        self.assertEqual(storm([Rule(BANDWIDTH, "egress", 20_000, 80)], of_network), {
-            "broadcast": {"pps": 50, "burst": 9, "bps": 20_000_000, "burst_bytes": 10_000, "action": "drop"},
-            "multicast": {"bps": 20_000_000, "burst_bytes": 10_000, **event},
-            "unknown_unicast": {"bps": 10_000_000, "burst_bytes": 1_250_000, **event},
-        })
+        self.assertEqual(
+            storm([Rule(PACKETS, "egress", 1, 2)], of_network),
+            {
+                "broadcast": {"pps": 50, "burst": 9, "action": "drop"},
+                "multicast": {"pps": 1000, "burst": 2000, **event},
+                "unknown_unicast": {"bps": 10_000_000, "burst_bytes": 1_250_000, "pps": 1000, "burst": 2000, **event},
+            },
+        )
+        self.assertEqual(
+            storm([Rule(BANDWIDTH, "egress", 20_000, 80)], of_network),
+            {
+                "broadcast": {"pps": 50, "burst": 9, "bps": 20_000_000, "burst_bytes": 10_000, "action": "drop"},
+                "multicast": {"bps": 20_000_000, "burst_bytes": 10_000, **event},
+                "unknown_unicast": {"bps": 10_000_000, "burst_bytes": 1_250_000, **event},
+            },
+        )
 
     def test_bursts_are_a_second_unless_the_rule_says_more(self):
         made = storm([Rule(BANDWIDTH, "egress", 1_000_000)], None)
-        self.assertEqual(made["broadcast"], {
-            "pps": 500, "burst": 500, "bps": 1_000_000_000, "burst_bytes": 125_000_000, "action": "drop+event",
-        })
-        self.assertEqual(storm([Rule(PACKETS, "egress", 1)], "off")["broadcast"], {"pps": 1000, "burst": 1000, "action": "drop+event"})
+        self.assertEqual(
+            made["broadcast"],
+            {
+                "pps": 500,
+                "burst": 500,
+                "bps": 1_000_000_000,
+                "burst_bytes": 125_000_000,
+                "action": "drop+event",
+            },
+        )
+        self.assertEqual(
+            storm([Rule(PACKETS, "egress", 1)], "off")["broadcast"], {"pps": 1000, "burst": 1000, "action": "drop+event"}
+        )
         self.assertEqual(storm([Rule(BANDWIDTH, "egress", 1)], "off")["multicast"]["burst_bytes"], 9238, "the longest frame")
 
     def test_rules_without_a_limit_are_refused_by_name(self):

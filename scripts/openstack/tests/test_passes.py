@@ -24,7 +24,11 @@ class Passes(unittest.TestCase):
     def start(self):
         """A new agent, as after a restart."""
         self.agent = Agent(
-            "host1", self.neutron, Switch(self.switch.path), copy.copy(self.settings), taps=lambda: self.taps,
+            "host1",
+            self.neutron,
+            Switch(self.switch.path),
+            copy.copy(self.settings),
+            taps=lambda: self.taps,
             clock=lambda: self.now,
         )
 
@@ -44,14 +48,24 @@ class Passes(unittest.TestCase):
         self.neutron.add("p2", is_secure=False, pairs=pairs, device_id="")
         self.neutron.add("p3", admin_state_up=False)
         self.passes()
-        self.assertEqual(self.switch.port("p1"), ("vm1", {
-            "port_id": "p1", "network_id": "net1", "mac_address": "fa:16:3e:00:00:01", "fixed_ips": ["10.0.0.5", "fd00::5"],
-            "allowed_address_pairs": [
-                {"mac_address": "fa:16:3e:00:00:99", "ip_address": "10.0.0.9"},
-                {"mac_address": "fa:16:3e:00:00:98", "ip_address": "10.1.0.0/16"},
-            ],
-            "device": {"kind": "packet", "name": "tapp1", "isolate": True}, "owner": "neutron",
-        }))
+        self.assertEqual(
+            self.switch.port("p1"),
+            (
+                "vm1",
+                {
+                    "port_id": "p1",
+                    "network_id": "net1",
+                    "mac_address": "fa:16:3e:00:00:01",
+                    "fixed_ips": ["10.0.0.5", "fd00::5"],
+                    "allowed_address_pairs": [
+                        {"mac_address": "fa:16:3e:00:00:99", "ip_address": "10.0.0.9"},
+                        {"mac_address": "fa:16:3e:00:00:98", "ip_address": "10.1.0.0/16"},
+                    ],
+                    "device": {"kind": "packet", "name": "tapp1", "isolate": True},
+                    "owner": "neutron",
+                },
+            ),
+        )
         vm, keys = self.switch.port("p2")
         self.assertEqual((vm, keys["port_security"], "allowed_address_pairs" in keys), ("p2", "off", False))
         self.assertIs(self.keys("p3")["admin_state_up"], False)
@@ -86,7 +100,9 @@ class Passes(unittest.TestCase):
         self.passes()
         now = self.keys("p1")
         self.assertEqual((now["mac_address"], now["admin_state_up"]), ("fa:16:3e:00:00:77", False))
-        self.assertEqual((now["promiscuous"], now["storm"], now["mac_limit"], now["position"]), (True, {"broadcast": {"pps": 7}}, 5, 3))
+        self.assertEqual(
+            (now["promiscuous"], now["storm"], now["mac_limit"], now["position"]), (True, {"broadcast": {"pps": 7}}, 5, 3)
+        )
         self.assertEqual(now["device"], {"kind": "packet", "name": "tapp1", "isolate": True, "offloads": False})
         self.assertEqual(self.switch.networks["net1"], {"id": "net1", "mtu": 1400, "owner": "neutron", "ageing_seconds": 60})
 
@@ -314,16 +330,25 @@ class Passes(unittest.TestCase):
         self.start()
         self.switch.networks["lan"] = {"id": "lan"}
         self.switch.uplinks["up0"] = {
-            "id": "up0", "device": {"kind": "xdp", "name": "eth0"}, "networks": [{"network_id": "lan"}], "storm": "off",
+            "id": "up0",
+            "device": {"kind": "xdp", "name": "eth0"},
+            "networks": [{"network_id": "lan"}],
+            "storm": "off",
         }
         self.neutron.add("p1", segment=Segment("vlan", "physnet1", 120))
         self.neutron.add("p2", network="net2", segment=Segment("flat", "physnet2"))
         self.passes()
         self.assertEqual(self.switch.uplinks["up0"]["networks"], [{"network_id": "lan"}, {"network_id": "net1", "vlan": 120}])
         self.assertEqual(self.switch.uplinks["up0"]["storm"], "off")
-        self.assertEqual(self.switch.uplinks["up1"], {
-            "id": "up1", "device": {"kind": "packet", "name": "eth1"}, "networks": [{"network_id": "net2"}], "owner": "neutron",
-        })
+        self.assertEqual(
+            self.switch.uplinks["up1"],
+            {
+                "id": "up1",
+                "device": {"kind": "packet", "name": "eth1"},
+                "networks": [{"network_id": "net2"}],
+                "owner": "neutron",
+            },
+        )
         self.neutron.db.clear()
         self.passes()
         self.assertEqual(list(self.switch.uplinks), ["up0"])
@@ -388,11 +413,15 @@ class Passes(unittest.TestCase):
                 self.neutron.db.clear()
                 self.neutron.add("p1", policy_id="q1")
                 self.passes()
-                wanted = {
-                    "broadcast": {"pps": 500, "burst": 500, "action": "drop+event"},
-                    "multicast": {"pps": 2000, "burst": 3000, "action": "drop+event"},
-                    "unknown_unicast": {"pps": 1000, "burst": 1000, "action": "drop+event"},
-                } if accepted else None
+                wanted = (
+                    {
+                        "broadcast": {"pps": 500, "burst": 500, "action": "drop+event"},
+                        "multicast": {"pps": 2000, "burst": 3000, "action": "drop+event"},
+                        "unknown_unicast": {"pps": 1000, "burst": 1000, "action": "drop+event"},
+                    }
+                    if accepted
+                    else None
+                )
                 self.assertEqual(self.keys("p1").get("storm"), wanted)
                 self.assertEqual("p1" in self.agent.refused, accepted, "a rule that does not fit is told, if rules count")
         self.neutron.change("p1", policy_id=None)
@@ -486,7 +515,6 @@ class Passes(unittest.TestCase):
         self.neutron.add("p1", vif_type="binding_failed")
         self.passes()
         self.assertEqual(self.switch.vms, [])
-
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ class Decisions(unittest.TestCase):
     def test_what_neutron_does_not_know_is_reported(self):
         quarantined = {"status": "QUARANTINED", "status_code": "quarantined"}
         for known, state, wanted in [
-            (DOWN, UP, (False, True)), (ACTIVE, down("no_carrier"), (True, False)), (ACTIVE, quarantined, (True, False)),
+            (DOWN, UP, (False, True)),
+            (ACTIVE, down("no_carrier"), (True, False)),
+            (ACTIVE, quarantined, (True, False)),
             (ACTIVE, None, (True, False)),
         ]:
             self.setUp()

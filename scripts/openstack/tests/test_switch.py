@@ -47,7 +47,11 @@ class Client(unittest.TestCase):
                 Switch(os.path.join(directory, "s")).request("GET", "/v1/config", timeout=0.05)
 
     def test_answers_that_are_no_http_or_json_are_unreachable(self):
-        for text in b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{{{", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}":
+        for text in (
+            b"nonsense\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{{{",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
+        ):
             with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as strange:
                 strange.bind(os.path.join(directory, "s"))
                 strange.listen()

@@ -30,14 +30,27 @@ def binding(host, status="ACTIVE", vif_type="tap", **keys):
 
 
 def port(*bindings, driver="vifswitch", host="host1"):
-    segment = network.NetworkSegment(id=SEGMENT, network_id=NET, network_type="vlan", physical_network="physnet1", segmentation_id=120)
+    segment = network.NetworkSegment(
+        id=SEGMENT, network_id=NET, network_type="vlan", physical_network="physnet1", segmentation_id=120
+    )
     level = ports.PortBindingLevel(port_id=PORT, host=host, level=0, driver=driver, segment_id=SEGMENT, segment=segment)
-    pair = allowedaddresspairs.AllowedAddressPair(port_id=PORT, mac_address=netaddr.EUI("fa:16:3e:00:00:09"), ip_address=netaddr.IPNetwork("10.0.0.0/24"))
+    pair = allowedaddresspairs.AllowedAddressPair(
+        port_id=PORT, mac_address=netaddr.EUI("fa:16:3e:00:00:09"), ip_address=netaddr.IPNetwork("10.0.0.0/24")
+    )
     ip = ports.IPAllocation(port_id=PORT, subnet_id=str(uuid.uuid4()), network_id=NET, ip_address=netaddr.IPAddress("10.5.0.7"))
     return ports.Port(
-        id=PORT, network_id=NET, mac_address=netaddr.EUI("fa:16:3e:00:00:01"), admin_state_up=True, device_id="vm1",
-        device_owner="compute:nova", status="DOWN", bindings=list(bindings), binding_levels=[level],
-        allowed_address_pairs=[pair], fixed_ips=[ip], security_group_ids={str(uuid.uuid4())},
+        id=PORT,
+        network_id=NET,
+        mac_address=netaddr.EUI("fa:16:3e:00:00:01"),
+        admin_state_up=True,
+        device_id="vm1",
+        device_owner="compute:nova",
+        status="DOWN",
+        bindings=list(bindings),
+        binding_levels=[level],
+        allowed_address_pairs=[pair],
+        fixed_ips=[ip],
+        security_group_ids={str(uuid.uuid4())},
         security=port_security.PortSecurity(id=PORT, port_security_enabled=False),
     )
 
@@ -45,10 +58,28 @@ def port(*bindings, driver="vifswitch", host="host1"):
 class Facts(unittest.TestCase):
     def test_a_port_of_this_host(self):
         made = rpc.port_of(port(binding("host2", "INACTIVE"), binding("host1")), "host1")
-        self.assertEqual(made, facts.Port(
-            PORT, NET, "fa:16:3e:00:00:01", "vm1", "compute:nova", "DOWN", True, False, True, ("10.5.0.7",),
-            (facts.Pair("FA:16:3E:00:00:09", "10.0.0.0/24"),), "tap", None, True, facts.Segment("vlan", "physnet1", 120), None, "",
-        ))
+        self.assertEqual(
+            made,
+            facts.Port(
+                PORT,
+                NET,
+                "fa:16:3e:00:00:01",
+                "vm1",
+                "compute:nova",
+                "DOWN",
+                True,
+                False,
+                True,
+                ("10.5.0.7",),
+                (facts.Pair("FA:16:3E:00:00:09", "10.0.0.0/24"),),
+                "tap",
+                None,
+                True,
+                facts.Segment("vlan", "physnet1", 120),
+                None,
+                "",
+            ),
+        )
 
     def test_a_binding_that_is_not_active_is_of_a_vm_that_migrates_here(self):
         self.assertFalse(rpc.port_of(port(binding("host1", "INACTIVE"), binding("host2")), "host1").is_active)
@@ -67,7 +98,9 @@ class Hints(unittest.TestCase):
         return agent
 
     def test_announcements_are_hints(self):
-        self.push(port(binding("host1"), binding("host2", "INACTIVE")), "updated").hint_port.assert_called_once_with(PORT, {"host1", "host2"})
+        self.push(port(binding("host1"), binding("host2", "INACTIVE")), "updated").hint_port.assert_called_once_with(
+            PORT, {"host1", "host2"}
+        )
         self.push(network.Network(id=NET), "updated").hint_network.assert_called_once_with(NET)
         self.push(trunk.SubPort(port_id=PORT, trunk_id=NET), "created").hint_trunk.assert_called_once_with()
 

@@ -17,13 +17,16 @@ settings.register(cfg.CONF)
 
 
 def agent(**configurations):
-    return {"agent_type": AGENT_TYPE, "host": "host1", "alive": True, "configurations": {"uplink_mappings": {"physnet1": "up0"}, **configurations}}
+    return {
+        "agent_type": AGENT_TYPE,
+        "host": "host1",
+        "alive": True,
+        "configurations": {"uplink_mappings": {"physnet1": "up0"}, **configurations},
+    }
 
 
 def context(mtu=1500):
-    return SimpleNamespace(
-        current={"id": "port1"}, network=SimpleNamespace(current={"mtu": mtu}), set_binding=mock.Mock()
-    )
+    return SimpleNamespace(current={"id": "port1"}, network=SimpleNamespace(current={"mtu": mtu}), set_binding=mock.Mock())
 
 
 def segment(kind, physnet=None):
@@ -42,9 +45,15 @@ class Binding(unittest.TestCase):
         for kind, physnet in ("local", None), ("vlan", "physnet1"), ("flat", "physnet1"):
             is_bound, set_binding = self.bind(segment(kind, physnet), agent())
             self.assertTrue(is_bound)
-            set_binding.assert_called_once_with("seg1", "tap", {
-                "connectivity": "l2", "port_filter": False, "security_groups": "not enforced",
-            })
+            set_binding.assert_called_once_with(
+                "seg1",
+                "tap",
+                {
+                    "connectivity": "l2",
+                    "port_filter": False,
+                    "security_groups": "not enforced",
+                },
+            )
 
     def test_what_the_agent_cannot_carry_is_not_bound(self):
         for wrong in segment("vlan", "physnet2"), segment("vxlan"), segment("geneve"):
@@ -57,7 +66,9 @@ class Binding(unittest.TestCase):
     def test_vhost_user_sockets_are_listened_at_by_qemu(self):
         _, set_binding = self.bind(segment("local"), agent(vif_type="vhostuser", vhostuser_dir="/run/v"))
         _, kind, details = set_binding.call_args.args
-        self.assertEqual((kind, details[pb.VHOST_USER_MODE], details[pb.VHOST_USER_SOCKET]), ("vhostuser", "server", "/run/v/port1"))
+        self.assertEqual(
+            (kind, details[pb.VHOST_USER_MODE], details[pb.VHOST_USER_SOCKET]), ("vhostuser", "server", "/run/v/port1")
+        )
         self.assertIs(details[pb.CAP_PORT_FILTER], False)
 
     def test_a_trunk_may_be_made_of_a_bound_port(self):
