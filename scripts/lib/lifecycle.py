@@ -34,9 +34,10 @@ FILES = (
     "/usr/share/doc/vifswitch/copyright",
     "/usr/share/doc/vifswitch/docs/operating.md",
 )
-# What a purge leaves: records of dpkg, systemd and of the tools for users, none of them of this package.
+# What a purge leaves: records of dpkg, systemd and of the tools for users, none of them of this package; temporary files of
+# the host.
 RECORDS = (
-    "/var/lib/dpkg/", "/var/log/", "/var/cache/", "/var/lib/systemd/", "/var/tmp/systemd-private-", "/etc/passwd-", "/etc/shadow-",
+    "/var/lib/dpkg/", "/var/log/", "/var/cache/", "/var/lib/systemd/", "/var/tmp/", "/etc/passwd-", "/etc/shadow-",
     "/etc/group-", "/etc/gshadow-", "/etc/.pwd.lock", "/etc/subuid-", "/etc/subgid-",
 )
 
@@ -129,6 +130,22 @@ def install(first, first_version):
     holds("a member of the group may use the API", succeeds("setpriv", "--reuid=nobody", "--regid=vifswitch", "--clear-groups",
                                                             "vifswitch", "show", "ports"))
     holds("others may not", not succeeds("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "vifswitch", "show", "ports"))
+
+
+def pages_render():
+    """Man pages are rendered without a warning, and their lines fit a terminal."""
+    pages = sorted(Path("/usr/share/man/man8").glob("vifswitch*.8.gz"))
+    wrong = []
+    for page in pages:
+        done = subprocess.run(
+            ("man", "--warnings", "--local-file", str(page)),
+            capture_output=True, text=True, env=os.environ | {"MANWIDTH": "80", "LC_ALL": "C.UTF-8", "MANPAGER": "cat"},
+        )
+        wrong += [f"{page.name}: {line}" for line in done.stderr.splitlines()]
+        wrong += [f"{page.name}: {line}" for line in done.stdout.splitlines() if len(line) > 80]
+        if "SYNOPSIS" not in done.stdout or "EXIT STATUS" not in done.stdout:
+            wrong.append(f"{page.name}: a section is missing")
+    holds(f"{len(pages)} man pages are rendered without a warning", len(pages) > 15 and not wrong, wrong)
 
 
 def completions_work():
@@ -234,6 +251,7 @@ def main():
     shutil.rmtree("/var/lib/vifswitch", ignore_errors=True)
     before = paths()
     install(first, first_version)
+    pages_render()
     completions_work()
     configure()
     upgrade(first, later, first_version, later_version)
