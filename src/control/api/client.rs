@@ -95,6 +95,19 @@ impl Client {
         if body.is_empty() { Ok(String::new()) } else { self.json(&body) }
     }
 
+    /// The same, only if the desired configuration has this generation: refused with 412 if it has another one by now.
+    pub async fn request_at(
+        &self,
+        generation: u64,
+        method: Method,
+        path: &str,
+        body: Option<&serde_json::Value>,
+    ) -> Result<String, Error> {
+        let body = body.map(|body| Bytes::from(body.to_string()));
+        let body = self.fetch_at(Some(generation), method, path, body).await?;
+        if body.is_empty() { Ok(String::new()) } else { self.json(&body) }
+    }
+
     /// Parses a response of this switch.
     pub fn parse<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, Error> {
         serde_json::from_slice(body).map_err(|e| self.broken(format_args!("invalid response: {e}")))
@@ -167,11 +180,21 @@ impl Client {
         Ok(String::from_utf8_lossy(body).into_owned())
     }
 
-    /// Sends a request, and retries while it is rejected with 429.
     async fn fetch(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Bytes, Error> {
+        self.fetch_at(None, method, path, body).await
+    }
+
+    /// Sends a request, with `If-Match` for a generation, and retries while it is rejected with 429.
+    async fn fetch_at(
+        &self,
+        generation: Option<u64>,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+    ) -> Result<Bytes, Error> {
         let (mut tries, pause) = RETRY;
         loop {
-            match self.fetch_once(method.clone(), path, body.clone()).await {
+            match self.fetch_once(generation, method.clone(), path, body.clone()).await {
                 Err(Error::Refused { status: 429, .. }) if tries > 0 => {
                     tries -= 1;
                     sleep(pause).await;
@@ -181,12 +204,26 @@ impl Client {
         }
     }
 
-    async fn fetch_once(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Bytes, Error> {
+    async fn fetch_once(
+        &self,
+        generation: Option<u64>,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+    ) -> Result<Bytes, Error> {
+        let request = |body| {
+            let mut request = request(method.clone(), path, body)?;
+            if let Some(generation) = generation {
+                let tag = HeaderValue::try_from(format!("\"{generation}\""))?;
+                request.headers_mut().insert(header::IF_MATCH, tag);
+            }
+            Ok(request)
+        };
         let patience = if method == Method::GET { READ_TIMEOUT } else { CHANGE_TIMEOUT };
         let all = async {
             let stream = self.connect().await?;
             let whole = async |answer: Response<Incoming>| Ok(answer.into_body().collect().await?.to_bytes());
-            self.round_trip(stream, request(method, path, body), patience, whole).await
+            self.round_trip(stream, request(body), patience, whole).await
         };
         timeout(patience, all).await.map_err(|_| self.timeout(patience))?
     }
