@@ -13,6 +13,7 @@ mod generate;
 mod history;
 mod init;
 mod keys;
+mod libvirt_hook;
 mod log;
 mod show;
 mod table;
@@ -101,6 +102,8 @@ enum Command {
     Release(change::Release),
     /// Show or set the level of the log
     Log(log::Log),
+    /// Attach and delete the ports of a libvirt domain: libvirt calls it as a hook, or as a script of an interface
+    LibvirtHook(libvirt_hook::LibvirtHook),
     /// Write an archive for a fault report: configuration without secrets, state, events and what the host has
     Bugreport(bugreport::Bugreport),
     /// Print completions of commands and options for a shell
@@ -144,6 +147,9 @@ pub fn command() -> clap::Command {
 
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
+    if let Some(code) = libvirt_hook::called_as(&std::env::args_os().collect::<Vec<_>>()) {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
@@ -180,6 +186,7 @@ pub fn main() -> ExitCode {
         Some(Command::Flush(flush)) => end(flush.run()),
         Some(Command::Release(release)) => end(release.run()),
         Some(Command::Log(log)) => end(log.run()),
+        Some(Command::LibvirtHook(hook)) => hook.run(),
         Some(Command::Bugreport(bugreport)) => end(bugreport.run()),
         Some(Command::Completions(completions)) => end(completions.run()),
         Some(Command::Man(man)) => end(man.run()),

@@ -7,6 +7,7 @@ mod check;
 mod commands;
 mod config;
 mod doctor;
+mod libvirt_hook;
 mod load;
 #[path = "../../benches/netdev/mod.rs"]
 mod netdev;

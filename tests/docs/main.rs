@@ -120,7 +120,8 @@ fn pages() -> Vec<Page> {
         let entries = fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
         entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|ending| ending == "md"))
     };
-    let mut paths: Vec<_> = markdown(root().into()).chain(markdown(root().join("docs"))).collect();
+    let folders = ["", "docs", "docs/integrations"].map(|folder| root().join(folder));
+    let mut paths: Vec<_> = folders.into_iter().flat_map(markdown).collect();
     paths.sort();
     paths.iter().map(|path| Page::read(path)).collect()
 }
