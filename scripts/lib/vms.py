@@ -4,6 +4,7 @@
     vms.py RUN run VM COMMAND               runs a shell command in the VM; prints its output, fails if it fails
     vms.py RUN order VM MAC…                the VM has these NICs, in this order on its PCI bus
     vms.py RUN offloads VM on|off           its NICs have checksum and segmentation offloads, or none
+    vms.py RUN nic VM MAC                   waits for this NIC and sets it up; prints its name
     vms.py RUN plug VM NETDEV DEVICE        adds a NIC to the running VM, with these QEMU options
     vms.py RUN nat                          vm1 pings through vm2: frames on net1 and on net2
     vms.py RUN lost arp|nat                 the same without an answer: to the ARP request for 10.10.1.200, or
@@ -144,6 +145,11 @@ def order(name, *macs):
     for place, nic, mac in nics:
         print(place, nic, mac)
     return [(nic, mac) for _, nic, mac in nics] == [(f"eth{n}", mac) for n, mac in enumerate(macs)]
+
+
+def nic(name, mac):
+    print(ask(name, "nic", mac))
+    return True
 
 
 def offloads(name, wanted):
@@ -294,5 +300,5 @@ def new():
 
 if __name__ == "__main__":
     RUN, what = sys.argv[1:3]
-    known = {work.__name__: work for work in (boots, run, order, offloads, plug, nat, lost, tcp, stranger, frames, new)}
+    known = {work.__name__: work for work in (boots, run, order, nic, offloads, plug, nat, lost, tcp, stranger, frames, new)}
     sys.exit(0 if known[what](*sys.argv[3:]) else 1)
