@@ -153,8 +153,8 @@ impl Policer {
 
     /// Sets the time until it is full again, as an earlier process has left it; at most that of the largest burst.
     pub fn set_deficit(&self, deficit: Duration, now: MonoTime) {
-        let deficit = deficit.min(Duration::from_secs(MAX_BURST_SECONDS));
-        self.full_at.store(units(now + deficit), Relaxed);
+        let deficit = u64::try_from(deficit.as_nanos()).unwrap_or(u64::MAX).saturating_mul(1 << UNITS_BITS);
+        self.full_at.store(units(now).wrapping_add(deficit.min(MAX_BURST_SECONDS * SECOND)), Relaxed);
     }
 
     /// When a token is available: now, if one is.
