@@ -18,6 +18,7 @@ impl Underlay {
             namespace.ip("link set dev under up");
         }
         host.ip("addr add 10.7.0.1/24 dev under");
+        host.run_in(|| support::host::run("sysctl", &["-qw", "net.ipv6.conf.under.disable_ipv6=0"]));
         host.ip("addr add fd07::1/64 dev under nodad");
         Some(Underlay { host, other })
     }
