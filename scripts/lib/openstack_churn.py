@@ -11,6 +11,7 @@ from openstack_faults import foreign
 from openstack_neutron import ACTIVE, Nova
 from openstack_services import eventually
 
+RUNS = "SECURITY GROUPS ARE NOT ENFORCED"  # what an agent logs when it begins
 QUIET = 10  # seconds in which everything has to converge
 
 
@@ -153,7 +154,8 @@ def run_churn(lab, check, count, kinds, seed):
                 thread.join(120)
         if churn.trouble:
             raise churn.trouble
-        return True
+        # quiet begins when what was killed last runs again
+        return eventually("the agents run", lambda: all(host.agent.said(RUNS, since_start=True) for host in churn.hosts()), 90)
 
     def said(text):
         print(f"         {text}", flush=True)

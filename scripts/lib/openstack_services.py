@@ -42,6 +42,7 @@ class Process:
 
     def start(self):
         with open(self.log, "a") as output:
+            self.begin = output.tell()
             self.child = subprocess.Popen(
                 self.command,
                 env=self.env,
@@ -75,8 +76,9 @@ class Process:
         with open(self.log, errors="replace") as file:
             return "\n".join(file.read().splitlines()[-lines:])
 
-    def said(self, text):
+    def said(self, text, since_start=False):
         with open(self.log, errors="replace") as file:
+            file.seek(self.begin if since_start else 0)
             return text in file.read()
 
 
