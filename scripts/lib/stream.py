@@ -49,8 +49,8 @@ class Stream:
         while True:
             try:
                 data, address = self.receiver.recvfrom(2048)
-            except BlockingIOError:
-                return
+            except OSError:
+                return  # none, or the netdev is down
             if address[2] != OUTGOING and data[:6] == HEARER:
                 number = number_of(data)
                 late = time.monotonic() - self.begin - number / self.rate
