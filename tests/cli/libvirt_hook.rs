@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use support::fake::{Fake, FakeBehaviour, Received, Views};
 use tempfile::TempDir;
 use tokio::sync::mpsc::UnboundedReceiver;
-use vifswitch::control::config::Config;
+use vifswitch::control::config::{Activation, Config};
 use vifswitch::control::desired::change::{Change, ErrorKind};
 
 /// As libvirt 9.0 gives a domain to the hook: before its taps are made, and when it runs.
@@ -118,9 +118,8 @@ fn a_domain_from_another_host_is_pinned_from_its_first_frame_on() {
     for (operation, xml) in [("migrate", PREPARE), ("prepare", PREPARE), ("start", RUNNING), ("start", RUNNING)] {
         assert_eq!(ended(&hook.operation(operation, xml), 0), "", "{operation}");
     }
-    let activations: Vec<_> =
-        asked(&mut requests).iter().map(|config| config.vms[0].ports[0].activation.name()).collect();
-    assert_eq!(activations, ["first-frame", "immediate"], "the second start is one of its own");
+    let activations: Vec<_> = asked(&mut requests).iter().map(|config| config.vms[0].ports[0].activation).collect();
+    assert_eq!(activations, [Activation::FirstFrame, Activation::Immediate], "the second start is one of its own");
 }
 
 #[test]
