@@ -396,6 +396,9 @@ fn invalid_requests_are_400() {
         ("POST", "/v1/fdb/flush", "{", "syntax"),
         ("POST", "/v1/fdb/flush", "{\"mac\": \"x\"}", "bad_value"),
         ("POST", "/v1/fdb/flush", "{\"mac_address\": \"x\"}", "bad_value"),
+        ("POST", "/v1/fdb/flush", "[\"net1\", \"p1\", null]", "bad_value"),
+        ("POST", "/v1/rollback", " [17]", "bad_value"),
+        ("PUT", "/v1/log", "[\"debug\"]", "bad_value"),
     ] {
         let answer = ask_with(&fake, method, path, body);
         assert_eq!((answer.0, answer.kind().as_str()), (400, kind), "{method} {path} {answer:?}");

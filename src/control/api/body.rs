@@ -12,11 +12,13 @@ use axum::middleware::Next;
 use axum::response::Response;
 use http_body_util::BodyExt;
 use hyper::body::{Frame, SizeHint};
+use serde::de::DeserializeOwned;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::error::ApiError;
 use super::limits::Limits;
+use super::write_routes::BODY;
 use crate::control::background;
 use crate::control::config::kind;
 
@@ -94,6 +96,18 @@ impl RequestBody {
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
         })?
     }
+}
+
+/// Reads a table of keys. A list is refused: serde would take its items as the values of the keys, in their order.
+pub fn table<T: DeserializeOwned>(text: &str) -> Result<T, ApiError> {
+    let table = serde_json::from_str(text).map_err(|e| {
+        let kind = if e.is_data() { kind::BAD_VALUE } else { kind::SYNTAX };
+        ApiError::wrong(kind, format!("{BODY}: {e}"))
+    })?;
+    if text.trim_start().starts_with('[') {
+        return Err(ApiError::wrong(kind::BAD_VALUE, format!("{BODY}: expected a table of keys, found a list")));
+    }
+    Ok(table)
 }
 
 /// Middleware: responds only after the body has arrived, used or not. Without it, the connection of a client that sends

@@ -10,13 +10,12 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::AppState;
-use super::body::{REQUEST, RequestBody};
+use super::body::{REQUEST, RequestBody, table};
 use super::conditions::{ChangeAnswer, Changed, Conditions, ConfigQuery, etag};
 use super::error::{ApiError, ErrorBody};
 use super::read_routes::Name;
-use super::write_routes::BODY;
 use crate::control::api::handle::Restored;
-use crate::control::config::{kind, raw};
+use crate::control::config::raw;
 use crate::control::desired::change::Change;
 use crate::control::state::history::{GenerationView, shown};
 
@@ -77,8 +76,5 @@ fn rollback_of(text: &str) -> Result<RollbackRequest, ApiError> {
     if text.is_empty() {
         return Ok(RollbackRequest::default());
     }
-    serde_json::from_str(text).map_err(|e| {
-        let kind = if e.is_data() { kind::BAD_VALUE } else { kind::SYNTAX };
-        ApiError::wrong(kind, format!("{BODY}: {e}"))
-    })
+    table(text)
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::AppState;
-use super::body::{REQUEST, RequestBody};
+use super::body::{REQUEST, RequestBody, table};
 use super::error::{ApiError, ErrorBody};
 use super::write_routes::BODY;
 use crate::control::config::kind;
@@ -67,9 +67,6 @@ pub async fn set_log(State(state): State<AppState>, headers: HeaderMap, body: Bo
 }
 
 fn level_of(text: &str) -> Result<LogLevel, ApiError> {
-    let LogRequest { level } = serde_json::from_str(text).map_err(|e| {
-        let kind = if e.is_data() { kind::BAD_VALUE } else { kind::SYNTAX };
-        ApiError::wrong(kind, format!("{BODY}: {e}"))
-    })?;
+    let LogRequest { level } = table(text)?;
     level.parse().map_err(|why| ApiError::wrong(kind::BAD_VALUE, format!("{BODY}: level: {why}")))
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::AppState;
-use super::body::{BodyPermit, CONFIGURATION, REQUEST, RequestBody};
+use super::body::{BodyPermit, CONFIGURATION, REQUEST, RequestBody, table};
 use super::conditions::{ChangeAnswer, ChangeQuery, Changed, Conditions, ConfigQuery, etag, query_of};
 use super::error::{ApiError, BAD_QUERY, ErrorBody};
 use super::read_routes::{Name, port_id};
@@ -225,10 +225,7 @@ pub async fn flush(State(state): State<AppState>, headers: HeaderMap, body: Body
 fn flush_of(text: &str) -> Result<Flush, ApiError> {
     let wanted = match text {
         "" => FlushRequest::default(),
-        text => serde_json::from_str(text).map_err(|e| {
-            let kind = if e.is_data() { kind::BAD_VALUE } else { kind::SYNTAX };
-            ApiError::wrong(kind, format!("{BODY}: {e}"))
-        })?,
+        text => table(text)?,
     };
     let FlushRequest { network_id: network, port_id: port, mac_address } = wanted;
     let mac = mac_address.map(|text| {
