@@ -12,9 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use hyper::Method;
-use rustix::event::Timespec;
 use rustix::process::Signal;
-use rustix::thread::nanosleep;
 use serde_json::json;
 use support::fake::runtime;
 use support::host::Namespace;
@@ -22,25 +20,10 @@ use support::host::daemon::{Daemon, Vif, config, keeping};
 use vifswitch::control::api::client::Client;
 use vifswitch::control::state::events::{Event, EventKind};
 
+use crate::random::{Random, pause};
+
 /// Restarts of the switch; every second one after a kill.
 const ROUNDS: u64 = 6;
-
-/// Random numbers by xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % most
-    }
-}
-
-fn pause(micros: u64) {
-    let nanos = i64::try_from(micros * 1000).unwrap();
-    let _ = nanosleep(&Timespec { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 });
-}
 
 /// A follower, by JSON lines or by an event stream.
 struct Follower {

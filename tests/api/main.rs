@@ -12,6 +12,8 @@ mod listeners;
 mod lists;
 mod log;
 mod openapi;
+mod orchestrators;
+mod random;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;

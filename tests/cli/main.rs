@@ -8,6 +8,7 @@ mod commands;
 mod config;
 mod doctor;
 mod libvirt_hook;
+mod history;
 mod load;
 #[path = "../../benches/netdev/mod.rs"]
 mod netdev;
