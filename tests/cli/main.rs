@@ -7,8 +7,8 @@ mod check;
 mod commands;
 mod config;
 mod doctor;
-mod libvirt_hook;
 mod history;
+mod libvirt_hook;
 mod load;
 #[path = "../../benches/netdev/mod.rs"]
 mod netdev;

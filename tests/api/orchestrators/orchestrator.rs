@@ -328,9 +328,14 @@ impl<'w> Orchestrator<'w> {
             78..=84 => self.of_several_ports(),
             _ => return self.refused(),
         };
+        // An owner gives no settings to a VM in which others may have ports, unless it has given some before.
+        let is_first = |vm: &String| {
+            vm.starts_with("shared-") && find(&self.wanted(), "vms", vm).is_none_or(|vm| vm["owner"].is_null())
+        };
+        let is_refused = matches!(&edit, Edit::SetVm(vm, ..) if is_first(vm));
         let way = match self.choice.below(10) {
             0..=5 => Way::Entity(request),
-            6..=7 => Way::Owned,
+            6..=7 if !is_refused => Way::Owned,
             _ => Way::Whole,
         };
         let expected = if self.choice.once_in(10) { Expected::DryRun } else { Expected::Success };
@@ -585,5 +590,8 @@ fn difference(before: &Value, after: &Value) -> Value {
     let (before, after) = (before.as_object().unwrap(), after.as_object().unwrap());
     let gone = before.keys().filter(|key| !after.contains_key(*key)).map(|key| (key.clone(), Value::Null));
     let new = after.iter().filter(|(key, value)| before.get(*key) != Some(value));
-    gone.chain(new.map(|(key, value)| (key.clone(), value.clone()))).collect::<Map<_, _>>().into()
+    // It is not in the tables, and depends on the addresses.
+    let allocation =
+        (before.get("fixed_ips") != after.get("fixed_ips")).then(|| ("ip_allocation".to_owned(), Value::Null));
+    gone.chain(allocation).chain(new.map(|(key, value)| (key.clone(), value.clone()))).collect::<Map<_, _>>().into()
 }

@@ -65,7 +65,11 @@ pub(super) fn replace(now: &Config, owner: &str, request: &Config) -> Result<Con
     for vm in &mut wanted.vms {
         let of_request = requested.get(vm.id.as_str());
         let settings = of_request.map(|of| of.settings()).unwrap_or_default();
-        if vm.owner.as_deref() == Some(owner) {
+        // Nobody has set anything there, and nobody else has a port: as if it came with this request.
+        let is_free = !vm.has_settings()
+            && !vm.ports.is_empty()
+            && vm.ports.iter().all(|port| port.owner.as_deref() == Some(owner));
+        if is_free || vm.owner.as_deref() == Some(owner) {
             *vm = settings_of(owner, &settings).vm(vm.id.clone(), std::mem::take(&mut vm.ports)).into();
         } else if settings != VmSettings::default() && settings != (VmSettings { owner: None, ..vm.settings() }) {
             return Err(foreign("VM", &vm.id, vm.owner.as_deref()).of(Subject::vm(&vm.id)));

@@ -211,6 +211,26 @@ fn a_network_in_use_is_not_deleted() {
     assert_eq!(Change::DeleteNetwork("nowhere".into()).to(&there()), Ok(there()));
 }
 
+/// What an owner wants does not depend on what it wanted before: settings come to a VM that it has made without.
+#[test]
+fn an_owner_gives_settings_to_a_vm_of_its_own_ports() {
+    let apply = |vm: &str, id: &str, share_mac: bool| {
+        let ports = [port(id, "own", 9, "t9")];
+        let text = json!({"networks": [{"id": "own"}], "vms": [{"id": vm, "share_mac": share_mac, "ports": ports}]});
+        Change::ApplyOwned { owner: OWNER.into(), config: parse_json(&text.to_string(), "x").unwrap() }
+    };
+    let (bare, shared) = (apply("own", "p9", false), apply("own", "p9", true));
+    let now = shared.to(&there()).unwrap();
+    let vm = now.vms.last().unwrap();
+    assert_eq!((vm.share_mac, vm.owner.as_deref()), (true, Some(OWNER)));
+    assert_eq!(shared.to(&bare.to(&there()).unwrap()), Ok(now.clone()));
+    assert_eq!(bare.to(&now), bare.to(&there()));
+    // Not where others have a port.
+    let now = apply("a", "p9", false).to(&there()).unwrap();
+    let error = apply("a", "p9", true).to(&now).unwrap_err();
+    assert_eq!((error.category, error.kind), (ErrorKind::Conflict, "owned_by_other"), "{error:?}");
+}
+
 #[test]
 fn what_has_another_owner_is_in_the_way() {
     let apply = |text: Value| {
