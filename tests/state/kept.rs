@@ -199,7 +199,7 @@ fn sockets_of_other_netdevs_are_closed() {
     host.ip("addr add 10.9.9.9/24 dev tap2");
     await_that("an answer of the stack to a port that is not isolated any more", || {
         nics[1].send(&request(&vifs[1]));
-        nics[1].rest().into_iter().find(is_reply)
+        nics[1].rest().into_iter().find(|frame| is_reply(frame))
     });
 }
 
@@ -211,7 +211,7 @@ fn request(from: &Vif) -> Vec<u8> {
     frame(Mac::BROADCAST, from.mac, 0x0806, &arp)
 }
 
-fn is_reply(frame: &Vec<u8>) -> bool {
+fn is_reply(frame: &[u8]) -> bool {
     frame[12..14] == [8, 6] && frame[20..22] == [0, 2]
 }
 
@@ -230,9 +230,9 @@ fn an_isolated_port_stays_isolated_while_no_switch_runs() {
         nics[1].send(&request(&vifs[1]));
         await_that("an answer to the other port, as a control", || {
             nics[0].send(&request(&vifs[0]));
-            nics[0].rest().into_iter().find(is_reply)
+            nics[0].rest().into_iter().find(|frame| is_reply(frame))
         });
-        assert!(!nics[1].rest().iter().any(is_reply), "{signal:?}");
+        assert!(!nics[1].rest().iter().any(|frame| is_reply(frame)), "{signal:?}");
         daemon.start();
         vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
     }

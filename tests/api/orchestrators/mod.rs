@@ -227,8 +227,10 @@ impl Run<'_> {
         pause(self.random.below(10_000));
         let mut daemon = self.world.daemon.lock().unwrap();
         let kind = self.random.below(5);
-        self.world
-            .note(|| ["killed", "killed", "stopped", "reloaded", "killed with another file"][kind as usize].into());
+        self.world.note(|| {
+            ["killed", "killed", "stopped", "reloaded", "killed with another file"][usize::try_from(kind).unwrap()]
+                .into()
+        });
         if kind >= 3 {
             let mtus = [1400, 1500, 1450];
             self.file.retain(|(id, _)| *id != "file-0");
