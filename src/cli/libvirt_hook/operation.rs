@@ -1,4 +1,4 @@
-//! Operations on a domain, as libvirt names them (https://libvirt.org/hooks.html).
+//! Operations on a domain, as libvirt names them (<https://libvirt.org/hooks.html>).
 
 use std::io::Read;
 
