@@ -54,6 +54,7 @@ fn describe(text: &mut String, of: &GenerationView) {
         Source::Api => "API",
         Source::Revert => "revert of an unconfirmed change",
         Source::Rollback => "rollback",
+        Source::Netns => "end of network namespaces",
         Source::State => "stored state",
     };
     let by = of.by.as_ref().map_or_else(String::new, |by| {

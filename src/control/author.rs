@@ -8,7 +8,7 @@ use std::future::Future;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Who made a request.
+/// Who made a request; or the switch itself, for a change of its own: its own process, with the request id `vifswitch`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Author {
     /// User of the process that connected to the unix socket.
@@ -29,6 +29,12 @@ impl Author {
     /// Handles a request of this author.
     pub async fn scope<T>(self, handled: impl Future<Output = T>) -> T {
         AUTHOR.scope(self, handled).await
+    }
+
+    /// The switch itself.
+    pub fn of_switch() -> Author {
+        let (uid, pid) = (rustix::process::geteuid().as_raw(), std::process::id());
+        Author { uid: Some(uid), pid: Some(pid), request_id: "vifswitch".to_owned() }
     }
 
     /// The author of the request that this task handles; `None` outside of requests.

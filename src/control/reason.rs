@@ -34,6 +34,10 @@ pub enum ReasonCode {
     NoNamespace,
     /// The file of its network namespace exists, and the switch sees no namespace bound to it.
     NamespaceUnbound,
+    /// Its network namespace, with which it ends, exists, and the name leads to none or another one.
+    NamespaceUnnamed,
+    /// Its network namespace, with which it ends, has ended: it is about to be removed.
+    NamespaceEnded,
     /// Its netdev does not exist.
     NoDevice,
     /// Its netdev is set down.
@@ -58,7 +62,7 @@ pub enum ReasonCode {
 
 impl ReasonCode {
     /// All codes.
-    pub const ALL: [ReasonCode; 20] = {
+    pub const ALL: [ReasonCode; 22] = {
         use ReasonCode::*;
         [
             Ok,
@@ -71,6 +75,8 @@ impl ReasonCode {
             ParentDown,
             NoNamespace,
             NamespaceUnbound,
+            NamespaceUnnamed,
+            NamespaceEnded,
             NoDevice,
             LinkDown,
             NoCarrier,
@@ -97,6 +103,8 @@ impl ReasonCode {
             ReasonCode::ParentDown => "parent_down",
             ReasonCode::NoNamespace => "no_namespace",
             ReasonCode::NamespaceUnbound => "namespace_unbound",
+            ReasonCode::NamespaceUnnamed => "namespace_unnamed",
+            ReasonCode::NamespaceEnded => "namespace_ended",
             ReasonCode::NoDevice => "no_device",
             ReasonCode::LinkDown => "link_down",
             ReasonCode::NoCarrier => "no_carrier",
@@ -164,6 +172,7 @@ impl From<&OpenError> for Reason {
         let code = match error {
             OpenError::NoNamespace { .. } => ReasonCode::NoNamespace,
             OpenError::Unbound { .. } => ReasonCode::NamespaceUnbound,
+            OpenError::OtherNamespace { .. } => ReasonCode::NamespaceUnnamed,
             OpenError::NoDevice { .. } => ReasonCode::NoDevice,
             OpenError::Down { is_up: false, .. } => ReasonCode::LinkDown,
             OpenError::Down { is_up: true, .. } => ReasonCode::NoCarrier,
@@ -222,6 +231,7 @@ mod tests {
         for (error, code) in [
             (OpenError::NoNamespace { at: at() }, "no_namespace"),
             (OpenError::Unbound { at: at() }, "namespace_unbound"),
+            (OpenError::OtherNamespace { at: at() }, "namespace_unnamed"),
             (OpenError::NoDevice { at: at() }, "no_device"),
             (OpenError::Down { at: at(), is_up: false, reason: reason() }, "link_down"),
             (OpenError::Down { at: at(), is_up: true, reason: reason() }, "no_carrier"),

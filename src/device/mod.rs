@@ -194,6 +194,15 @@ pub enum OpenError {
         /// Device concerned.
         at: DeviceLocation,
     },
+    /// The name leads to another namespace than the one with which the port ends.
+    #[error(
+        "{at}: the name leads to another network namespace than the one in which the port began; with lifetime = \"netns\" it \
+         ends with that one; attach a port for the new one under another id, or when this one is gone"
+    )]
+    OtherNamespace {
+        /// Device concerned.
+        at: DeviceLocation,
+    },
     /// The netdev does not exist and the switch does not create it; retried when it appears.
     #[error("{at}: no such device yet; it is opened when it appears")]
     NoDevice {

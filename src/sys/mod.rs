@@ -14,6 +14,7 @@ pub mod link_events;
 pub mod memory;
 pub mod netdev;
 pub mod netns;
+pub mod netns_id;
 pub mod netns_names;
 pub mod packet;
 pub mod peer_groups;

@@ -19,7 +19,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 pub const NAMED: &str = "/run/netns";
 
 /// NSFS_MAGIC: magic number of the file system of namespaces.
-const NSFS: i64 = 0x6e73_6673;
+pub(super) const NSFS: i64 = 0x6e73_6673;
 
 /// A network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -46,6 +46,11 @@ impl Netns {
             Netns::Named(name) => Some(Path::new(NAMED).join(name)),
             Netns::At(path) => Some(path.clone()),
         }
+    }
+
+    /// Opens the file that the namespace is bound to; `None` for the host's.
+    pub(super) fn file(&self) -> io::Result<Option<File>> {
+        self.path().map(|path| open(self, &path)).transpose()
     }
 
     /// Identity of the namespace that is bound now; `None` for the host's, which never changes, or if there is none.
@@ -142,11 +147,19 @@ pub(super) unsafe fn is_here<const CALL: Opcode>(file: impl AsFd) -> io::Result<
 /// Runs `work` inside `netns`, in a separate thread, and waits for it. Errors are those of entering, never of `work`;
 /// [`io::ErrorKind::NotFound`]: the namespace does not exist yet.
 pub fn within<T: Send>(netns: &Netns, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    let netns_file = netns.path().map(|path| open(netns, &path)).transpose()?;
+    within_file(netns, netns.file()?.as_ref(), work)
+}
+
+/// The same with the open file of `netns`, which leads to one namespace, whatever becomes of its name.
+pub(super) fn within_file<T: Send>(
+    netns: &Netns,
+    file: Option<&File>,
+    work: impl FnOnce() -> T + Send,
+) -> io::Result<T> {
     thread::scope(|scope| {
         let visit = thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
-            if let Some(netns_file) = netns_file {
-                enter(netns, &netns_file)?;
+            if let Some(file) = file {
+                enter(netns, file)?;
             }
             Ok(work())
         })?;

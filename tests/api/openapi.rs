@@ -211,7 +211,7 @@ fn ports_and_uplinks_keep_their_keys() {
                   not_learned not_flooded mirror_copies reserved_groups drops";
     let alike = "status status_reason admin_state_up device worker";
     let port = "port_id device_id network_id mac_address position port_security unknown_unicast promiscuous mac_learning \
-                activation pinned mac_limit mac_limit_policy";
+                activation lifetime pinned mac_limit mac_limit_policy";
     let uplink = "uplink_id group active networks";
     let fake = Fake::with_views(Views::made_up());
     let document = document(&fake);
@@ -278,7 +278,7 @@ fn request_bodies_match_their_schemas() {
     };
     let port = json!({ "port_id": "p1", "network_id": "n", "mac_address": "02:00:00:00:00:01", "fixed_ips": ["10.0.0.1"],
         "allowed_address_pairs": [{ "mac_address": "02:00:00:00:00:02" }, { "ip_address": "10.0.0.0/8" }],
-        "unknown_unicast": "deliver", "promiscuous": true, "mac_learning": false, "activation": "first-frame", "mac_limit": 4, "mac_limit_policy": "drop", "device": { "kind": "tap", "queues": 2 } });
+        "unknown_unicast": "deliver", "promiscuous": true, "mac_learning": false, "activation": "first-frame", "lifetime": "netns", "mac_limit": 4, "mac_limit_policy": "drop", "device": { "kind": "tap", "queues": 2 } });
     let config = json!({ "switch": { "cores": [1] }, "networks": [{ "id": "n", "mtu": 1500 }],
         "vms": [{ "id": "v", "ports": [port] }],
         "uplinks": [{ "id": "up0", "group": "g", "networks": [{ "network_id": "n", "vlan": 120 }, { "network_id": "m" }],

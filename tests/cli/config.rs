@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 use vifswitch::control::config::{
-    self, Activation, AddressPair, Config, ConfigError, ConfigErrors, Device, IpAllocation, Network, Packet, Poll,
-    Port, PortAttachment, PortSecurity, Storm, StormAction, SwitchSettings, Tap, UnknownUnicast, Uplink, UplinkNetwork,
-    Vm, Xdp, kind, parse_json, parse_toml,
+    self, Activation, AddressPair, Config, ConfigError, ConfigErrors, Device, IpAllocation, Lifetime, Network, Packet,
+    Poll, Port, PortAttachment, PortSecurity, Storm, StormAction, SwitchSettings, Tap, UnknownUnicast, Uplink,
+    UplinkNetwork, Vm, Xdp, kind, parse_json, parse_toml,
 };
 use vifswitch::device::xdp::Mode;
 use vifswitch::switch::{ClassLimit, Rate, StormClass, StormLimits};
@@ -94,6 +94,7 @@ fn the_example_has_its_meaning() {
         mac_limit: None,
         storm: Storm::default(),
         activation: Activation::Immediate,
+        lifetime: Lifetime::Config,
         admin_state_up: true,
         attachment: PortAttachment::Device(Device::Tap(tap)),
         position: None,
@@ -310,6 +311,9 @@ const MISTAKES: &[Mistake] = &[
     ("device = { kind = \"tap\", persist = false }", "parent = \"0c11a9e4\"\nvlan = 7", "vms[0].ports[1].parent", Some("\"0c11a9e4\""), kind::UNKNOWN_PARENT, &["did you mean \"0c11a9e4-6f1b"]),
     ("device = { kind = \"tap\", persist = false }", "parent = \"9b2f77d0-0000-4b0e-9a51-7f5f9c1f0002\"\nvlan = 7", "vms[0].ports[1].parent", Some("\"9b2f77d0-0000-4b0e-9a51-7f5f9c1f0002\""), kind::CONTRADICTION, &["its own parent"]),
     ("admin_state_up = true", "activation = \"rarp\"", "vms[0].ports[0].activation", Some("\"rarp\""), kind::BAD_VALUE, &["\"immediate\", \"first-frame\""]),
+    ("admin_state_up = true", "lifetime = \"pod\"", "vms[0].ports[0].lifetime", Some("\"pod\""), kind::BAD_VALUE, &["\"config\", \"netns\""]),
+    ("port_security_enabled = false", "lifetime = \"netns\"", "vms[0].ports[1].lifetime", Some("\"netns\""), kind::CONTRADICTION, &["the switch's own network namespace", "set device.netns"]),
+    ("device = { kind = \"tap\", persist = false }", "parent = \"0c11a9e4-6f1b-4b0e-9a51-7f5f9c1f0001\"\nvlan = 7\nlifetime = \"netns\"", "vms[0].ports[1].lifetime", Some("\"netns\""), kind::CONTRADICTION, &["ends with its parent"]),
     ("admin_state_up = true", "promiscuous = \"yes\"", "vms[0].ports[0].promiscuous", Some("\"yes\""), kind::WRONG_TYPE, &["true or false"]),
     ("admin_state_up = true", "mac_limit = 0", "vms[0].ports[0].mac_limit", Some("0"), kind::BAD_VALUE, &["1 to 4294967295"]),
     ("admin_state_up = true", "mac_limit = 8193", "vms[0].ports[0].mac_limit", Some("8193"), kind::CONTRADICTION, &["fdb_limit_per_port", "\"net1\"", "8192"]),

@@ -7,6 +7,7 @@ mod access;
 mod fragments;
 mod kept;
 mod killed;
+mod lifetime;
 mod power_loss;
 mod restart;
 mod service;

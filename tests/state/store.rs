@@ -11,7 +11,7 @@ use std::{env, io, thread};
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 use vifswitch::control::state::events::{Event, EventKind};
 use vifswitch::control::state::store::{DesiredState, Store, StoreError, StoredStation};
@@ -36,7 +36,7 @@ fn event(text: &str) -> Event {
 }
 
 fn desired(number: u64) -> DesiredState {
-    DesiredState { last_applied: Value::Null, config: json!({ "number": number }), orphans: Value::Null, generation: 1 }
+    DesiredState { config: json!({ "number": number }), generation: 1, ..DesiredState::default() }
 }
 
 /// Number of a desired state; 0 if there is none.

@@ -150,6 +150,10 @@ pub struct PortView {
     #[serde(default)]
     #[schema(required = true)]
     pub activation: String,
+    /// Lifetime: `config`, or `netns`: it is removed when its network namespace has ended.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub lifetime: String,
     /// Whether its addresses are pinned now. If not, the port is administratively down, or the switch waits for a frame
     /// from it.
     #[serde(default)]

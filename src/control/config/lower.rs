@@ -7,7 +7,7 @@ use super::error::kind;
 use super::listeners::LONGEST_SOCKET_PATH;
 use super::lowering::{Lowering, lower_each};
 use super::model::{Config, IpAllocation, Network, Port, SwitchSettings, Vm};
-use super::policy::Activation;
+use super::policy::{Activation, Lifetime};
 use super::raw;
 use super::storm::Of;
 
@@ -146,11 +146,29 @@ impl Lowering<'_, '_> {
             mac_limit: self.mac_limit(raw),
             storm: self.storm(raw.storm.as_ref(), Of::Port),
             activation: self.keyword("activation", raw.activation.as_deref(), Activation::default()),
+            lifetime: self.lifetime(raw),
             admin_state_up: raw.admin_state_up.unwrap_or(true),
             attachment: self.attachment(raw, &port_id),
             position: raw.position.map(|_| self.number("position", raw.position, 0..=u16::MAX, 0)),
             owner: self.label("owner", raw.owner.as_deref()),
             port_id,
         }
+    }
+
+    /// Lifetime of a port, which needs a network namespace that can end before the switch does.
+    fn lifetime(&mut self, raw: &raw::Port) -> Lifetime {
+        let lifetime = self.keyword("lifetime", raw.lifetime.as_deref(), Lifetime::default());
+        if lifetime == Lifetime::Config {
+            return lifetime;
+        }
+        if raw.parent.is_some() {
+            let message = "a subport ends with its parent; remove the key, and set it at the parent";
+            self.report("lifetime", kind::CONTRADICTION, message);
+        } else if raw.device.as_ref().is_some_and(|device| device.netns.is_none()) {
+            let message = "its device is in the switch's own network namespace, which does not end; set device.netns, or \
+                           remove the key";
+            self.report("lifetime", kind::CONTRADICTION, message);
+        }
+        lifetime
     }
 }

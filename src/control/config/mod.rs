@@ -56,7 +56,7 @@ pub use patch::{
     PortKeys, parse_json_over, parse_json_part, parse_network_json, parse_port_json, parse_port_keys_json,
     parse_ports_json, parse_uplink_json, parse_vm_json,
 };
-pub use policy::{Activation, AddressPair, PortSecurity, UnknownUnicast, WrongReservedGroups};
+pub use policy::{Activation, AddressPair, Lifetime, PortSecurity, UnknownUnicast, WrongReservedGroups};
 pub use shared::{Shared, differing};
 pub use source::{ConfigFile, Source};
 pub use stored::{StoredConfig, UnknownParts, read_stored};

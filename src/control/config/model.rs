@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use super::named::Named;
-use super::policy::{Activation, AddressPair, PortSecurity, UnknownUnicast};
+use super::policy::{Activation, AddressPair, Lifetime, PortSecurity, UnknownUnicast};
 use super::shared::{Shared, share};
 use super::storm::Storm;
 use crate::device::xdp;
@@ -289,6 +289,8 @@ pub struct Port {
     pub storm: Storm,
     /// When its addresses are pinned.
     pub activation: Activation,
+    /// When it ends by itself. `Netns` only with a device in a network namespace of its own.
+    pub lifetime: Lifetime,
     /// Administrative state; `false`: no frame passes in either direction.
     pub admin_state_up: bool,
     /// Device, or parent of a subport.
@@ -329,6 +331,11 @@ impl Port {
             PortAttachment::Device(device) => Some(device),
             PortAttachment::Parent(_) => None,
         }
+    }
+
+    /// Network namespace with which it ends, as its device names it; `None`: it does not end by itself.
+    pub fn ends_with(&self) -> Option<&str> {
+        self.device().filter(|_| self.lifetime == Lifetime::Netns)?.netns()
     }
 
     /// Attachment, if it is a subport.

@@ -1,4 +1,4 @@
-//! Port security, delivery, activation and MAC limit of ports, and reserved groups of networks.
+//! Port security, delivery, activation, lifetime and MAC limit of ports, and reserved groups of networks.
 
 use std::fmt;
 use std::str::FromStr;
@@ -59,6 +59,20 @@ pub enum Activation {
 impl Named for Activation {
     const NAMES: &'static [(&'static str, Activation)] =
         &[("immediate", Activation::Immediate), ("first-frame", Activation::FirstFrame)];
+}
+
+/// When a port ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Lifetime {
+    /// Never: whoever has configured it removes it.
+    #[default]
+    Config,
+    /// With the network namespace of its device.
+    Netns,
+}
+
+impl Named for Lifetime {
+    const NAMES: &'static [(&'static str, Lifetime)] = &[("config", Lifetime::Config), ("netns", Lifetime::Netns)];
 }
 
 impl Named for AtLimit {

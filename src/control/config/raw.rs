@@ -350,6 +350,9 @@ table! {
         /// Activation: `immediate`, or `first-frame`: addresses are pinned from its first frame on, and learned at any
         /// port before.
         activation: String,
+        /// Lifetime: `config`, or `netns`: the switch removes the port when the network namespace of its device has
+        /// ended.
+        lifetime: String,
         /// Administrative state; `false`: no frame passes in either direction.
         admin_state_up: bool,
         /// Device, unless it is a subport.

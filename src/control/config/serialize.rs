@@ -120,6 +120,7 @@ impl Port {
             mac_limit_policy: self.mac_limit.map(|limit| limit.policy.name().to_string()),
             storm: self.storm.to_raw(),
             activation: Some(self.activation.name().to_string()),
+            lifetime: Some(self.lifetime.name().to_string()),
             admin_state_up: Some(self.admin_state_up),
             parent: self.subport().map(|subport| subport.parent.clone()),
             vlan: self.subport().map(|subport| subport.vlan.get().into()),

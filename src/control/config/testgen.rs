@@ -127,6 +127,7 @@ fn trunk(config: &mut Config, wishes: &[(Index, Index, u16)]) {
         let at = port.index(ports.len());
         let parent = ports[(at + 1 + usize::from(vlan) % (ports.len() - 1)) % ports.len()].port_id.clone();
         ports[at].attachment = PortAttachment::Parent(Subport { parent, vlan: Vid::new(vlan).unwrap() });
+        ports[at].lifetime = Lifetime::Config;
     }
     untangle(config);
 }
@@ -251,7 +252,7 @@ fn port() -> impl Strategy<Value = Port> {
         security(),
         delivery(),
         option::of((1u32.., any::<bool>())),
-        (any::<bool>(), select(&[Activation::Immediate, Activation::FirstFrame])),
+        (any::<bool>(), select(&[Activation::Immediate, Activation::FirstFrame]), any::<bool>()),
         (device(), storm(false)),
         (option::weighted(0.3, 0u16..6), owner()),
     )
@@ -268,7 +269,8 @@ fn port() -> impl Strategy<Value = Port> {
                 (device, storm),
                 (position, owner),
             )| {
-                let (admin_state_up, activation) = states;
+                let (admin_state_up, activation, ends) = states;
+                let lifetime = if ends && device.netns().is_some() { Lifetime::Netns } else { Lifetime::Config };
                 let (port_security, allowed_address_pairs) = security;
                 let (unknown_unicast, promiscuous) = delivery;
                 let mac_limit = limit.map(|(stations, drop)| MacLimit {
@@ -289,6 +291,7 @@ fn port() -> impl Strategy<Value = Port> {
                     mac_limit,
                     storm,
                     activation,
+                    lifetime,
                     admin_state_up,
                     attachment: PortAttachment::Device(device),
                     position,

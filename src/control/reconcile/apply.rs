@@ -67,6 +67,8 @@ impl Controller {
         }
         self.orphans.append(&mut orphans::gone(&self.config, &config));
         self.orphans = orphans::without(std::mem::take(&mut self.orphans), &config);
+        // These netdevs have ended with their namespaces.
+        self.orphans.retain(|orphan| !apply.ended.contains(&orphan.port_id));
         let before = std::mem::replace(&mut self.config, config);
         self.policers.follow(&before, &self.config);
         if let Some((deficits, passed)) = self.handover.take_policers() {
@@ -136,7 +138,12 @@ impl Controller {
         self.port_index = self.ports.iter().enumerate().map(|(index, port)| (port.key, index)).collect();
         // In configuration order, so that events have a defined order.
         for port in old.into_iter().flatten() {
-            self.emit_removed(&before, &port);
+            let has_ended = apply.ended.contains(&port.endpoint.name);
+            if has_ended {
+                self.emit_ended(&before, &port);
+            } else {
+                self.emit_removed(&before, &port);
+            }
             let Some(device) = port.endpoint.device().cloned() else { continue };
             // An overdue attempt may never return.
             if !port.is_overdue {
@@ -145,12 +152,14 @@ impl Controller {
             let queues = self.queues(&port, port.endpoint.id);
             // A device being opened is closed when the attempt returns.
             if !matches!(port.state, State::Opening { .. }) {
-                ops.push(DeviceOp::Close { port: port.key, queues, remove: Some(device) });
+                let remove = (!has_ended).then_some(device);
+                ops.push(DeviceOp::Close { port: port.key, queues, remove });
             }
         }
         self.watch_netdevs_in_use();
         self.update_topology();
         self.follow_activations(&before);
+        self.follow_lifetimes();
         self.push_config().await;
         self.flush_ports(stricter).await;
         (0..self.ports.len()).for_each(|index| self.emit_subport(index));
@@ -325,7 +334,12 @@ impl Controller {
         };
         // An attempt queued behind one that does not return has twice the time.
         let is_over = |pending: &PendingApply| now.since(pending.since) >= 2 * OVERDUE_AFTER;
-        let is_done = |pending: &mut PendingApply| is_over(pending) || pending.wanted.iter().all(is_settled);
+        // The client knows that the port ends with this namespace, whatever becomes of this process.
+        let is_stored = |key: &u64| !self.lifetimes.is_unstored(*key);
+        let is_answerable = |pending: &PendingApply| pending.reply.is_none() || pending.wanted.iter().all(is_stored);
+        let is_done = |pending: &mut PendingApply| {
+            is_over(pending) || pending.wanted.iter().all(is_settled) && is_answerable(pending)
+        };
         let done: Vec<PendingApply> = self.pending.extract_if(.., is_done).collect();
         for PendingApply { mut result, reply, wanted, to_be_confirmed, .. } in done {
             let mut wanted: Vec<usize> = wanted.iter().filter_map(|key| self.port_index.get(key).copied()).collect();

@@ -72,11 +72,12 @@ impl Controller {
     /// Starts committing events, unless a commit is in progress.
     pub(super) fn commit_events(&mut self) {
         let is_due = self.state.is_due() && self.applying.is_none();
+        let has_lifetimes = self.lifetimes.are_due();
         let waits = self.store_failure.as_ref().is_some_and(|unwritten| time::now() < unwritten.retry_at);
         if self.commit.is_some()
             || waits
             || self.state.check().is_err()
-            || !(self.event_log.has_uncommitted() || is_due)
+            || !(self.event_log.has_uncommitted() || is_due || has_lifetimes)
         {
             return;
         }
@@ -94,6 +95,7 @@ impl Controller {
             let to_store = events.clone();
             let result = match due {
                 Some((config, orphans)) => store.commit_due(&config, &orphans, to_store).await,
+                None if has_lifetimes => store.commit_lifetimes(to_store).await,
                 None => store.append_events(to_store).await,
             };
             let _ = done.send(DeviceEvent::Committed(CommitDone::Events(result, events)));
@@ -204,6 +206,7 @@ impl Controller {
     fn begin_commit(&mut self, commit: Commit) {
         self.commit = Some(commit);
         self.commit_begun = time::now();
+        self.lifetimes.begin_commit();
     }
 
     async fn handle_change_committed(&mut self, committed: ChangeCommitted) {
@@ -215,6 +218,7 @@ impl Controller {
                 AfterCommit::Answer { reply, .. } => drop(reply.send(Err(error))),
             };
         }
+        self.lifetimes.committed();
         self.state.mark_committed();
         self.set_generation(generation);
         made.into_iter().for_each(|entry| self.state.record(entry));
@@ -225,6 +229,7 @@ impl Controller {
             AfterCommit::Apply { config, apply } => self.apply(*config, *apply).await,
             AfterCommit::Answer { changed, reply } => {
                 self.unconfirmed = None;
+                self.follow_lifetimes();
                 let _ = reply.send(Ok(changed));
             }
         }
@@ -249,6 +254,7 @@ impl Controller {
 
     fn handle_events_committed(&mut self, result: Result<(), StoreError>, events: Vec<Event>) {
         if result.is_ok() {
+            self.lifetimes.committed();
             self.state.mark_committed();
             events.last().into_iter().for_each(|last| self.event_log.stored(last.id));
         } else {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::closing::ClosingPort;
+use super::lifetimes::bound;
 use super::results::{DeviceEvent, OpenResult};
 use super::watcher;
 use super::{Controller, Port, State};
@@ -65,15 +66,19 @@ impl Controller {
             let may_create = port.made.unwrap_or(true);
             let is_uplink = port.endpoint.is_uplink();
             let kept = self.descriptors.take(key, port.endpoint.key());
+            let bound = bound(&self.config, self.state.lifetimes(), &port.endpoint);
             port.attempt = Some(self.jobs.run(&settings.netns().clone(), move || {
                 // First, so that a namespace replaced meanwhile is detected later.
                 let identity = settings.netns().identity();
                 let of_others = settings.is_foreign();
                 let read = |is_due: bool| if is_due { properties::read(&settings).ok().flatten() } else { None };
                 let before = read(of_others);
-                let (namespace, result) = match identity {
-                    Ok(namespace) => (namespace, device::open_kept(&settings, may_create, pool, kept)),
-                    Err(why) => (None, Err(OpenError::entering(&settings.at(), why))),
+                let (namespace, (recognised, result)) = match identity {
+                    Ok(namespace) => {
+                        let open = || device::open_kept(&settings, may_create, pool, kept);
+                        (namespace, bound.open(&settings, namespace, open))
+                    }
+                    Err(why) => (None, (None, Err(OpenError::entering(&settings.at(), why)))),
                 };
                 // A netdev that we create exists only now, and opening may change features.
                 let after = read(is_uplink || of_others && result.is_ok());
@@ -84,6 +89,7 @@ impl Controller {
                     settings,
                     namespace,
                     netdev,
+                    recognised,
                     result,
                 })));
             }));
@@ -150,6 +156,7 @@ impl Controller {
                         let port = &mut self.ports[index];
                         port.closing = port.closing.saturating_sub(1);
                         port.retry.kick(time::now());
+                        self.identify_soon(index);
                     }
                     self.op_finished(port, warning);
                 }
@@ -208,9 +215,10 @@ impl Controller {
         let now = time::now();
         let (mut rx_queues, mut watched) = (Vec::new(), Vec::new());
         let last_look = self.watchers.last_read();
-        for OpenResult { port: key, namespace, netdev, result, .. } in attempts {
+        for OpenResult { port: key, namespace, netdev, recognised, result, .. } in attempts {
             let workers = usize::from(self.workers.len());
             let Some(&index) = self.port_index.get(&key) else { continue };
+            self.record_namespace(index, recognised);
             let port = &mut self.ports[index];
             (port.attempt, port.is_overdue) = (None, false);
             if result.is_err() {

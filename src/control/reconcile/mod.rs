@@ -9,8 +9,8 @@
 //! queue, which is dropped here.
 //!
 //! `devices` opens devices and takes back those that fail; `closing` closes them and removes netdevs; `watcher` receives changes of netdevs, and
-//! `netdevs` acts on those that need no reopening; `namespaces` notices deleted and replaced namespaces; `backoff`
-//! times attempts.
+//! `netdevs` acts on those that need no reopening; `namespaces` notices deleted and replaced namespaces;
+//! `lifetimes` removes ports that end with theirs; `backoff` times attempts.
 //!
 //! `commit` writes the state in the background, so that a blocked disk delays changes only.
 //!
@@ -34,6 +34,7 @@ mod emit;
 mod failover;
 mod group;
 pub mod jobs;
+pub mod lifetimes;
 mod mitigation;
 mod namespaces;
 mod netdevs;
@@ -67,6 +68,7 @@ use self::announce::AnnounceState;
 use self::apply::PendingApply;
 use self::changes::UnconfirmedChange;
 use self::commit::{Commit, StoreFailure};
+use self::lifetimes::LifetimeStates;
 use self::mitigation::Mitigation;
 use self::namespaces::Namespaces;
 use self::port::{Port, State};
@@ -163,6 +165,8 @@ pub struct Controller {
     watchers: NetdevWatchers,
     /// Known network namespaces.
     namespaces: Namespaces,
+    /// Namespaces of ports that end with them.
+    lifetimes: LifetimeStates,
     /// Blocking work on separate threads.
     jobs: Jobs,
     /// Time of the next attempt to open a port that is down.
@@ -273,6 +277,9 @@ impl Controller {
                     self.commit_orphans();
                     self.release_other_descriptors();
                     self.reopen_state();
+                    if finish_by.is_none() {
+                        self.end_ports();
+                    }
                 }
                 _ = save.tick() => {
                     self.save_stations();

@@ -11,11 +11,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::debug;
 
+use super::lifetimes::{Bound, bound};
 use super::results::{DeviceEvent, NamespaceIdentity};
 use super::{Controller, State};
 use crate::control::reason::{Reason, ReasonCode};
 use crate::control::reconcile::backoff::Backoff;
-use crate::device::OpenError;
+use crate::device::{OpenError, Settings};
 use crate::sys::netns::{Identity, Netns};
 use crate::sys::netns_names::{Name, NetnsNames};
 use crate::time;
@@ -111,10 +112,13 @@ impl Controller {
         let now = time::now();
         let devices = self.ports.iter().filter_map(|port| port.endpoint.device());
         let wanted: HashSet<&Netns> = devices.map(|device| device.netns()).filter(|&of| *of != Netns::Host).collect();
+        let mut lifetimes = self.lifetime_jobs();
         self.namespaces.known.retain(|netns, _| wanted.contains(netns));
         for netns in wanted {
+            let lifetimes = lifetimes.remove(netns).unwrap_or_default();
             let cap = match netns {
-                Netns::Named(_) if self.namespaces.is_reported => REPORTED,
+                // The end of a namespace is not reported.
+                Netns::Named(_) if self.namespaces.is_reported && lifetimes.is_empty() => REPORTED,
                 _ => UNREPORTED,
             };
             let known = self.namespaces.known.entry(netns.clone()).or_default();
@@ -128,10 +132,12 @@ impl Controller {
                 let began = time::now();
                 let identity = netns.identity();
                 let is_unbound = matches!(identity, Ok(None)) && netns.is_unbound();
+                let lifetimes = lifetimes.run(&netns, &identity);
                 let _ = done.send(DeviceEvent::NamespaceIdentified(NamespaceIdentity {
                     netns,
                     identity,
                     is_unbound,
+                    lifetimes,
                     began,
                 }));
             });
@@ -155,11 +161,23 @@ impl Controller {
         self.poll_namespaces();
     }
 
+    /// Identifies the namespace of a port soon, whose device has been closed or which ends with it now.
+    pub(super) fn identify_soon(&mut self, index: usize) {
+        let netns = self.ports[index].endpoint.device().map(Settings::netns);
+        if let Some(known) = netns.and_then(|netns| self.namespaces.known.get_mut(netns)) {
+            known.retry.kick(time::now());
+        }
+    }
+
     /// Reports at ports that wait for a namespace that its file exists but is not bound to one.
     fn report_unbound(&mut self, netns: &Netns) {
         for index in 0..self.ports.len() {
             let port = &self.ports[index];
             let Some(device) = port.endpoint.device().filter(|device| device.netns() == netns) else { continue };
+            // Of its own namespace more is known.
+            if matches!(bound(&self.config, self.state.lifetimes(), &port.endpoint), Bound::To(_)) {
+                continue;
+            }
             let why = Reason::from(&OpenError::Unbound { at: device.at() });
             if matches!(&port.state, State::Down { reason } if *reason != why && !reason.is_empty()) {
                 self.mark_down(index, why);
@@ -169,7 +187,7 @@ impl Controller {
 
     /// Opens ports of a namespace that appeared; closes devices in another one than the name leads to.
     pub(super) async fn receive_identity(&mut self, identified: NamespaceIdentity) {
-        let NamespaceIdentity { netns, identity, is_unbound, began } = identified;
+        let NamespaceIdentity { netns, identity, is_unbound, lifetimes, began } = identified;
         if is_unbound {
             self.report_unbound(&netns);
         }
@@ -179,7 +197,10 @@ impl Controller {
         let identity = match identity {
             Ok(identity) => identity,
             // It is looked at again; until then it counts as what it was.
-            Err(why) => return debug!("{netns}: {why}"),
+            Err(why) => {
+                self.receive_lifetimes(&netns, None, lifetimes);
+                return debug!("{netns}: {why}");
+            }
         };
         let before = known.identity.replace(identity);
         let (mut lost, mut has_come) = (Vec::new(), false);
@@ -190,7 +211,11 @@ impl Controller {
             match port.state {
                 // An identification that began before the device was opened may be outdated.
                 State::Up { .. } if port.namespace != identity && began > port.opened => {
-                    let why = format!("{netns} has been deleted; the device is reopened when it is back");
+                    let then = match bound(&self.config, self.state.lifetimes(), &port.endpoint) {
+                        Bound::No => "the device is reopened when it is back",
+                        Bound::ToAny | Bound::To(_) => "the port ends with the namespace",
+                    };
+                    let why = format!("{netns} has been deleted; {then}");
                     lost.push((index, Reason::new(ReasonCode::NoNamespace, why)));
                 }
                 State::Down { .. } | State::Opening { .. } if identity.is_some() && before != Some(identity) => {
@@ -201,6 +226,7 @@ impl Controller {
             }
         }
         self.close_devices(lost).await;
+        self.receive_lifetimes(&netns, identity, lifetimes);
         if before != Some(identity) {
             self.watch_netdevs_in_use();
         }

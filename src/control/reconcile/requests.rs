@@ -114,6 +114,7 @@ impl Controller {
             workers: &self.workers,
             quarantined: self.mitigation.quarantined(),
             activations: &self.activations,
+            lifetimes: &self.lifetimes,
             since: self.since,
             pool: self.pool,
         };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::lifetimes::{LifetimeReport, Recognised};
 use crate::control::api::handle::{self, Request};
 use crate::control::config::Config;
 use crate::control::desired::change::{ChangeError, ChangeResult};
@@ -52,6 +53,8 @@ pub(super) struct OpenResult {
     pub namespace: Option<Identity>,
     /// The properties of its netdev.
     pub netdev: Option<Properties>,
+    /// The namespace, for a port that ends with it.
+    pub recognised: Recognised,
     pub result: Result<Opened, OpenError>,
 }
 
@@ -72,6 +75,8 @@ pub(super) struct NamespaceIdentity {
     pub identity: io::Result<Option<Identity>>,
     /// A file of this name exists, with no namespace bound to it.
     pub is_unbound: bool,
+    /// What was found out for ports that end with it.
+    pub lifetimes: LifetimeReport,
     pub began: MonoTime,
 }
 
@@ -163,6 +168,8 @@ pub(super) struct Apply {
     pub pending_ops: HashMap<u64, String>,
     /// Keys of ports to be opened.
     pub wanted: HashSet<u64>,
+    /// Ids of ports that end with their network namespace.
+    pub ended: HashSet<String>,
     /// Start of waiting for the operations.
     pub since: MonoTime,
     /// Whether it is reverted unless confirmed.

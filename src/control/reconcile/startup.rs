@@ -11,6 +11,7 @@ use tracing::warn;
 
 use super::announce::AnnounceState;
 use super::jobs::Jobs;
+use super::lifetimes::LifetimeStates;
 use super::mitigation::Mitigation;
 use super::namespaces::Namespaces;
 use super::port::Port;
@@ -127,6 +128,7 @@ impl Controller {
             announcements: AnnounceState::default(),
             watchers: NetdevWatchers::default(),
             namespaces: Namespaces::default(),
+            lifetimes: LifetimeStates::default(),
             jobs: Jobs::default(),
             next_attempt: None,
             forwarding: Arc::new(ForwardingConfig::none(hash_key)),

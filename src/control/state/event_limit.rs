@@ -26,8 +26,8 @@ enum Group {
 
 fn group(kind: EventKind) -> Option<Group> {
     match kind {
-        // Caused by operators, who are limited elsewhere.
-        EventKind::Config | EventKind::Gap => None,
+        // Caused by operators, who are limited elsewhere. A port ends once.
+        EventKind::Config | EventKind::PortEnded | EventKind::Gap => None,
         EventKind::PortUp | EventKind::PortDown => Some(Group::Link),
         EventKind::StormStart | EventKind::StormStop => Some(Group::Storm),
         EventKind::LoopStart | EventKind::LoopLevel | EventKind::LoopStop => Some(Group::Loop),

@@ -49,6 +49,8 @@ pub enum EventKind {
     PortActivated,
     /// A pin has yielded: its station announced itself behind an uplink.
     PinYielded,
+    /// A port was removed because its network namespace has ended.
+    PortEnded,
     /// The configuration was changed.
     Config,
     /// Storing the state fails, or works again.
@@ -98,7 +100,7 @@ pub struct Event {
     /// Of the kind `gap`: the missing ids.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub gap: Option<Gap>,
-    /// Of a change by the API: who made it.
+    /// Of a change by the API, or by the switch itself: who made it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub by: Option<Author>,
     /// Description.

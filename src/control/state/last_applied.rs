@@ -21,6 +21,7 @@ use crate::control::background;
 use crate::control::config::{self, Config, ConfigFile, StoredConfig, SwitchSettings};
 use crate::control::desired::change::ChangeResult;
 use crate::control::desired::diff::describe_changes;
+use crate::control::desired::lifetimes::Lifetimes;
 use crate::control::desired::merge::{Merged, merge};
 use crate::control::desired::orphans::{self, Orphans};
 use crate::control::state::events::{Event, EventKind};
@@ -125,12 +126,14 @@ impl StateStore {
     /// For a file without state.
     fn at(backend: Backend, file: ConfigFile) -> (Config, StateStore) {
         let (last_applied, unknown) = (last_applied(&file).into(), Arc::default());
-        let (orphans, is_due, events) = (Orphans::new(), false, Vec::new());
+        let (orphans, lifetimes, is_due, events) = (Orphans::new(), Arc::<Lifetimes>::default(), false, Vec::new());
         // Greater than those of earlier starts.
         let generation = time::wall().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs());
         let mut history = History::default();
         history.record(Entry::first(generation, Source::File, "the first generation that is recorded").into());
-        (file.config, StateStore { backend, last_applied, unknown, orphans, is_due, events, generation, history })
+        let store =
+            StateStore { backend, last_applied, unknown, orphans, lifetimes, is_due, events, generation, history };
+        (file.config, store)
     }
 }
 
@@ -291,7 +294,9 @@ fn merge_over(
         history.record(Entry::between(state, &config, &result, Source::File, None).into());
     }
     let last_applied = last_applied.into();
-    let store = StateStore { backend, last_applied, unknown, orphans, is_due: false, events, generation, history };
+    let lifetimes = Arc::new(Lifetimes::from_value(&before.lifetimes).of(&config));
+    let store =
+        StateStore { backend, last_applied, unknown, orphans, lifetimes, is_due: false, events, generation, history };
     Ok(OpenedState { config, store, before: Some(before) })
 }
 

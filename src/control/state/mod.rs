@@ -25,10 +25,12 @@ use self::last_applied::ReopenSettings;
 pub use self::last_applied::{DISK_AT_START, Precedence, StartError, StartPreview, last_applied, preview, stored};
 use crate::control::config::{Config, ConfigFile, UnknownParts};
 use crate::control::desired::change::ChangeError;
+use crate::control::desired::lifetimes::Lifetimes;
 use crate::control::desired::merge::{Merged, merge};
 use crate::control::desired::orphans::{self, Orphans};
 use crate::control::state::events::Event;
-use crate::control::state::store::{DesiredConfig, DesiredState, Store, StoreError, StoredStation};
+use crate::control::state::store::{DesiredConfig, DesiredState, Parts, Store, StoreError, StoredStation};
+use crate::sys::netns_id::LastingId;
 
 /// The state store with the data stored beside the configuration. Clones share it.
 #[derive(Debug, Clone)]
@@ -40,6 +42,8 @@ pub struct StateStore {
     unknown: Arc<UnknownParts>,
     /// Stored orphans.
     orphans: Orphans,
+    /// Namespaces with which ports end. Those of the configuration are stored with it.
+    lifetimes: Arc<Lifetimes>,
     /// The initial configuration is not stored yet.
     is_due: bool,
     /// Events about changes of the configuration file that the start merged into the state.
@@ -75,6 +79,7 @@ impl StateStore {
             config: config.clone(),
             unknown: self.unknown.clone(),
             orphans: orphans::to_value(orphans),
+            lifetimes: self.lifetimes.of(config).to_value(),
             generation: self.generation,
         }
     }
@@ -87,6 +92,7 @@ impl StateStore {
             last_applied: self.last_applied.as_ref().clone(),
             config: stored,
             orphans: orphans::to_value(orphans),
+            lifetimes: self.lifetimes.of(config).to_value(),
             generation: self.generation,
         }
     }
@@ -145,7 +151,8 @@ impl StateStore {
         self.is_due = false;
     }
 
-    /// Stores orphans beside the stored configuration, a generation if given, and events, durably.
+    /// Stores orphans and the namespaces with which ports end beside the stored configuration, a generation if given, and
+    /// events, durably.
     pub async fn commit_orphans(
         &self,
         orphans: &Orphans,
@@ -155,9 +162,41 @@ impl StateStore {
         match self.store() {
             Some(store) => {
                 store.set_history(self.history.rows()).await?;
-                store.commit_orphans(orphans::to_value(orphans), generation, events).await
+                let (orphans, lifetimes) = (orphans::to_value(orphans), self.lifetimes.to_value());
+                let parts = Parts { orphans: Some(orphans), lifetimes: Some(lifetimes), generation };
+                store.commit_parts(parts, events).await
             }
             None => Ok(()),
+        }
+    }
+
+    /// Stores the namespaces with which ports end, and events, durably.
+    pub async fn commit_lifetimes(&self, events: Vec<Event>) -> Result<(), StoreError> {
+        match self.store() {
+            Some(store) => {
+                store.set_history(self.history.rows()).await?;
+                let lifetimes = Some(self.lifetimes.to_value());
+                store.commit_parts(Parts { lifetimes, ..Parts::default() }, events).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The namespaces with which ports end, as far as they are known.
+    pub fn lifetimes(&self) -> &Lifetimes {
+        &self.lifetimes
+    }
+
+    /// Records the namespace of a port, which is stored with the next commit. Returns whether that is new.
+    pub fn record_lifetime(&mut self, port: &str, netns: &str, namespace: LastingId) -> bool {
+        Arc::make_mut(&mut self.lifetimes).record(port, netns, namespace)
+    }
+
+    /// Forgets the namespaces that are of no port of these configurations.
+    pub fn retain_lifetimes(&mut self, configs: &[&Config]) {
+        // Most switches have none.
+        if !self.lifetimes.is_empty() {
+            Arc::make_mut(&mut self.lifetimes).retain(configs);
         }
     }
 
@@ -361,7 +400,8 @@ mod tests {
         // As if `mtu` had been 1400 by default when this was stored.
         let (store, _) = Store::open(path.clone()).await.unwrap();
         let last_applied = json!({"networks": [{"id": "a"}]});
-        let desired = DesiredState { last_applied, config: changed.to_sparse(), orphans: Value::Null, generation: 1 };
+        let config = changed.to_sparse();
+        let desired = DesiredState { last_applied, config, generation: 1, ..DesiredState::default() };
         store.commit(desired, Vec::new()).await.unwrap();
         store.close().await;
         let (begun, state_store) = begin(Some(file), &path).await;
@@ -375,7 +415,7 @@ mod tests {
         let path = dir.path().join("state.db");
         let later = json!({"planets": 8, "networks": [{"id": "a", "colour": "blue"}, {"id": "b"}]});
         let (store, _) = Store::open(path.clone()).await.unwrap();
-        let desired = DesiredState { last_applied: Value::Null, config: later, orphans: Value::Null, generation: 1 };
+        let desired = DesiredState { config: later, generation: 1, ..DesiredState::default() };
         store.commit(desired, Vec::new()).await.unwrap();
         store.close().await;
         let (begun, state_store) = begin(Some(config(&["a"])), &path).await;
@@ -450,12 +490,7 @@ mod tests {
         std::fs::write(&rubbish, [7; 5000]).unwrap();
         let strange = dir.path().join("strange.db");
         let (store, _) = Store::open(strange.clone()).await.unwrap();
-        let desired = DesiredState {
-            last_applied: Value::Null,
-            config: json!({"networks": 8}),
-            orphans: Value::Null,
-            generation: 1,
-        };
+        let desired = DesiredState { config: json!({"networks": 8}), generation: 1, ..DesiredState::default() };
         store.commit(desired, Vec::new()).await.unwrap();
         store.close().await;
         for path in [&rubbish, &strange] {

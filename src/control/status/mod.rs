@@ -16,6 +16,7 @@ use crate::control::compile::endpoints::{ConfigRef, Labels};
 use crate::control::compile::failover::Groups;
 use crate::control::compile::ids::IdAllocator;
 use crate::control::config::{Config, Named, Network};
+use crate::control::reconcile::lifetimes::LifetimeStates;
 use crate::control::reconcile::port::{Port, State};
 use crate::control::workers::WorkerHandles;
 use crate::frame::Pool;
@@ -41,6 +42,8 @@ pub struct StatusBuilder<'a> {
     pub quarantined: HashMap<PortId, Option<String>>,
     /// Active ports, and pins that have yielded.
     pub activations: &'a Activations,
+    /// Namespaces of ports that end with them.
+    pub lifetimes: &'a LifetimeStates,
     /// Start of the counters.
     pub since: SystemTime,
     /// Frame slots of the workers.

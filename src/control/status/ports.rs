@@ -79,6 +79,7 @@ impl StatusBuilder<'_> {
             promiscuous: wanted.promiscuous,
             mac_learning: wanted.mac_learning,
             activation: wanted.activation.name().into(),
+            lifetime: wanted.lifetime.name().into(),
             pinned: port.endpoint.labels(self.config).admin_up && self.activations.pins(wanted),
             mac_limit: wanted.mac_limit.map(|limit| limit.stations),
             mac_limit_policy: wanted.mac_limit.map(|limit| limit.policy.name().into()),
@@ -157,6 +158,15 @@ impl StatusBuilder<'_> {
     }
 
     fn own_reason(&self, port: &Port) -> Reason {
+        let reason = self.reason_of_device(port);
+        match (self.lifetimes.trouble(port), &port.state) {
+            (None, _) => reason,
+            (Some(why), State::Up { .. }) if reason.is_empty() => Reason::active(why.to_owned()),
+            (Some(why), _) => Reason { text: format!("{}; {why}", reason.text), ..reason },
+        }
+    }
+
+    fn reason_of_device(&self, port: &Port) -> Reason {
         let is_wanted = port.endpoint.labels(self.config).admin_up;
         match &port.state {
             State::Tagged { .. } => Reason::active(String::new()),

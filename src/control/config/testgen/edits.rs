@@ -97,7 +97,7 @@ macro_rules! edits {
 edits! {
     DropPort DropVm DropNetwork TakeVm TakeNetwork MovePort
     SwapPorts SwapVms SwapNetworks EmptyVm Mtu Ageing
-    Mac AdminState Security Queues Offloads Name
+    Mac AdminState Security Queues Offloads Name Lifetime
     Vlan OwnDevice Subport
     Strict Lend Suppress Promiscuous Limit Reserved
     NetworkStorm VmStorm ShareMac PortStorm UplinkStorm
@@ -212,6 +212,12 @@ impl Edit {
             // Bits that generated addresses do not differ in.
             Edit::Mac => port.mac = Mac::from_bits(port.mac.bits() ^ 0x4000),
             Edit::AdminState => port.admin_state_up = !port.admin_state_up,
+            Edit::Lifetime if netns.is_some() => {
+                port.lifetime = match port.lifetime {
+                    Lifetime::Config => Lifetime::Netns,
+                    Lifetime::Netns => Lifetime::Config,
+                }
+            }
             Edit::Security => {
                 port.port_security = PortSecurity::Off;
                 port.allowed_address_pairs.clear();
@@ -250,6 +256,7 @@ impl Edit {
             Edit::Subport => {
                 if let Some(parent) = neighbour {
                     port.attachment = PortAttachment::Parent(Subport { parent, vlan: Vid::ONE });
+                    port.lifetime = Lifetime::Config;
                 }
             }
             Edit::Network => port.network_id = network_id,

@@ -1,5 +1,7 @@
 //! Puts and deletes single entities. Each is idempotent: putting what is there, and deleting what is not, changes nothing.
 
+use std::collections::BTreeSet;
+
 use super::{ChangeError, Config, check_all, check_ports, check_subports, check_vm, conflicts, find};
 use crate::control::config::{Network, Port, Uplink, Vm, VmSettings, kind};
 use crate::control::problem::Subject;
@@ -51,6 +53,20 @@ pub(super) fn delete_port(now: &Config, port: &str) -> Result<Config, ChangeErro
         wanted.vms.remove(vm);
     }
     Ok(wanted)
+}
+
+/// Removes ports that have ended, with their subports, and VMs that have neither ports nor settings left.
+pub(super) fn end_ports(now: &Config, ended: &BTreeSet<String>) -> Config {
+    let mut wanted = now.clone();
+    let has_ended = |port: &Port| {
+        ended.contains(&port.port_id) || port.subport().is_some_and(|subport| ended.contains(&subport.parent))
+    };
+    wanted.vms.retain_mut(|vm| {
+        let before = vm.ports.len();
+        vm.ports.retain(|port| !has_ended(port));
+        vm.ports.len() == before || !vm.ports.is_empty() || vm.has_settings()
+    });
+    wanted
 }
 
 /// Makes a network as given.

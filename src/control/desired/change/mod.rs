@@ -12,7 +12,7 @@ mod owned;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -66,6 +66,9 @@ pub enum Change {
         /// The port.
         port: String,
     },
+    /// Removes these ports, those that exist, with their subports, because their network namespace has ended. Their
+    /// siblings keep their order.
+    EndPorts(BTreeSet<String>),
     /// Makes a network as given.
     PutNetwork(Network),
     /// Removes a network that nothing uses, if it exists.
@@ -132,7 +135,7 @@ impl Change {
 
     /// The configuration after this change of `now`.
     ///
-    /// Detaching the last port of a VM removes the VM, unless it has settings. Other VMs without ports come from an
+    /// Detaching the last port of a VM, or its end, removes the VM, unless it has settings. Other VMs without ports come from an
     /// applied configuration that lists them.
     pub fn to(&self, now: &Config) -> Result<Config, ChangeError> {
         let wanted = match self {
@@ -141,6 +144,7 @@ impl Change {
             Change::ApplyOwned { owner, config } => owned::replace(now, owner, config),
             Change::PutPort { vm, port } => entities::put_port(now, vm, port),
             Change::Detach { port } => entities::delete_port(now, port),
+            Change::EndPorts(ports) => Ok(entities::end_ports(now, ports)),
             Change::PutNetwork(network) => entities::put_network(now, network),
             Change::DeleteNetwork(network) => entities::delete_network(now, network),
             Change::PutUplink(uplink) => entities::put_uplink(now, uplink),

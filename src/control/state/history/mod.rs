@@ -46,6 +46,8 @@ pub enum Source {
     Revert,
     /// An earlier generation was restored.
     Rollback,
+    /// The network namespaces of ports with `lifetime = "netns"` have ended, and the switch has removed these ports.
+    Netns,
     /// The stored state, whose origin is not recorded.
     State,
 }
@@ -59,7 +61,7 @@ pub struct GenerationView {
     pub time: String,
     /// Where it comes from.
     pub source: Source,
-    /// Who made it; absent if it was not a request to the API.
+    /// Who made it; absent if it was neither a request to the API nor the switch itself.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub by: Option<Author>,
     /// What has changed since the one before, one sentence each.

@@ -28,7 +28,7 @@ use self::stations::StationSave;
 use super::entities::{self, Form, Rows};
 use super::error::StoreError;
 use super::rows::{put_parts, text, version};
-use super::{DesiredState, HistoryRow, StoredState, file, history, renamed, rows};
+use super::{DesiredState, HistoryRow, Parts, StoredState, file, history, renamed, rows};
 use crate::control::state::event_log::RESERVED;
 use crate::control::state::event_page::{PAGE, PAGE_BYTES};
 use crate::control::state::events::Event;
@@ -162,13 +162,14 @@ impl Database {
             (Some(last_applied), Some(config)) => {
                 // Earlier versions had none.
                 let orphans = read(rows::ORPHANS)?.unwrap_or_default();
+                let lifetimes = read(rows::LIFETIMES)?.unwrap_or_default();
                 let stored = read(rows::GENERATION)?.and_then(|number| number.as_u64()).unwrap_or_default();
                 // Another version may have stored another configuration, and not its generation.
                 let by = read(rows::WRITTEN_BY)?.unwrap_or_default();
                 let is_ours = by == version()
                     || history::is_recorded(&self.connection, stored, &by).map_err(self.to_store_error())?;
                 let generation = if is_ours { stored } else { stored.saturating_add(1) };
-                Ok(Some(DesiredState { last_applied, config, orphans, generation }))
+                Ok(Some(DesiredState { last_applied, config, orphans, lifetimes, generation }))
             }
             (None, None) => Ok(None),
             _ => Err(self.corrupt("half of the desired state is missing".into())),
@@ -181,9 +182,14 @@ impl Database {
 
     /// Stores a desired state and events durably, all or nothing.
     pub fn commit(&mut self, desired: &StoredState, events: &[Event]) -> Result<(), StoreError> {
-        let StoredState { last_applied, rows, orphans, generation } = desired;
+        let StoredState { last_applied, rows, orphans, lifetimes, generation } = desired;
         let (generation, version) = ((*generation).into(), version());
-        let mut parts = vec![(rows::ORPHANS, orphans), (rows::GENERATION, &generation), (rows::WRITTEN_BY, &version)];
+        let mut parts = vec![
+            (rows::ORPHANS, orphans),
+            (rows::LIFETIMES, lifetimes),
+            (rows::GENERATION, &generation),
+            (rows::WRITTEN_BY, &version),
+        ];
         // It may be long, and rarely changes.
         if !self.last_applied.as_ref().is_some_and(|stored| Arc::ptr_eq(stored, last_applied)) {
             parts.push((rows::LAST_APPLIED, last_applied));
@@ -205,15 +211,15 @@ impl Database {
         Ok(())
     }
 
-    /// Stores orphans and a generation, if given, and events durably, all or nothing.
-    pub fn append_events(
-        &mut self,
-        orphans: Option<&Value>,
-        generation: Option<u64>,
-        events: &[Event],
-    ) -> Result<(), StoreError> {
+    /// Stores parts of a desired state and events durably, all or nothing.
+    pub fn append_events(&mut self, parts: &Parts, events: &[Event]) -> Result<(), StoreError> {
+        let Parts { orphans, lifetimes, generation } = parts;
         let generation = generation.map(Value::from);
-        let parts = [(rows::ORPHANS, orphans), (rows::GENERATION, generation.as_ref())];
+        let parts = [
+            (rows::ORPHANS, orphans.as_ref()),
+            (rows::LIFETIMES, lifetimes.as_ref()),
+            (rows::GENERATION, generation.as_ref()),
+        ];
         let parts: Vec<_> = parts.into_iter().filter_map(|(part, value)| Some((part, value?))).collect();
         self.put(&parts, None, events, true)
     }

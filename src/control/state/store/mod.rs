@@ -45,7 +45,7 @@ const QUEUE: usize = 64;
 pub const CHUNK: usize = 10_000;
 
 /// The desired state as raw configurations.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct DesiredState {
     /// The configuration file last applied; null without a file.
     pub last_applied: Value,
@@ -53,6 +53,8 @@ pub struct DesiredState {
     pub config: Value,
     /// Netdevs to delete that may still exist; null without.
     pub orphans: Value,
+    /// Namespaces with which ports end; null without.
+    pub lifetimes: Value,
     /// Number of the configuration: each accepted change has a greater one.
     pub generation: u64,
 }
@@ -68,6 +70,8 @@ pub struct DesiredConfig {
     pub unknown: Arc<UnknownParts>,
     /// Netdevs to delete that may still exist; null without.
     pub orphans: Value,
+    /// [`DesiredState::lifetimes`].
+    pub lifetimes: Value,
     /// Number of the configuration.
     pub generation: u64,
 }
@@ -78,23 +82,35 @@ struct StoredState {
     last_applied: Arc<Value>,
     rows: Rows,
     orphans: Value,
+    lifetimes: Value,
     generation: u64,
 }
 
 impl StoredState {
     fn of(desired: DesiredState) -> StoredState {
-        let DesiredState { last_applied, config, orphans, generation } = desired;
-        StoredState { last_applied: last_applied.into(), rows: Rows::of(&config), orphans, generation }
+        let DesiredState { last_applied, config, orphans, lifetimes, generation } = desired;
+        StoredState { last_applied: last_applied.into(), rows: Rows::of(&config), orphans, lifetimes, generation }
     }
 
     /// The inverse.
     fn desired(&self) -> DesiredState {
-        let StoredState { last_applied, rows, orphans, generation } = self;
+        let StoredState { last_applied, rows, orphans, lifetimes, generation } = self;
         // All rows are texts of values.
         let config = rows.to_value().unwrap_or_default();
-        let (last_applied, orphans) = (last_applied.as_ref().clone(), orphans.clone());
-        DesiredState { last_applied, config, orphans, generation: *generation }
+        let (last_applied, orphans, lifetimes) = (last_applied.as_ref().clone(), orphans.clone(), lifetimes.clone());
+        DesiredState { last_applied, config, orphans, lifetimes, generation: *generation }
     }
+}
+
+/// Parts of a desired state that are stored without its configuration; those given.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Parts {
+    /// [`DesiredState::orphans`].
+    pub orphans: Option<Value>,
+    /// [`DesiredState::lifetimes`].
+    pub lifetimes: Option<Value>,
+    /// [`DesiredState::generation`].
+    pub generation: Option<u64>,
 }
 
 /// A learned station as stored over a restart.
@@ -216,17 +232,12 @@ impl Store {
 
     /// Stores events durably, all or nothing.
     pub async fn append_events(&self, events: Vec<Event>) -> Result<(), StoreError> {
-        self.request_handle(move |handle| handle.append_events(None, None, &events)).await
+        self.commit_parts(Parts::default(), events).await
     }
 
-    /// Stores orphans, a generation if given, and events durably, all or nothing.
-    pub async fn commit_orphans(
-        &self,
-        orphans: Value,
-        generation: Option<u64>,
-        events: Vec<Event>,
-    ) -> Result<(), StoreError> {
-        self.request_handle(move |handle| handle.append_events(Some(orphans), generation, &events)).await
+    /// Stores parts of the desired state and events durably, all or nothing.
+    pub async fn commit_parts(&self, parts: Parts, events: Vec<Event>) -> Result<(), StoreError> {
+        self.request_handle(move |handle| handle.append_events(parts, &events)).await
     }
 
     /// The newest `max` of the events at `since` (RFC 3339, any offset) or later, the oldest first.

@@ -10,12 +10,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
 use tracing::warn;
 
 use super::database::Database;
 use super::entities::Rows;
-use super::{DesiredConfig, DesiredState, HistoryRow, StoreError, StoredState};
+use super::{DesiredConfig, DesiredState, HistoryRow, Parts, StoreError, StoredState};
 use crate::control::config::Config;
 use crate::control::state::events::Event;
 
@@ -76,23 +75,20 @@ impl StoreHandle {
 
     /// The same, with the configuration as it is in force.
     pub fn commit_change(&mut self, desired: DesiredConfig, events: &[Event]) -> Result<(), StoreError> {
-        let DesiredConfig { last_applied, config, unknown, orphans, generation } = desired;
+        let DesiredConfig { last_applied, config, unknown, orphans, lifetimes, generation } = desired;
         let before = self.config.as_ref().zip(self.desired.as_ref().map(|desired| &desired.rows));
         let rows = Rows::of_config(&config, &unknown, before);
         let config = unknown.is_empty().then_some(config);
-        self.commit(StoredState { last_applied, rows, orphans, generation }, config, events)
+        self.commit(StoredState { last_applied, rows, orphans, lifetimes, generation }, config, events)
     }
 
-    /// Stores orphans and a generation, if given, and events durably, all or nothing.
-    pub fn append_events(
-        &mut self,
-        orphans: Option<Value>,
-        generation: Option<u64>,
-        events: &[Event],
-    ) -> Result<(), StoreError> {
-        self.work(|database| database.append_events(orphans.as_ref(), generation, events))?;
+    /// Stores parts of the desired state and events durably, all or nothing.
+    pub fn append_events(&mut self, parts: Parts, events: &[Event]) -> Result<(), StoreError> {
+        self.work(|database| database.append_events(&parts, events))?;
         if let Some(desired) = &mut self.desired {
+            let Parts { orphans, lifetimes, generation } = parts;
             desired.orphans = orphans.unwrap_or_else(|| std::mem::take(&mut desired.orphans));
+            desired.lifetimes = lifetimes.unwrap_or_else(|| std::mem::take(&mut desired.lifetimes));
             desired.generation = generation.unwrap_or(desired.generation);
         }
         Ok(())

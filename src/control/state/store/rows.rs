@@ -21,6 +21,9 @@ pub(super) const WRITTEN_BY: &str = "version";
 /// Row of orphaned netdevs, by its stored name.
 pub(super) const ORPHANS: &str = "leftovers";
 
+/// Row of the namespaces with which ports end.
+pub(super) const LIFETIMES: &str = "lifetimes";
+
 /// Row of the generation.
 pub(super) const GENERATION: &str = "generation";
 
@@ -29,12 +32,13 @@ pub(super) const EVENT_IDS: &str = "event_ids";
 
 /// Writes a complete desired state to a new file.
 pub(super) fn put_desired(transaction: &Transaction<'_>, desired: &DesiredState) -> rusqlite::Result<()> {
-    let DesiredState { last_applied, config, orphans, generation } = desired;
+    let DesiredState { last_applied, config, orphans, lifetimes, generation } = desired;
     let (generation, version) = ((*generation).into(), version());
     let parts = [
         (LAST_APPLIED, last_applied),
         (CONFIG, config),
         (ORPHANS, orphans),
+        (LIFETIMES, lifetimes),
         (GENERATION, &generation),
         (WRITTEN_BY, &version),
     ];

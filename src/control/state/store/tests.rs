@@ -40,7 +40,7 @@ fn open(path: &std::path::Path) -> (Database, Option<DesiredState>) {
 #[derive(Debug, Clone)]
 enum Step {
     Commit(DesiredState, Vec<Event>),
-    Note(Option<Value>, Vec<Event>),
+    Note(Option<Value>, Option<Value>, Vec<Event>),
     Save(Vec<StoredStation>, i64),
     /// A save that is started and not finished.
     GiveUp(Vec<StoredStation>),
@@ -93,10 +93,13 @@ fn stations() -> impl Strategy<Value = Vec<StoredStation>> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (value(), value(), value(), events()).prop_map(|(last_applied, config, orphans, events)| {
-            Step::Commit(DesiredState { last_applied, config, orphans, generation: 1 }, events)
-        }),
-        (prop::option::of(value()), events()).prop_map(|(orphans, events)| Step::Note(orphans, events)),
+        (value(), value(), value(), value(), events()).prop_map(
+            |(last_applied, config, orphans, lifetimes, events)| {
+                Step::Commit(DesiredState { last_applied, config, orphans, lifetimes, generation: 1 }, events)
+            }
+        ),
+        (prop::option::of(value()), prop::option::of(value()), events())
+            .prop_map(|(orphans, lifetimes, events)| Step::Note(orphans, lifetimes, events)),
         (stations(), 0i64..1 << 40).prop_map(|(stations, now)| Step::Save(stations, now)),
         stations().prop_map(Step::GiveUp),
         Just(Step::Reopen),
@@ -137,12 +140,15 @@ proptest! {
                     events.extend(new_events);
                     flush(&mut events);
                 }
-                Step::Note(orphans, new_events) => {
-                    // Orphans exist only once there is a desired state.
-                    let orphans = orphans.filter(|_| desired.is_some());
-                    database.append_events(orphans.as_ref(), None, &new_events).unwrap();
-                    if let (Some(desired), Some(orphans)) = (&mut desired, orphans) {
-                        desired.orphans = orphans;
+                Step::Note(orphans, lifetimes, new_events) => {
+                    // Orphans and lifetimes exist only once there is a desired state.
+                    let (orphans, lifetimes) =
+                        (orphans.filter(|_| desired.is_some()), lifetimes.filter(|_| desired.is_some()));
+                    let parts = Parts { orphans, lifetimes, generation: None };
+                    database.append_events(&parts, &new_events).unwrap();
+                    if let Some(desired) = &mut desired {
+                        desired.orphans = parts.orphans.unwrap_or_else(|| desired.orphans.clone());
+                        desired.lifetimes = parts.lifetimes.unwrap_or_else(|| desired.lifetimes.clone());
                     }
                     events.extend(new_events);
                     flush(&mut events);
@@ -207,7 +213,7 @@ proptest! {
         let (mut database, _) = open(&place.path().join("state.db"));
         let time: Result<jiff::Timestamp, _> = text.parse();
         prop_assert_eq!(database.events(Some(&text), 1).is_ok(), time.is_ok());
-        prop_assert_eq!(database.append_events(None, None, &[event(&text, "")]).is_ok(), time.is_ok());
+        prop_assert_eq!(database.append_events(&Parts::default(), &[event(&text, "")]).is_ok(), time.is_ok());
     }
 }
 
@@ -215,7 +221,7 @@ proptest! {
 fn an_event_with_an_invalid_time_fails_the_commit() {
     let place = TempDir::new().unwrap();
     let (mut database, _) = open(&place.path().join("state.db"));
-    let desired = DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null, generation: 1 };
+    let desired = DesiredState { config: json!({}), generation: 1, ..DesiredState::default() };
     let messages = database.commit(&StoredState::of(desired), &[event(&written(0), "good"), event("yesterday", "bad")]);
     let why = messages.unwrap_err().to_string();
     assert!(why.contains("\"yesterday\" is not a time") && why.contains("2026-01-31T12:00:00.000Z"), "{why}");
@@ -240,7 +246,7 @@ fn events_of_unknown_kinds_are_skipped() {
     let path = place.path().join("state.db");
     let (mut database, _) = open(&path);
     let events = ["one", "two", "three"].map(|text| event(&written(0), text));
-    database.append_events(None, None, &events).unwrap();
+    database.append_events(&Parts::default(), &events).unwrap();
     drop(database);
     let other = rusqlite::Connection::open(&path).unwrap();
     let changed = other.execute("UPDATE events SET json = replace(json, 'config', 'eclipse') WHERE number = 2", []);
@@ -258,7 +264,7 @@ fn stored_events_are_read_page_by_page() {
     // Without ids, as early versions stored them, then with ids and gaps between.
     let ids = (0..600).map(|number| if number < 100 { 0 } else { 2 * number });
     let all: Vec<Event> = ids.map(|id| Event { id, ..event(&written(0), "some") }).collect();
-    database.append_events(None, None, &all).unwrap();
+    database.append_events(&Parts::default(), &all).unwrap();
     let read = |after: Option<u64>| {
         let (mut row, mut events) = (0, Vec::new());
         loop {
@@ -277,7 +283,7 @@ fn stored_events_are_read_page_by_page() {
     assert_eq!(read(Some(5000)), []);
     // Bounded in bytes too.
     let long = Event { id: 2000, text: "x".repeat(PAGE_BYTES / 4), ..event(&written(0), "") };
-    database.append_events(None, None, &vec![long; 9]).unwrap();
+    database.append_events(&Parts::default(), &vec![long; 9]).unwrap();
     assert_eq!(database.events_page(0, Some(1999)).unwrap().events.len(), 4);
 }
 
@@ -297,7 +303,7 @@ fn event_ids_are_reserved_until_they_are_settled() {
     let mut last = 801;
     for further in [0, RESERVED / 2, RESERVED / 2 + 1, 3 * RESERVED] {
         last += further;
-        database.append_events(None, None, &some(last)).unwrap();
+        database.append_events(&Parts::default(), &some(last)).unwrap();
         drop(database);
         database = open();
         let reserved = database.reserve_ids(0).unwrap();
@@ -314,7 +320,7 @@ fn the_last_event_id_is_the_greatest_one() {
     let (mut database, _) = open(&path);
     assert_eq!(database.last_event().unwrap(), 0);
     let events = [1, 7, 1 << 52, 2].map(|id| Event { id, ..event(&written(0), "some") });
-    database.append_events(None, None, &events).unwrap();
+    database.append_events(&Parts::default(), &events).unwrap();
     assert_eq!(database.last_event().unwrap(), 1 << 52);
     drop(database);
     let other = rusqlite::Connection::open(&path).unwrap();
@@ -330,8 +336,13 @@ fn the_last_event_id_is_the_greatest_one() {
 fn a_file_contains_the_desired_state_as_soon_as_it_has_its_name() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("state.db");
-    let desired =
-        DesiredState { last_applied: json!({"a": 1}), config: json!({"b": 2}), orphans: json!([3]), generation: 1 };
+    let desired = DesiredState {
+        last_applied: json!({"a": 1}),
+        config: json!({"b": 2}),
+        orphans: json!([3]),
+        lifetimes: json!([4]),
+        generation: 1,
+    };
     super::file::provide(&path, Some(&desired)).unwrap();
     assert_eq!(super::peek(&path).unwrap(), Some(desired.clone()));
     assert_eq!(Database::open(&path, None).unwrap().1, Some(desired.clone()));
@@ -345,7 +356,7 @@ fn a_file_contains_the_desired_state_as_soon_as_it_has_its_name() {
 fn a_state_of_another_version_has_another_generation() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("state.db");
-    let desired = DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null, generation: 7 };
+    let desired = DesiredState { config: json!({}), generation: 7, ..DesiredState::default() };
     super::file::provide(&path, Some(&desired)).unwrap();
     let generation = || Database::open(&path, None).unwrap().1.unwrap().generation;
     assert_eq!(generation(), 7);
@@ -412,12 +423,7 @@ fn an_incomplete_desired_state_is_damage() {
 /// A desired state with these VMs, each with a number.
 fn of_vms(vms: &[(&str, u64)]) -> DesiredState {
     let vms: Vec<Value> = vms.iter().map(|(id, number)| json!({"id": id, "number": number})).collect();
-    DesiredState {
-        last_applied: Value::Null,
-        config: json!({"switch": {}, "vms": vms}),
-        orphans: Value::Null,
-        generation: 1,
-    }
+    DesiredState { config: json!({"switch": {}, "vms": vms}), generation: 1, ..DesiredState::default() }
 }
 
 /// Versions that know no rows refuse a file with rows, and read one that was closed in order.

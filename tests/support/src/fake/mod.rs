@@ -175,6 +175,7 @@ impl Views {
             promiscuous: true,
             mac_learning: true,
             activation: "immediate".into(),
+            lifetime: "config".into(),
             pinned: true,
             mac_limit: Some(16),
             mac_limit_policy: Some("drop".into()),
