@@ -226,7 +226,8 @@ impl ApiServer {
         let (stop, stopped) = watch::channel(());
         let at = &settings.api;
         // The socket for changes first: it is what a second switch fails at.
-        let socket = passed.unix(Callers::Group, at)?;
+        let mut socket = passed.unix(Callers::Group, at)?;
+        socket.accept_namespaces();
         let stop_of_servers = StopOfServers { stopped, is_kept: socket.is_kept() };
         let routes = api_for(settings.api_writers.clone(), handle.clone());
         let mut tasks = vec![spawn_server(socket, routes, &stop_of_servers)];

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use hyper::Method;
+use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 
 use super::keys;
@@ -59,6 +60,9 @@ pub struct Attach {
     /// Port with its `device_id`, TOML or JSON; `-` for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// Network namespace of its device, as an open descriptor of this command: 3 with `3</proc/PID/ns/net`
+    #[arg(long, value_name = "FD")]
+    netns_fd: Option<u32>,
     #[command(flatten)]
     at: Connection,
 }
@@ -161,10 +165,9 @@ impl Confirm {
 impl Attach {
     /// Sends the request; returns the text to print.
     pub fn run(&self) -> Result<String, CliError> {
-        let source = source(&self.file)?;
-        let (vm, _) = source.port()?;
+        let (client, vm, body) = self.port()?;
         let path = format!("/v1/vms/{}/ports", escaped(&vm));
-        self.at.request(Method::POST, &path, Some(&source.to_json()?), |attached: Attached| {
+        self.at.request_by(&client, Method::POST, &path, Some(&body), |attached: Attached| {
             let Attached { changes, warnings, ports } = attached;
             let mut text = format_result(&ChangeResult { changes, warnings, ..ChangeResult::default() }, "no changes");
             for port in &ports {
@@ -172,6 +175,32 @@ impl Attach {
             }
             text
         })
+    }
+}
+
+impl Attach {
+    /// The port's VM and body, and a client that passes its namespace, if that is a descriptor.
+    fn port(&self) -> Result<(Client, String, Value), CliError> {
+        let (client, source) = (Client::new(&self.at.socket), source(&self.file)?);
+        let Some(descriptor) = self.netns_fd else {
+            return Ok((client, source.port()?.0, source.to_json()?));
+        };
+        let mut body = source.to_json()?;
+        let file = format!("/proc/self/fd/{descriptor}");
+        // Without a device the port is refused here.
+        if let Some(device) = body["device"].as_object_mut() {
+            device.insert("netns".into(), file.as_str().into());
+        }
+        let (vm, _) = Source::of(self.file.display().to_string(), body.to_string().into_bytes())?.port()?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let namespace = rustix::fs::open(file.as_str(), flags, Mode::empty()).map_err(|why| {
+            CliError::Usage(format!(
+                "--netns-fd {descriptor}: {why}; open it for the command: {descriptor}</proc/PID/ns/net"
+            ))
+        })?;
+        // The only one that is passed.
+        body["device"]["netns"] = "fd:0".into();
+        Ok((client.passing(namespace), vm, body))
     }
 }
 
@@ -239,8 +268,19 @@ impl Connection {
         body: Option<&Value>,
         words: impl FnOnce(T) -> String,
     ) -> Result<String, CliError> {
-        let client = Client::new(&self.socket);
-        let answer = block_on(&client, client.request(method, path, body))?;
+        self.request_by(&Client::new(&self.socket), method, path, body, words)
+    }
+
+    /// The same, by this client.
+    fn request_by<T: serde::de::DeserializeOwned>(
+        &self,
+        client: &Client,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        words: impl FnOnce(T) -> String,
+    ) -> Result<String, CliError> {
+        let answer = block_on(client, client.request(method, path, body))?;
         Ok(if self.json { answer + "\n" } else { words(client.parse(answer.as_bytes())?) })
     }
 }

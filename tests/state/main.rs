@@ -8,6 +8,7 @@ mod fragments;
 mod kept;
 mod killed;
 mod lifetime;
+mod passed_namespaces;
 mod power_loss;
 mod restart;
 mod service;

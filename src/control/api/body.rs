@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::error::ApiError;
 use super::limits::Limits;
+use super::passed;
 use super::write_routes::BODY;
 use crate::control::background;
 use crate::control::config::kind;
@@ -77,7 +78,7 @@ impl RequestBody {
             let at = e.utf8_error().valid_up_to();
             ApiError::wrong(kind::SYNTAX, format!("the body is not JSON: byte {at} is not UTF-8; encode it as UTF-8"))
         })?;
-        Ok(RequestBody { text, permit })
+        Ok(RequestBody { text: passed::resolve(text).await?, permit })
     }
 
     /// Parses the body. Returns the permit as well, because the result is as large.

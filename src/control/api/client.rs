@@ -3,7 +3,9 @@
 use std::fmt::Write;
 use std::io;
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
@@ -17,6 +19,8 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
+
+use super::sending::SendingStream;
 
 /// Timeout of a request that reads.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,6 +69,8 @@ pub enum Error {
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
+    /// Passed with each request.
+    descriptors: Vec<Arc<OwnedFd>>,
 }
 
 /// Escapes a name for a URL's path or query.
@@ -75,7 +81,13 @@ pub fn escaped(name: &str) -> String {
 impl Client {
     /// Creates a client of the switch at `socket`; connects per request.
     pub fn new(socket: impl Into<PathBuf>) -> Client {
-        Client { socket: socket.into() }
+        Client { socket: socket.into(), descriptors: Vec::new() }
+    }
+
+    /// Passes this descriptor with each request, as the next one of its connection.
+    pub fn passing(mut self, descriptor: OwnedFd) -> Client {
+        self.descriptors.push(descriptor.into());
+        self
     }
 
     /// Gets `path`, which begins with a slash and is URL-escaped.
@@ -228,13 +240,16 @@ impl Client {
         timeout(patience, all).await.map_err(|_| self.timeout(patience))?
     }
 
-    async fn connect(&self) -> Result<UnixStream, Error> {
-        UnixStream::connect(&self.socket).await.map_err(|cause| match cause.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                Error::NoSwitch { socket: self.socket.clone(), cause }
+    async fn connect(&self) -> Result<SendingStream, Error> {
+        let connected = UnixStream::connect(&self.socket).await;
+        connected.map(|stream| SendingStream::new(stream, self.descriptors.clone())).map_err(|cause| {
+            match cause.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    Error::NoSwitch { socket: self.socket.clone(), cause }
+                }
+                io::ErrorKind::PermissionDenied => self.broken("only its owner and group may connect; try as root"),
+                _ => self.broken(format_args!("cannot connect: {cause}")),
             }
-            io::ErrorKind::PermissionDenied => self.broken("only its owner and group may connect; try as root"),
-            _ => self.broken(format_args!("cannot connect: {cause}")),
         })
     }
 
@@ -242,7 +257,7 @@ impl Client {
     /// within `timeout`.
     async fn round_trip<T>(
         &self,
-        stream: UnixStream,
+        stream: SendingStream,
         request: Result<Request<Full<Bytes>>, hyper::http::Error>,
         patience: Duration,
         read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, hyper::Error>,

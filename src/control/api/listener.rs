@@ -84,8 +84,8 @@ async fn serve_connection(
     pages: Router,
     mut leave: Shutdown,
 ) {
-    let of_peer = (Extension(stream.peer()), Extension(stream.groups()));
-    let pages = pages.layer(Extension(leave.clone())).layer(of_peer.0).layer(of_peer.1);
+    let of_peer = (Extension(stream.peer()), Extension(stream.groups()), Extension(stream.passed()));
+    let pages = pages.layer(Extension(leave.clone())).layer(of_peer.0).layer(of_peer.1).layer(of_peer.2);
     let pages = TowerToHyperService::new(pages);
     let has_begun = Notify::new();
     let service = service_fn(|request| {

@@ -7,6 +7,7 @@
 //!                                 health_routes  status of the switch, also while it starts
 //!                                 log_routes     levels of the log
 //!                                 conditions     of changes: If-Match, dry_run, wait
+//!                                 passed         descriptors that clients pass
 //!                                 lists          filters, fields, pages; selection: which items
 //!                                 event_stream   events, unix socket only; event_query: which
 //!                                 openapi        API description; responses: types of responses
@@ -41,11 +42,13 @@ mod listener;
 mod lists;
 mod log_routes;
 mod openapi;
+mod passed;
 pub mod peer;
 mod read_routes;
 mod request_id;
 pub mod responses;
 pub mod selection;
+mod sending;
 pub mod socket;
 mod write_routes;
 
@@ -91,7 +94,7 @@ pub fn api_for(writers: Option<Writers>, handle: Handle) -> Router {
     if let Some(writers) = writers {
         routes = routes.layer(from_fn_with_state(Arc::new(writers), access::writers_only));
     }
-    with_state(routes.layer(from_fn(access::log_changes)), handle)
+    with_state(routes.layer(from_fn(passed::provide)).layer(from_fn(access::log_changes)), handle)
 }
 
 fn all_routes() -> Router<AppState> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tokio::net::{TcpStream, UnixStream};
 
+use super::passed::Passed;
 use crate::sys::peer_groups::peer_groups;
 
 /// The process that opened a connection.
@@ -31,6 +32,11 @@ pub trait PeerOf {
 
     /// Supplementary groups of the peer.
     fn groups(&self) -> PeerGroups;
+
+    /// Descriptors that the peer passes; `None` where none are accepted.
+    fn passed(&self) -> Option<Passed> {
+        None
+    }
 }
 
 impl PeerOf for UnixStream {

@@ -16,8 +16,11 @@ use axum::serve::Listener;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::net::UnixListener;
 use tokio::net::unix::SocketAddr;
-use tokio::net::{UnixListener, UnixStream};
+
+use super::passed::PassingStream;
+use crate::sys::netns_files;
 
 /// Who may connect to a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,8 @@ pub struct Socket {
     /// Device and inode of the file, so that another switch's socket is not removed. `None`: the file stays, because the
     /// service manager keeps the socket open.
     file: Option<(u64, u64)>,
+    /// Directory for network namespaces that clients pass as descriptors; `None`: none are accepted.
+    namespaces: Option<PathBuf>,
 }
 
 impl Socket {
@@ -74,7 +79,7 @@ impl Socket {
         remove_stale(path)?;
         let listener = listen(path, callers.mode()).map_err(|e| error("cannot listen at", e.into()))?;
         let file = Some(identity(path)?);
-        Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.to_owned(), file })
+        Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.to_owned(), file, namespaces: None })
     }
 
     /// Listens on a socket that the service manager has passed, bound to `path`. Its file stays at exit.
@@ -83,7 +88,12 @@ impl Socket {
     pub fn passed(path: &Path, socket: OwnedFd) -> io::Result<Socket> {
         let listener = StdListener::from(socket);
         listener.set_nonblocking(true)?;
-        Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.to_owned(), file: None })
+        Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.to_owned(), file: None, namespaces: None })
+    }
+
+    /// Accepts network namespaces that clients pass as descriptors.
+    pub fn accept_namespaces(&mut self) {
+        self.namespaces = Some(netns_files::directory_beside(&self.path));
     }
 
     /// Leaves the file at exit: the service manager keeps the socket open.
@@ -126,11 +136,12 @@ impl Drop for Socket {
 }
 
 impl Listener for Socket {
-    type Io = UnixStream;
+    type Io = PassingStream;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (UnixStream, SocketAddr) {
-        Listener::accept(&mut self.listener).await
+    async fn accept(&mut self) -> (PassingStream, SocketAddr) {
+        let (stream, address) = Listener::accept(&mut self.listener).await;
+        (PassingStream::new(stream, self.namespaces.clone()), address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

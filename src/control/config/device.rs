@@ -169,6 +169,9 @@ fn wrong_netns(netns: &str) -> Option<&'static str> {
     if netns.is_empty() {
         return Some("empty");
     }
+    if netns.strip_prefix("fd:").is_some_and(|number| number.chars().all(|digit| digit.is_ascii_digit())) {
+        return Some("a descriptor is passed only with a request over the unix socket of the API, which has it");
+    }
     if netns.chars().any(char::is_control) {
         return Some("contains control characters");
     }
@@ -213,10 +216,10 @@ mod tests {
 
     #[test]
     fn namespaces() {
-        for netns in ["fw-3", "/run/netns/fw-3", "/proc/17/ns/net"] {
+        for netns in ["fw-3", "/run/netns/fw-3", "/proc/17/ns/net", "fd:a", "fd"] {
             assert_eq!(wrong_netns(netns), None, "{netns}");
         }
-        for netns in ["", "a/b", "..", "./x", "a\nb"] {
+        for netns in ["", "a/b", "..", "./x", "a\nb", "fd:0", "fd:"] {
             assert!(wrong_netns(netns).is_some(), "{netns:?}");
         }
     }

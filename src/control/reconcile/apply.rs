@@ -160,6 +160,7 @@ impl Controller {
         self.update_topology();
         self.follow_activations(&before);
         self.follow_lifetimes();
+        self.netns_files.changed();
         self.push_config().await;
         self.flush_ports(stricter).await;
         (0..self.ports.len()).for_each(|index| self.emit_subport(index));

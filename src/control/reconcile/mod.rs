@@ -38,6 +38,7 @@ pub mod lifetimes;
 mod mitigation;
 mod namespaces;
 mod netdevs;
+mod netns_files;
 mod pins;
 mod places;
 mod policy;
@@ -71,6 +72,7 @@ use self::commit::{Commit, StoreFailure};
 use self::lifetimes::LifetimeStates;
 use self::mitigation::Mitigation;
 use self::namespaces::Namespaces;
+use self::netns_files::NetnsFiles;
 use self::port::{Port, State};
 use self::results::{Apply, DeviceEvent, Recovered};
 use self::watcher::NetdevWatchers;
@@ -167,6 +169,8 @@ pub struct Controller {
     namespaces: Namespaces,
     /// Namespaces of ports that end with them.
     lifetimes: LifetimeStates,
+    /// Files of namespaces that clients have passed.
+    netns_files: NetnsFiles,
     /// Blocking work on separate threads.
     jobs: Jobs,
     /// Time of the next attempt to open a port that is down.
@@ -277,6 +281,7 @@ impl Controller {
                     self.commit_orphans();
                     self.release_other_descriptors();
                     self.reopen_state();
+                    self.remove_unused_files();
                     if finish_by.is_none() {
                         self.end_ports();
                     }

@@ -14,6 +14,7 @@ use super::jobs::Jobs;
 use super::lifetimes::LifetimeStates;
 use super::mitigation::Mitigation;
 use super::namespaces::Namespaces;
+use super::netns_files::NetnsFiles;
 use super::port::Port;
 use super::readers::reserve_event_ids;
 use super::results::Apply;
@@ -129,6 +130,7 @@ impl Controller {
             watchers: NetdevWatchers::default(),
             namespaces: Namespaces::default(),
             lifetimes: LifetimeStates::default(),
+            netns_files: NetnsFiles::default(),
             jobs: Jobs::default(),
             next_attempt: None,
             forwarding: Arc::new(ForwardingConfig::none(hash_key)),
