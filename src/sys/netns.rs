@@ -112,7 +112,7 @@ pub fn here() -> io::Result<OwnedFd> {
 /// A call that opens the namespace of a file's netdev or socket.
 struct GetNetns<const CALL: Opcode>;
 
-// SAFETY: the opcode takes no argument, and returns a new file descriptor, as the caller of `is_here` ensures.
+// SAFETY: the opcode takes no argument, and returns a new file descriptor, as the caller of `is_in_this_namespace` ensures.
 unsafe impl<const CALL: Opcode> Ioctl for GetNetns<CALL> {
     type Output = OwnedFd;
 
@@ -137,7 +137,7 @@ unsafe impl<const CALL: Opcode> Ioctl for GetNetns<CALL> {
 /// # Safety
 ///
 /// For this file, the ioctl `CALL` takes no argument, and fails or returns a new descriptor of the namespace.
-pub(super) unsafe fn is_here<const CALL: Opcode>(file: impl AsFd) -> io::Result<bool> {
+pub(super) unsafe fn is_in_this_namespace<const CALL: Opcode>(file: impl AsFd) -> io::Result<bool> {
     // SAFETY: ensured by the caller.
     let there = unsafe { ioctl(file, GetNetns::<CALL>) }?;
     let (there, here) = (fstat(&there)?, fstat(here()?)?);

@@ -156,7 +156,7 @@ impl Queue {
             return Ok(None);
         }
         // SAFETY: the file is /dev/net/tun; TUNGETDEVNETNS opens the namespace of a queue's netdev, without an argument.
-        if !unsafe { netns::is_here::<TUNGETDEVNETNS>(&queue.fd) }? {
+        if !unsafe { netns::is_in_this_namespace::<TUNGETDEVNETNS>(&queue.fd) }? {
             return Ok(None);
         }
         let status = rustix::fs::fcntl_getfl(&queue.fd)?;

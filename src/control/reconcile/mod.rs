@@ -357,7 +357,7 @@ impl Controller {
         if let Some(path) = self.handover_path.filter(|_| self.is_started) {
             let endpoints = self.ports.iter().map(|port| (port.endpoint.key(), &*port.counters));
             let handover = Handover::new(endpoints, self.workers.counters());
-            hand_over(handover.with_policers(self.policers.deficits(time::now())), path).await;
+            save_handover(handover.with_policers(self.policers.deficits(time::now())), path).await;
         }
         // Closing a tap blocks until the kernel removes the netdev. A driver that blocks longer is abandoned until the
         // process exits.
@@ -448,7 +448,7 @@ impl Controller {
 }
 
 /// Hands counters and the state of policers over to the next run.
-async fn hand_over(handover: Handover, path: PathBuf) {
+async fn save_handover(handover: Handover, path: PathBuf) {
     match timeout(HANDING_OVER, background::run(move || handover.save(&path))).await {
         Ok(Ok(Ok(()))) => {}
         Ok(Ok(Err(why)) | Err(why)) => warn!("counters begin at zero at the next start: {why}"),

@@ -131,7 +131,7 @@ impl Socket {
         let is_packet = sockopt::socket_domain(&fd).is_ok_and(|domain| domain == AddressFamily::PACKET);
         let is_raw = is_packet && sockopt::socket_type(&fd).is_ok_and(|kind| kind == SocketType::RAW);
         // SAFETY: the file is a socket; SIOCGSKNS takes no argument.
-        if !is_raw || !unsafe { netns::is_here::<SIOCGSKNS>(&fd) }? {
+        if !is_raw || !unsafe { netns::is_in_this_namespace::<SIOCGSKNS>(&fd) }? {
             return Ok(None);
         }
         let socket = Socket { fd };
