@@ -6,6 +6,7 @@
 mod audit;
 mod bugreport;
 mod change;
+mod cni;
 mod contained;
 mod doctor;
 mod events;
@@ -106,6 +107,8 @@ enum Command {
     LibvirtHook(libvirt_hook::LibvirtHook),
     /// Write an archive for a fault report: configuration without secrets, state, events and what the host has
     Bugreport(bugreport::Bugreport),
+    /// Run as a CNI plugin, by which container runtimes attach containers; they execute the binary without arguments
+    Cni,
     /// Print completions of commands and options for a shell
     Completions(generate::Completions),
     /// Print a man page, or write those of all commands
@@ -140,6 +143,11 @@ enum CliError {
     Output(io::Error),
 }
 
+/// Keys of a network configuration that the CNI plugin knows, for tests of the documentation.
+pub const fn cni_keys() -> &'static [&'static str] {
+    cni::KEYS
+}
+
 /// Commands and arguments, for shell completion and tests of the documentation.
 pub fn command() -> clap::Command {
     Cli::command()
@@ -149,6 +157,10 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     if let Some(code) = libvirt_hook::called_as(&std::env::args_os().collect::<Vec<_>>()) {
         return code;
+    }
+    // A container runtime executes the binary without arguments.
+    if std::env::var_os(cni::COMMAND).is_some() && std::env::args_os().len() <= 1 {
+        return cni::run();
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -188,6 +200,7 @@ pub fn main() -> ExitCode {
         Some(Command::Log(log)) => end(log.run()),
         Some(Command::LibvirtHook(hook)) => hook.run(),
         Some(Command::Bugreport(bugreport)) => end(bugreport.run()),
+        Some(Command::Cni) => cni::run(),
         Some(Command::Completions(completions)) => end(completions.run()),
         Some(Command::Man(man)) => end(man.run()),
     }

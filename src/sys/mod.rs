@@ -21,6 +21,7 @@ pub mod packet;
 pub mod passing;
 pub mod peer_groups;
 pub mod privileges;
+pub mod routing;
 pub mod running;
 pub mod stack;
 pub mod tun;

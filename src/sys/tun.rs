@@ -18,6 +18,8 @@ const NAME: usize = 16;
 
 const TUNSETIFF: Opcode = opcode::write::<c_int>(b'T', 202);
 const TUNSETPERSIST: Opcode = opcode::write::<c_int>(b'T', 203);
+const TUNSETOWNER: Opcode = opcode::write::<c_int>(b'T', 204);
+const TUNSETGROUP: Opcode = opcode::write::<c_int>(b'T', 206);
 const TUNSETOFFLOAD: Opcode = opcode::write::<c_int>(b'T', 208);
 const TUNSETVNETHDRSZ: Opcode = opcode::write::<c_int>(b'T', 216);
 const TUNSETVNETLE: Opcode = opcode::write::<c_int>(b'T', 220);
@@ -187,6 +189,16 @@ impl Queue {
         Ok(self.pass::<TUNSETPERSIST>(usize::from(persist))?)
     }
 
+    /// Permits this user to open queues of the device without CAP_NET_ADMIN.
+    pub fn set_owner(&self, uid: u32) -> io::Result<()> {
+        Ok(self.pass::<TUNSETOWNER>(id(uid)?)?)
+    }
+
+    /// Permits the members of this group to.
+    pub fn set_group(&self, gid: u32) -> io::Result<()> {
+        Ok(self.pass::<TUNSETGROUP>(id(gid)?)?)
+    }
+
     /// Sets a value that the kernel reads through a pointer to int.
     fn point<const CALL: Opcode>(&self, value: c_int) -> rustix::io::Result<()> {
         // SAFETY: only called with opcodes for which the kernel reads one int.
@@ -246,6 +258,11 @@ impl AsFd for Queue {
     }
 }
 
+/// A user or group as the argument of an ioctl.
+fn id(id: u32) -> io::Result<usize> {
+    usize::try_from(id).map_err(io::Error::other)
+}
+
 fn no_frame(e: Errno) -> NoFrame {
     match e {
         // EINVAL: the header cannot express its offloads. The frame has left the queue in each case.
@@ -288,6 +305,8 @@ mod tests {
     fn constants_are_those_of_the_kernel() {
         assert_eq!(TUNSETIFF, 0x4004_54ca);
         assert_eq!(TUNSETPERSIST, 0x4004_54cb);
+        assert_eq!(TUNSETOWNER, 0x4004_54cc);
+        assert_eq!(TUNSETGROUP, 0x4004_54ce);
         assert_eq!(TUNSETOFFLOAD, 0x4004_54d0);
         assert_eq!(TUNSETVNETHDRSZ, 0x4004_54d8);
         assert_eq!(TUNSETVNETLE, 0x4004_54dc);

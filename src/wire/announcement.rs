@@ -10,6 +10,7 @@
 //! tag identifies the switch's own announcements when an external network returns them.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use etherparse::{EtherType, ether_type};
 use siphasher::sip128::SipHasher24;
@@ -24,6 +25,9 @@ const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
 
 /// Length of an ARP or RARP packet for Ethernet and IPv4, in bytes.
 const ARP_LEN: usize = 28;
+
+/// The ARP operation "request".
+const REQUEST: [u8; 2] = [0, 1];
 
 /// The RARP operation "request reverse".
 const REQUEST_REVERSE: [u8; 2] = [0, 3];
@@ -83,6 +87,26 @@ impl Announcement {
         frame.iter_mut().zip(bytes).for_each(|(to, &from)| *to = from);
         let (_, tag) = frame.split_at_mut(TAG_AT);
         tag.copy_from_slice(&key.tag(station));
+        frame
+    }
+
+    /// Writes a gratuitous ARP request (RFC 5227, 3): the station has this address.
+    pub fn of_address(station: Mac, address: Ipv4Addr) -> [u8; Announcement::LEN] {
+        let mut frame = [0; Announcement::LEN];
+        let sender = station.octets();
+        let address = address.octets();
+        let parts = [
+            &Mac::BROADCAST.octets()[..],
+            &sender,
+            &ether_type::ARP.0.to_be_bytes(),
+            &ETHERNET_IPV4,
+            &REQUEST,
+            &sender,
+            &address,
+            &[0; 6],
+            &address,
+        ];
+        frame.iter_mut().zip(parts.into_iter().flatten()).for_each(|(to, &from)| *to = from);
         frame
     }
 
@@ -209,6 +233,14 @@ mod tests {
             other[at] ^= 1;
         }
         assert_eq!(read(1, &other).map(|read| read.is_own), Some(false), "the tag is that of another station");
+    }
+
+    #[test]
+    fn the_announcement_of_an_address_is_a_gratuitous_arp_request() {
+        let sent = Announcement::of_address(STATION, Ipv4Addr::new(10, 0, 0, 1));
+        let packet = arp(1, STATION, [10, 0, 0, 1], [10, 0, 0, 1]);
+        assert_eq!(sent[..42], frame(Mac::BROADCAST, STATION, 0x0806, &packet));
+        assert!(announces(&sent) && sent[42..] == [0; 18]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 
 mod check;
+mod cni;
 mod commands;
 mod config;
 mod doctor;

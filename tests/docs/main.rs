@@ -6,10 +6,12 @@
 //! | `toml`, `json` | a whole configuration |
 //! | `toml,fragment` | tables of a configuration; missing networks, VM and device are added |
 //! | `toml,port` | one port with its `device_id`, as `vifswitch attach` reads it |
+//! | `json,cni` | a network configuration of the CNI plugin |
 //! | `json request METHOD PATH`, `json response METHOD PATH` | a body of the API, with its type in OpenAPI |
 //! | `console`, `sh` | commands: after `# ` in `console`, where other lines are output |
 #![allow(clippy::unwrap_used)]
 
+mod cni;
 mod described;
 mod monitoring;
 mod old_words;

@@ -66,7 +66,7 @@ use diagnostics::Diagnostics;
 use parse::Node;
 use raw::Read;
 
-pub(super) use raw::nearest;
+pub(crate) use raw::nearest;
 
 /// Parses and validates the file at `path`, and keeps its raw content: JSON if its name ends in `.json`, else
 /// TOML.

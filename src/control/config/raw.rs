@@ -87,7 +87,7 @@ fn reject_unknown_key(key: &str, path: &Path, diagnostics: &mut Diagnostics<'_>,
 }
 
 /// The most similar candidate, if similar enough.
-pub(in crate::control) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     // a very long word resembles none, and comparing it takes long
     let likeness = |candidate: &str| if word.len() > 255 { 0.0 } else { strsim::jaro_winkler(word, candidate) };
     let candidates: Vec<&str> = candidates.collect();
