@@ -332,7 +332,8 @@ fn an_ended_port_goes_when_the_unconfirmed_change_is_settled() {
     let (goes, returns) = (ends(Vif::new("vm", 1, &first)), ends(Vif::new("vm", 2, &second)));
     let daemon = running(&[]);
     [&goes, &returns].into_iter().for_each(|vif| drop(daemon.attach(vif)));
-    let without = keeping(&config(&daemon.socket(), "", &[("net1", 1500)], &[goes.clone()]), &daemon.state());
+    let without =
+        keeping(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&goes)), &daemon.state());
     daemon.configure(&without);
     let file = daemon.file();
     daemon.done(&["apply", file.to_str().unwrap(), "--confirm", "60"], "");

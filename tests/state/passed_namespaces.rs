@@ -231,5 +231,5 @@ fn a_switch_that_cannot_bind_a_namespace_says_so() {
     let namespace = File::open(inhabitant.netns()).unwrap();
     let (status, answer) = passing(&daemon.socket(), ("POST", "/v1/vms/vm/ports"), &port(1, "fd:0"), &[&namespace]);
     assert!(status == 400 && answer.contains("ip netns attach"), "{status} {answer}");
-    assert_eq!(Files::of(&daemon).list(), [Path::new(""); 0]);
+    assert_eq!(Files::of(&daemon).list().len(), 0);
 }
