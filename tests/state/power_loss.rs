@@ -37,7 +37,7 @@ const OTHERS: usize = 400;
 
 /// A port of the first VM, without a device. Each change of the VM writes its many addresses too: the log grows until it is
 /// written back.
-const HEAVY: &str = "heavy";
+const LARGE: &str = "heavy";
 
 /// Its addresses.
 const ADDRESSES: usize = 16_000;
@@ -358,7 +358,7 @@ impl Recorded {
             runtime,
             steps: Vec::new(),
             ports: Vec::new(),
-            made: vec![BTreeMap::from([(HEAVY.to_owned(), None)])],
+            made: vec![BTreeMap::from([(LARGE.to_owned(), None)])],
             together: vec![0],
             first: None,
         };
@@ -366,7 +366,7 @@ impl Recorded {
         let address = |number: usize| format!("\"10.9.{}.{}\"", number / 256, number % 256);
         let addresses = (0..ADDRESSES).map(address).collect::<Vec<_>>().join(",");
         let heavy = format!(
-            "[[vms]]\nid = \"vm\"\n[[vms.ports]]\nport_id = {HEAVY:?}\nnetwork_id = \"net1\"\n\
+            "[[vms]]\nid = \"vm\"\n[[vms.ports]]\nport_id = {LARGE:?}\nnetwork_id = \"net1\"\n\
              mac_address = \"02:00:00:00:66:01\"\ndevice = {{ kind = \"packet\", name = \"none\" }}\n\
              fixed_ips = [{addresses}]\n"
         );
@@ -410,7 +410,7 @@ impl Recorded {
     /// The ports now.
     fn ports_now(&self) -> BTreeMap<String, Option<usize>> {
         let ports = self.ports.iter().map(|(vif, limit)| (vif.port.clone(), *limit));
-        ports.chain([(HEAVY.to_owned(), None)]).collect()
+        ports.chain([(LARGE.to_owned(), None)]).collect()
     }
 
     /// Records changes that were requested together, each made before the next one.

@@ -94,7 +94,7 @@ impl Controller {
         let (mut ops, mut stricter) = (Vec::new(), Vec::new());
         for place in places {
             let endpoint = match place {
-                Place::Kept { before, vm, firsts } => {
+                Place::Unchanged { before, vm, firsts } => {
                     self.ports.extend(old[before].take().map(|mut port| {
                         port.endpoint.relocate(vm, firsts);
                         port

@@ -12,7 +12,7 @@ use crate::control::config::{Config, Vm};
 pub(super) enum Place {
     /// From the port with this index: its VM has not changed, has this index now, and the first of its ports these indexes before
     /// and now.
-    Kept { before: usize, vm: usize, firsts: (usize, usize) },
+    Unchanged { before: usize, vm: usize, firsts: (usize, usize) },
     /// It is new, or may have changed.
     Made(Box<Endpoint>),
 }
@@ -36,7 +36,7 @@ impl Controller {
             match vms_before.get(&vm.address()) {
                 Some(&was) => {
                     let firsts = (firsts_before[was], firsts[index]);
-                    let kept = |position| Place::Kept { before: firsts.0 + position, vm: index, firsts };
+                    let kept = |position| Place::Unchanged { before: firsts.0 + position, vm: index, firsts };
                     places.extend((0..vm.ports.len()).map(kept));
                 }
                 None => places.extend(layout.of_vm(index).map(made)),
@@ -51,7 +51,7 @@ impl Controller {
 pub(super) fn places_before(places: &[Place], old: &[Option<Port>]) -> HashMap<(Kind, String), usize> {
     let mut is_kept = vec![false; old.len()];
     for place in places {
-        if let Place::Kept { before, .. } = place {
+        if let Place::Unchanged { before, .. } = place {
             is_kept[*before] = true;
         }
     }

@@ -12,7 +12,7 @@ use crate::random::pause;
 /// Where a connection is cut off.
 #[derive(Debug, Clone, Copy)]
 pub enum Cut {
-    Nowhere,
+    Never,
     BeforeRequest,
     /// After so many thousandths of the request.
     InRequest(u64),
@@ -142,7 +142,7 @@ impl Client {
 fn exchange(mut stream: &UnixStream, text: &str, cut: Cut, acknowledged: impl FnOnce()) -> Option<Answer> {
     let (mut length, mut most) = (text.len(), usize::MAX);
     match cut {
-        Cut::Nowhere | Cut::BeforeAnswer(_) => {}
+        Cut::Never | Cut::BeforeAnswer(_) => {}
         Cut::BeforeRequest => return None,
         Cut::InRequest(share) => length = length * usize::try_from(share).unwrap() / 1000,
         Cut::InAnswer(bytes) => most = usize::try_from(bytes).unwrap(),

@@ -53,7 +53,7 @@ const SHOWN: usize = 80;
 #[derive(Debug)]
 enum Message {
     /// A write has ended.
-    Written,
+    WriteEnded,
     /// The process with this id was killed.
     Killed(u32),
     /// One of the three has ended.
@@ -93,7 +93,7 @@ impl World {
     }
 
     fn count(&self) {
-        self.messages.send(Message::Written).unwrap();
+        self.messages.send(Message::WriteEnded).unwrap();
     }
 
     /// Kills the switch, unless it is being started.
@@ -110,7 +110,7 @@ impl World {
     fn read(&self, client: &mut Client, path: &str) -> Answer {
         let since = time::now();
         loop {
-            if let Outcome::Answered(answer) = client.send(&Request::get(path), "read", Cut::Nowhere, || ()) {
+            if let Outcome::Answered(answer) = client.send(&Request::get(path), "read", Cut::Never, || ()) {
                 if answer.status == 200 {
                     return answer;
                 }
@@ -200,7 +200,7 @@ impl Run<'_> {
                 match self.messages.recv_timeout(2 * PATIENCE).unwrap() {
                     Message::Ended => ended += 1,
                     Message::Killed(pid) => self.restart(pid),
-                    Message::Written => {
+                    Message::WriteEnded => {
                         world.daemon.lock().unwrap().read_notes();
                         written += 1;
                         if is_disturbed && written == disturbed {

@@ -306,7 +306,7 @@ impl<'w> Orchestrator<'w> {
     /// Where the next connection is cut off.
     fn cut(&mut self, attempt: usize) -> Cut {
         if attempt >= CUTS {
-            return Cut::Nowhere;
+            return Cut::Never;
         }
         match self.chance.below(12) {
             0 => Cut::BeforeRequest,
@@ -314,7 +314,7 @@ impl<'w> Orchestrator<'w> {
             2 => Cut::BeforeAnswer(0),
             3 => Cut::BeforeAnswer(self.chance.below(20_000)),
             4 => Cut::InAnswer(1 + self.chance.below(300)),
-            _ => Cut::Nowhere,
+            _ => Cut::Never,
         }
     }
 
