@@ -148,7 +148,8 @@ mod tests {
         assert_eq!(written.lines().count(), names.len());
         let all = Man { command: None, directory: None }.run().unwrap();
         for (name, options) in commands() {
-            assert!(all.contains(&format!("vifswitch\\-{name}(8)")), "{name}: {all}");
+            let shown = name.replace('-', "\\-");
+            assert!(all.contains(&format!("vifswitch\\-{shown}(8)")), "{name}: {all}");
             let page = Man { command: Some(name.clone()), directory: None }.run().unwrap();
             assert_eq!(page, fs::read_to_string(below.join(format!("vifswitch-{name}.8"))).unwrap());
             for option in options {

@@ -163,6 +163,7 @@ mod tests {
         };
         assert_eq!(keys(&json["networks"][0]), all(raw::Network::KEYS, &["owner"]));
         // a disabled setting has no value
-        assert_eq!(keys(&json["switch"]), all(raw::Switch::KEYS, &["api_read", "api_writers", "metrics", "pages"]));
+        let off = ["api_read", "api_writers", "metrics", "pages", "probe_key"];
+        assert_eq!(keys(&json["switch"]), all(raw::Switch::KEYS, &off));
     }
 }

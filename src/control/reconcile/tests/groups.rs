@@ -242,9 +242,9 @@ async fn a_commit_that_fails_in_between_makes_no_change_of_its_group() {
         }
         assert_eq!(handle.ports().await.unwrap().len(), 1);
         assert_eq!(handle.generation().await.unwrap(), before + 1);
-        let told = history(&handle, None).await.0.into_iter().filter(|event| event.text.starts_with("not stored"));
-        let told: Vec<_> = told.map(|event| event.by).collect();
-        assert_eq!(told, (2..7).map(|id| Some(author(id))).collect::<Vec<_>>(), "each is told to its author");
+        let answered = history(&handle, None).await.0.into_iter().filter(|event| event.text.starts_with("not stored"));
+        let answered: Vec<_> = answered.map(|event| event.by).collect();
+        assert_eq!(answered, (2..7).map(|id| Some(author(id))).collect::<Vec<_>>(), "each is answered to its author");
         // The next ones are made.
         let answers = make(&handle, &store, (2..4).map(put).collect()).await;
         assert_eq!(answers[1].as_ref().unwrap().generation, before + 3);
