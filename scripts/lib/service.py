@@ -8,6 +8,7 @@ has them open.
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -177,7 +178,9 @@ class Links:
                 lines.append(line.strip())
             monitor.kill()
             monitor.wait()
-        return [line for line in lines if any(f" {tap}:" in line for tap in TAPS)]
+        # not anywhere in the line: a MAC address may begin with the name of a tap
+        names = [re.match(r"(?:Deleted )?\d+: ([^:@]+)", line) for line in lines]
+        return [line for line, name in zip(lines, names, strict=True) if name and name[1] in TAPS]
 
 
 class Clients:
