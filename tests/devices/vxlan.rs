@@ -111,7 +111,7 @@ fn over_ipv6_twenty_bytes_more_are_needed() {
 #[test]
 fn a_tunnel_without_known_remotes_is_not_enlarged_blindly() {
     let Some(underlay) = Underlay::new(1600) else { return };
-    underlay.add_tunnel("", 1450);
+    underlay.add_tunnel("ttl 64", 1450);
     let (daemon, vif) = underlay.switch("vx1");
     let blind = "set the network's to 1450, or, if the route to its remotes, which are not known yet, has MTU 1550 (over IPv6 1570)";
     await_reason(&daemon, &vif, &["longer frames are dropped", blind]);
