@@ -249,8 +249,9 @@ fn a_namespace_that_cannot_be_read_keeps_its_port() {
         let by_path = format!("/run/netns/../netns/{}", host.0);
         ends(Vif { kind: "packet", netns: by_path, ..Vif::new("vm", number, &host) })
     });
-    host.ip("link add tap2 type dummy");
+    host.ip("link add tap2 type veth peer name guest2");
     host.ip("link set tap2 up");
+    host.ip("link set guest2 up");
     let daemon = running(&[up.clone(), down.clone()]);
     [&up, &down].into_iter().for_each(|vif| drop(daemon.await_active(vif)));
     host.ip("link del tap2");
@@ -266,8 +267,9 @@ fn a_namespace_that_cannot_be_read_keeps_its_port() {
     }
     assert_eq!(configured(&daemon), ids(&[&up, &down]));
     assert_eq!(ended(&daemon), []);
-    host.ip("link add tap2 type dummy");
+    host.ip("link add tap2 type veth peer name guest2");
     host.ip("link set tap2 up");
+    host.ip("link set guest2 up");
     daemon.await_active(&down);
     host.delete();
     await_left(&daemon, &[]);

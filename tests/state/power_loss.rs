@@ -40,7 +40,7 @@ const OTHERS: usize = 400;
 const LARGE: &str = "heavy";
 
 /// Its addresses.
-const ADDRESSES: usize = 16_000;
+const ADDRESSES: usize = 32_000;
 
 /// Maximum ports beside that one.
 const PORTS: usize = 5;
@@ -559,7 +559,9 @@ fn answered_changes_survive_a_power_loss_at_any_moment() {
             // The next change may have been made, with those requested together with it, and is then complete.
             let most = recorded.together.get(answers + 1).copied().unwrap_or(answers);
             assert!((newest..=most).contains(&changes), "{what}: events of {changes} changes, {newest} to {most}");
-            assert_eq!(ports, recorded.made[changes], "{what}: {changes} changes");
+            // Before the first answer, the configuration of the file may not be stored yet.
+            let is_unstored = answers == 0 && ports.is_empty();
+            assert!(is_unstored || ports == recorded.made[changes], "{what}: {changes} changes: {ports:?}");
         }
     }
     // The recording is complete: repeated without a loss, it results in the same files.
