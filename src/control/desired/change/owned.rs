@@ -84,11 +84,10 @@ pub(super) fn replace(now: &Config, owner: &str, request: &Config) -> Result<Con
         vm.ports.iter_mut().for_each(|port| port.label(owner));
         wanted.vms.push(vm.into());
     }
-    let before: HashMap<&str, bool> = now.vms.iter().map(|vm| (vm.id.as_str(), vm.ports.is_empty())).collect();
     // A VM that others made without ports stays.
-    wanted.vms.retain(|vm| {
-        !vm.ports.is_empty() || vm.has_settings() || before.get(vm.id.as_str()).is_some_and(|was_empty| *was_empty)
-    });
+    let is_of_others = |vm: &&Vm| vm.ports.is_empty() && vm.owner.as_deref() != Some(owner);
+    let of_others: HashSet<&str> = now.vms.iter().filter(is_of_others).map(|vm| vm.id.as_str()).collect();
+    wanted.vms.retain(|vm| !vm.ports.is_empty() || vm.has_settings() || of_others.contains(vm.id.as_str()));
     check_all(&wanted)
 }
 

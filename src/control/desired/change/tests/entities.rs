@@ -231,6 +231,22 @@ fn an_owner_gives_settings_to_a_vm_of_its_own_ports() {
     assert_eq!((error.category, error.kind), (ErrorKind::Conflict, "owned_by_other"), "{error:?}");
 }
 
+/// A VM of the owner without ports goes when the owner does not name it any more; one of others stays.
+#[test]
+fn an_owner_removes_its_vm_without_ports() {
+    let apply = |text: Value| {
+        let config = parse_json(&text.to_string(), "x").unwrap();
+        Change::ApplyOwned { owner: OWNER.into(), config }
+    };
+    let now = apply(json!({"vms": [{"id": "own", "share_mac": true}]})).to(&there()).unwrap();
+    assert_eq!(listed(&now).last(), Some(&("own", Vec::new())));
+    assert_eq!(apply(json!({})).to(&now), Ok(there()));
+    let empty = Change::PutVm { vm: "empty".into(), settings: VmSettings::default(), ports: None };
+    let now = empty.to(&there()).unwrap();
+    assert_eq!(listed(&now).last(), Some(&("empty", Vec::new())));
+    assert_eq!(apply(json!({})).to(&now), Ok(now));
+}
+
 #[test]
 fn what_has_another_owner_is_in_the_way() {
     let apply = |text: Value| {
