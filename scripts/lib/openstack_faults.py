@@ -201,18 +201,19 @@ def scenarios(lab, nova, check):
 
     group = "faults: "
 
+    def attach_foreign():
+        """A port that is not Neutron's, on a network of Neutron."""
+        body = {
+            "device_id": "foreign-vm",
+            "network_id": nova.net1["id"],
+            "mac_address": "02:00:00:00:00:77",
+            "device": {"kind": "tap", "name": "foreign0", "persist": False},
+        }
+        api1("PUT", "ports/foreign-port", body)
+
     def survivors():
         api1("PATCH", f"ports/{nova.id('a')}", {"promiscuous": True, "storm": {"broadcast": {"pps": 77}}})
-        api1(
-            "PUT",
-            "ports/foreign-port",
-            {
-                "device_id": "foreign-vm",
-                "network_id": nova.net1["id"],
-                "mac_address": "02:00:00:00:00:77",
-                "device": {"kind": "tap", "name": "foreign0", "persist": False},
-            },
-        )
+        attach_foreign()
         nova.foreign = foreign(host1)
         return True
 
@@ -253,16 +254,7 @@ def scenarios(lab, nova, check):
             "filled again", lambda: all(api1.ports().get(nova.id(name), {}).get("status") == ACTIVE for name in "abc")
         )
         equal(api1.order(nova.vm1), [nova.id(name) for name in "acb"])
-        api1(
-            "PUT",
-            "ports/foreign-port",
-            {
-                "device_id": "foreign-vm",
-                "network_id": nova.net1["id"],
-                "mac_address": "02:00:00:00:00:77",
-                "device": {"kind": "tap", "name": "foreign0", "persist": False},
-            },
-        )
+        attach_foreign()
         api1("PATCH", f"ports/{nova.id('a')}", {"promiscuous": True, "storm": {"broadcast": {"pps": 77}}})
         nova.foreign = foreign(host1)
         return nova.flows("a", "b", "c") and took

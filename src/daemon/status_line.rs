@@ -19,8 +19,8 @@ pub(super) async fn keep_current(health: Health) {
     loop {
         tick.tick().await;
         let line = line(&health);
-        if line != sent {
-            super::notify_all(&[NotifyState::Status(&line)]);
+        // A line that a full queue dropped is sent again.
+        if line != sent && super::notify_all(&[NotifyState::Status(&line)]) {
             sent = line;
         }
     }

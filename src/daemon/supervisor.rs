@@ -34,15 +34,16 @@ struct Message {
     descriptors: Vec<OwnedFd>,
 }
 
-/// Queues the states as one message. Does not block. Messages keep the order of the calls.
-pub(super) fn notify_all(states: &[NotifyState<'_>]) {
+/// Queues the states as one message; returns whether there was space. Does not block. Messages keep the order of the calls.
+pub(super) fn notify_all(states: &[NotifyState<'_>]) -> bool {
     let message = states.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     let messages = MESSAGES.get_or_init(start);
-    if messages.as_ref().is_none_or(|messages| messages.try_send(message).is_err())
-        && !matches!(states, [NotifyState::Watchdog])
-    {
+    let is_queued = messages.as_ref().is_some_and(|messages| messages.try_send(message).is_ok());
+    // These come again within seconds.
+    if !is_queued && !matches!(states, [NotifyState::Watchdog | NotifyState::Status(_)]) {
         warn!("cannot notify the supervisor: it does not read its socket");
     }
+    is_queued
 }
 
 fn start() -> Option<SyncSender<String>> {

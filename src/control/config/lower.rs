@@ -132,11 +132,11 @@ impl Lowering<'_, '_> {
         let mac = self.station("mac_address", raw.mac_address.as_deref());
         let port_security = self.security(raw);
         let fixed_ips = self.addresses(raw.fixed_ips.as_deref().unwrap_or_default());
-        let unspoken = if fixed_ips.is_empty() { IpAllocation::None } else { IpAllocation::Immediate };
+        let allocation = IpAllocation::of_addresses(!fixed_ips.is_empty());
         Port {
             network_id: self.id("network_id", raw.network_id.as_deref()),
             mac,
-            ip_allocation: self.keyword("ip_allocation", raw.ip_allocation.as_deref(), unspoken),
+            ip_allocation: self.keyword("ip_allocation", raw.ip_allocation.as_deref(), allocation),
             fixed_ips,
             port_security,
             allowed_address_pairs: self.pairs(raw.allowed_address_pairs.as_deref(), port_security, mac),

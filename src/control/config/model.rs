@@ -512,6 +512,13 @@ pub enum IpAllocation {
     None,
 }
 
+impl IpAllocation {
+    /// That of a port whose configuration does not say.
+    pub fn of_addresses(is_addressed: bool) -> IpAllocation {
+        if is_addressed { IpAllocation::Immediate } else { IpAllocation::None }
+    }
+}
+
 impl Named for IpAllocation {
     const NAMES: &'static [(&'static str, IpAllocation)] =
         &[("immediate", IpAllocation::Immediate), ("deferred", IpAllocation::Deferred), ("none", IpAllocation::None)];

@@ -36,8 +36,8 @@ impl Controller {
             match vms_before.get(&vm.address()) {
                 Some(&was) => {
                     let firsts = (firsts_before[was], firsts[index]);
-                    let kept = |position| Place::Unchanged { before: firsts.0 + position, vm: index, firsts };
-                    places.extend((0..vm.ports.len()).map(kept));
+                    let unchanged = |position| Place::Unchanged { before: firsts.0 + position, vm: index, firsts };
+                    places.extend((0..vm.ports.len()).map(unchanged));
                 }
                 None => places.extend(layout.of_vm(index).map(made)),
             }

@@ -46,6 +46,9 @@ const ROUND: (u64, u64) = (40, 20);
 /// Time for one write with its repetitions.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Interval at which notifications are read, as a service manager reads them.
+const NOTES: Duration = Duration::from_millis(10);
+
 /// Last requests and commands that are shown when the test fails.
 const SHOWN: usize = 80;
 
@@ -197,11 +200,10 @@ impl Run<'_> {
             let _failed = Failed(world);
             let (mut ended, mut written) = (0, 0);
             while ended < 3 {
-                match self.messages.recv_timeout(2 * PATIENCE).unwrap() {
+                match self.next_message() {
                     Message::Ended => ended += 1,
                     Message::Killed(pid) => self.restart(pid),
                     Message::WriteEnded => {
-                        world.daemon.lock().unwrap().read_notes();
                         written += 1;
                         if is_disturbed && written == disturbed {
                             self.disturb();
@@ -210,6 +212,19 @@ impl Run<'_> {
                 }
             }
         });
+    }
+
+    /// Waits for what happens next. Reads notifications meanwhile: a tap whose descriptor is still kept is in use, and a write
+    /// may wait for its port.
+    fn next_message(&self) -> Message {
+        let since = time::now();
+        loop {
+            self.world.daemon.lock().unwrap().read_notes();
+            match self.messages.recv_timeout(NOTES) {
+                Ok(message) => return message,
+                Err(why) => assert!(time::now().since(since) < 2 * PATIENCE, "none of the three ends: {why}"),
+            }
+        }
     }
 
     /// Starts the switch if the process with this id was killed.

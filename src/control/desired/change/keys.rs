@@ -1,9 +1,15 @@
 //! Applies changed keys to a port's raw table.
 
-use crate::control::config::{Named, PortKeys, PortSecurity, raw};
+use crate::control::config::{IpAllocation, Named, PortKeys, PortSecurity, raw};
 
 /// The port's table with these keys set and cleared.
 pub fn apply_port_patch(mut port: raw::Port, keys: &PortKeys) -> raw::Port {
+    if keys.given.fixed_ips.is_some() || keys.cleared.iter().any(|key| key == "fixed_ips") {
+        // An allocation that follows from the addresses follows from the new ones.
+        let is_addressed = port.fixed_ips.as_ref().is_some_and(|addresses| !addresses.is_empty());
+        let implied = IpAllocation::of_addresses(is_addressed).name();
+        port.ip_allocation = port.ip_allocation.filter(|allocation| allocation != implied);
+    }
     clear(&mut port, &keys.cleared);
     merge(port, keys.given.clone())
 }
@@ -126,6 +132,19 @@ mod tests {
             let (category, found, message) = refused(&clear(keys));
             assert_eq!((category, found), (ErrorKind::Request, kind), "{message}");
         }
+    }
+
+    #[test]
+    fn an_ip_allocation_that_follows_from_addresses_follows_changed_ones() {
+        let given = |keys: Value| set("p1", parse_port_keys_json(&keys.to_string(), "x").unwrap());
+        let of = |config: &Config| config.vms[0].ports[0].ip_allocation;
+        let none = given(json!({ "fixed_ips": [] })).to(&there()).unwrap();
+        assert_eq!(of(&none), IpAllocation::None);
+        let one = given(json!({ "fixed_ips": ["10.9.0.7"] })).to(&none).unwrap();
+        assert_eq!(of(&one), IpAllocation::Immediate);
+        assert_eq!(of(&given(json!({ "fixed_ips": null })).to(&one).unwrap()), IpAllocation::None);
+        let deferred = given(json!({ "ip_allocation": "deferred" })).to(&one).unwrap();
+        assert_eq!(of(&given(json!({ "fixed_ips": [] })).to(&deferred).unwrap()), IpAllocation::Deferred, "as written");
     }
 
     #[test]

@@ -85,8 +85,8 @@ pub(super) fn replace(now: &Config, owner: &str, request: &Config) -> Result<Con
         wanted.vms.push(vm.into());
     }
     // A VM that others made without ports stays.
-    let is_of_others = |vm: &&Vm| vm.ports.is_empty() && vm.owner.as_deref() != Some(owner);
-    let of_others: HashSet<&str> = now.vms.iter().filter(is_of_others).map(|vm| vm.id.as_str()).collect();
+    let of_others = now.vms.iter().filter(|vm| vm.ports.is_empty() && vm.owner.as_deref() != Some(owner));
+    let of_others: HashSet<&str> = of_others.map(|vm| vm.id.as_str()).collect();
     wanted.vms.retain(|vm| !vm.ports.is_empty() || vm.has_settings() || of_others.contains(vm.id.as_str()));
     check_all(&wanted)
 }
