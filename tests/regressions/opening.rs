@@ -127,7 +127,7 @@ fn a_hung_open_blocks_neither_ready_nor_changes_nor_the_stop() {
 }
 
 /// Opens the tap of a port, as another process would.
-fn hold(namespace: &Namespace, vif: &Vif) -> Opened {
+pub(super) fn hold(namespace: &Namespace, vif: &Vif) -> Opened {
     let settings = tap::Settings {
         name: vif.name.clone(),
         netns: namespace.netns(),

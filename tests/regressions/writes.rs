@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use support::host::daemon::{Daemon, TIMEOUT, Vif, attachment, config, keeping};
 use support::host::{Namespace, await_that};
 
+use super::opening::hold;
+
 /// An answer: status, generation of its `ETag`, and body.
 #[derive(Debug)]
 struct Answer(u16, Option<u64>, Value);
@@ -142,6 +144,28 @@ fn an_unconfirmed_change_is_seen_and_cancelled() {
     let networks: Value = daemon.get("/v1/networks");
     assert_eq!((networks.as_array().unwrap().len(), &networks[0]["network_id"]), (1, &json!("net1")));
     assert!(daemon.events().iter().any(|event| event.text.starts_with("cancelled; reverted")));
+}
+
+/// A change is cancelled at once, also while it waits for its ports: here for a tap that another process has.
+#[test]
+fn an_unconfirmed_change_is_cancelled_while_its_ports_are_opened() {
+    let Some(namespace) = Namespace::new() else { return };
+    let daemon = stateful();
+    let vif = Vif::new("vm", 7, &namespace);
+    let held = hold(&namespace, &vif);
+    let body = json!({ "networks": [{ "id": "net1" }], "vms": [{ "id": "vm", "ports": [{ "port_id": vif.port,
+        "network_id": "net1", "mac_address": vif.mac.to_string(),
+        "device": { "kind": "tap", "name": vif.name, "netns": vif.netns } }] }] });
+    thread::scope(|scope| {
+        let change = scope.spawn(|| ask(&daemon, "PUT", "/v1/config?confirm=3600", "", &body.to_string()));
+        let pending = || daemon.get::<Value>("/v1/confirm")["pending"] == true;
+        await_that("the change", || pending().then_some(()));
+        let cancelled = daemon.done(&["confirm", "--cancel"], "");
+        assert!(cancelled.starts_with("cancelled:\n"), "{cancelled}");
+        assert!(daemon.listed().is_empty() && !pending());
+        assert_eq!(change.join().unwrap().0, 200);
+    });
+    drop(held);
 }
 
 /// A port without a device is its own problem.

@@ -355,9 +355,8 @@ impl Controller {
                 }
                 State::Up { .. } | State::Tagged { .. } => None,
             }));
-            // The time to confirm starts when the result is visible.
             if let Some(unconfirmed) = self.unconfirmed.as_mut().filter(|_| to_be_confirmed) {
-                unconfirmed.deadline = now + unconfirmed.within;
+                unconfirmed.restart_time(now);
             }
             if let Some(reply) = reply {
                 // The client may have disconnected; the change stands.

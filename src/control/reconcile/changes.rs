@@ -30,12 +30,21 @@ const MAX_CHANGE_LEN: usize = 600;
 #[derive(Debug)]
 pub(super) struct UnconfirmedChange {
     pub previous: Config,
-    pub(super) within: Duration,
+    within: Duration,
     pub deadline: MonoTime,
     /// The generation of its revert if the process ends before.
     pub(super) reverted: Arc<Entry>,
     /// The client that wants it reverted now.
     cancelled: Option<Reply>,
+}
+
+impl UnconfirmedChange {
+    /// Begins the time to confirm, when the result is visible. A change that was cancelled meanwhile stays due.
+    pub(super) fn restart_time(&mut self, now: MonoTime) {
+        if self.cancelled.is_none() {
+            self.deadline = now + self.within;
+        }
+    }
 }
 
 impl Controller {
