@@ -9,8 +9,10 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use axum::Router;
 use axum::serve::Listener;
-use axum::{Extension, Router};
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -84,12 +86,18 @@ async fn serve_connection(
     pages: Router,
     mut leave: Shutdown,
 ) {
-    let of_peer = (Extension(stream.peer()), Extension(stream.groups()), Extension(stream.passed()));
-    let pages = pages.layer(Extension(leave.clone())).layer(of_peer.0).layer(of_peer.1).layer(of_peer.2);
+    // In the request, not as layers: a router with further layers is copied whole, which takes longer than most requests.
+    let (peer, groups, passed) = (stream.peer(), stream.groups(), stream.passed());
+    let shutdown = leave.clone();
     let pages = TowerToHyperService::new(pages);
     let has_begun = Notify::new();
-    let service = service_fn(|request| {
+    let service = service_fn(|mut request: Request<Incoming>| {
         has_begun.notify_one();
+        let known = request.extensions_mut();
+        known.insert(peer);
+        known.insert(groups.clone());
+        known.insert(passed.clone());
+        known.insert(shutdown.clone());
         pages.call(request)
     });
     let connection = http1::Builder::new()

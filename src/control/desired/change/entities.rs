@@ -16,11 +16,11 @@ pub(super) fn put_port(now: &Config, vm: &str, port: &Port) -> Result<Config, Ch
     conflicts::check(now, &ports, Some(port.id()))?;
     let mut wanted = now.clone();
     match find(now, port.id()) {
-        Ok((before, place)) if now.vms[before].id == vm => {
+        Some((before, place)) if now.vms[before].id == vm => {
             ports.into_iter().for_each(|port| wanted.vms[before].replace_port(place, port));
         }
         found => {
-            if found.is_ok() {
+            if found.is_some() {
                 wanted = delete_port(now, port.id())?;
             }
             add_ports(&mut wanted, vm, ports);
@@ -41,7 +41,7 @@ pub(super) fn add_ports(config: &mut Config, id: &str, ports: Vec<Port>) {
 
 /// Removes a port, and its VM if that has neither ports nor settings left.
 pub(super) fn delete_port(now: &Config, port: &str) -> Result<Config, ChangeError> {
-    let Ok((vm, place)) = find(now, port) else { return Ok(now.clone()) };
+    let Some((vm, place)) = find(now, port) else { return Ok(now.clone()) };
     let subports: Vec<String> = now.subports_of(port).map(|id| format!("{id:?}")).collect();
     if !subports.is_empty() {
         let message = format!("port {port:?} has the subports {}; detach them first", subports.join(", "));

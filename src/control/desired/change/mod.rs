@@ -230,7 +230,7 @@ fn attach(now: &Config, vm: &str, ports: &[Port]) -> Result<Config, ChangeError>
 }
 
 fn set(now: &Config, port: &str, keys: &PortKeys) -> Result<Config, ChangeError> {
-    let (vm, position) = find(now, port)?;
+    let (vm, position) = find(now, port).ok_or_else(|| ChangeError::unknown_port(now, port))?;
     if keys.given.port_id.is_some() || keys.cleared.iter().any(|key| key == "port_id") {
         let message = "port_id identifies the port and cannot be set; detach the port and attach another one";
         let problem = Problem::new("fixed_key", message).of(Subject::port(port)).at("port_id", None);
@@ -281,12 +281,11 @@ fn check_subports(wanted: &Config) -> Result<(), ChangeError> {
 }
 
 /// Index of a port's VM, and of the port there.
-fn find(now: &Config, port: &str) -> Result<(usize, usize), ChangeError> {
-    let found = now.vms.iter().enumerate().find_map(|(index, vm)| {
+fn find(now: &Config, port: &str) -> Option<(usize, usize)> {
+    now.vms.iter().enumerate().find_map(|(index, vm)| {
         let position = vm.ports.iter().position(|known| known.port_id == port)?;
         Some((index, position))
-    });
-    found.ok_or_else(|| ChangeError::unknown_port(now, port))
+    })
 }
 
 /// Validates ports as if a file had them beside the networks of `now`. `prefix` is the key of that file below which
