@@ -23,7 +23,7 @@ use crate::wire::{Announcement, ProbeFrame};
 use crate::worker::{Command, FdbPage, Flush, Mailbox, PortCounterTable, RxQueue, SubportTable};
 
 /// FDB entries per page: a worker copies a page within one `poll_once`.
-const PAGE: usize = 1024;
+pub const PAGE: usize = 1024;
 
 /// Loop probes that a worker sends for one command.
 const PROBES: usize = 64;
@@ -290,6 +290,29 @@ impl WorkerHandles {
             for page in stations.chunks(PAGE) {
                 // Drops the page here, off the worker.
                 drop(self.question(worker, |reply| Command::Learn(page.to_vec(), reply)).await);
+            }
+        }
+    }
+
+    /// Restores FDB entries on all workers, which come in the order of their age, the youngest first. A worker adds `page`
+    /// of them within one `poll_once`. Known entries, and those that others have no room for, are left out.
+    pub async fn restore(&self, stations: Vec<FdbEntry>, page: usize) {
+        let stations: Arc<[FdbEntry]> = stations.into();
+        for first in (0..stations.len()).step_by(page) {
+            let range = first..stations.len().min(first + page);
+            // All workers at once.
+            let mut answers = Vec::new();
+            for (worker, post) in self.mailboxes.iter().enumerate() {
+                let (reply, answer) = oneshot::channel();
+                if !self.health[worker].hangs.load(Ordering::Relaxed)
+                    && post.offer(Command::Restore(stations.clone(), range.clone(), reply))
+                {
+                    answers.push((worker, answer));
+                }
+            }
+            for (worker, answer) in answers {
+                // Drops the stations here, off the worker.
+                drop(self.answer(worker, answer, REQUEST_TIMEOUT).await);
             }
         }
     }

@@ -179,7 +179,7 @@ mod tests {
         switch.replace_config(config(false, 4, &[]), MonoTime::from_secs(1));
         for (number, port, last_seen) in [(1, 0, 1001), (2, 1, 1000)] {
             let station = Station::new(NetworkId::new(0), mac(number));
-            switch.restore(FdbEntry { station, port: PortId::new(port, 0), last_seen });
+            switch.restore(&[FdbEntry { station, port: PortId::new(port, 0), last_seen }]);
         }
         let mut batch = Batch::new();
         for (to, from) in [(Mac::BROADCAST, mac(2)), (mac(2), mac(1))] {
@@ -206,7 +206,7 @@ mod tests {
                 switch.replace_config(config(picky, 4, &[]), MonoTime::from_secs(1));
                 for &(number, port, last_seen) in &entry {
                     let station = Station::new(NetworkId::new(0), mac(number));
-                    switch.restore(FdbEntry { station, port: PortId::new(port, 0), last_seen });
+                    switch.restore(&[FdbEntry { station, port: PortId::new(port, 0), last_seen }]);
                 }
                 // Stations of the last port are no longer valid.
                 switch.replace_config(config(picky, 3, &dampened), MonoTime::from_secs(1));

@@ -195,14 +195,29 @@ impl Switch {
         }
     }
 
-    /// Restores an entry from before the start, if the configuration allows it. An entry learned since takes
-    /// precedence.
-    pub fn restore(&mut self, entry: FdbEntry) {
+    /// Learns a station of which control knows, if the configuration allows it. An entry learned before takes precedence.
+    pub fn learn_unknown(&mut self, entry: FdbEntry) {
         let Some(port) = self.config.compiled_port(entry.port) else { return };
         let hash = self.fdb.hash(entry.station);
         if may_be_learned(&self.config, port, entry.station, hash) && self.fdb.find(entry.station, hash, 0).is_none() {
             drop_own_entry(&mut self.fdb, port);
             self.fdb.learn(entry.station, hash, entry.port, entry.last_seen, port.limits, port.ageing);
+        }
+    }
+
+    /// Restores entries from before the start, the youngest first, as far as the configuration allows and there is room.
+    /// An entry learned since takes precedence.
+    pub fn restore(&mut self, entries: &[FdbEntry]) {
+        for (index, &entry) in entries.iter().enumerate() {
+            if let Some(ahead) = entries.get(index + BURST) {
+                self.fdb.prefetch(self.fdb.hash(ahead.station));
+            }
+            let Some(port) = self.config.compiled_port(entry.port) else { continue };
+            let hash = self.fdb.hash(entry.station);
+            if may_be_learned(&self.config, port, entry.station, hash) {
+                drop_own_entry(&mut self.fdb, port);
+                self.fdb.restore(entry, hash, port.limits);
+            }
         }
     }
 

@@ -56,7 +56,11 @@ impl Worker {
                 let _ = reply.send(Flushed { stations, cursor });
             }
             Command::Learn(stations, reply) => {
-                stations.iter().for_each(|&learned| self.switch.restore(learned));
+                stations.iter().for_each(|&learned| self.switch.learn_unknown(learned));
+                let _ = reply.send(stations);
+            }
+            Command::Restore(stations, range, reply) => {
+                self.switch.restore(stations.get(range).unwrap_or_default());
                 let _ = reply.send(stations);
             }
             Command::Probes(probes, reply) => {

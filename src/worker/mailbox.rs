@@ -3,6 +3,7 @@
 //! drops it rather than the worker.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -96,6 +97,8 @@ pub enum Command {
     Flush(Flush, oneshot::Sender<Flushed>),
     /// Learn these stations unless known. Returns them.
     Learn(Vec<FdbEntry>, oneshot::Sender<Vec<FdbEntry>>),
+    /// Restore these of the stations, the youngest first. Returns them.
+    Restore(Arc<[FdbEntry]>, Range<usize>, oneshot::Sender<Arc<[FdbEntry]>>),
     /// Send these loop probes in order. Returns them. Each counts as one of its port's `probes`, even if dropped;
     /// probes for closed ports are not counted.
     Probes(Probes, oneshot::Sender<Probes>),

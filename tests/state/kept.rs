@@ -108,6 +108,64 @@ fn taps_stay_open_over_a_restart_and_a_kill() {
     assert_eq!(monitor.end(&namespace, &vifs), [""; 0], "no link has changed");
 }
 
+/// Number of stations of which the one seen first is the receiver.
+const MANY: u64 = 30_000;
+
+/// The station seen first is known again before the first frame is forwarded, however many others were seen later: the
+/// frames to it that wait in the queue are not flooded.
+#[test]
+fn all_stations_are_restored_before_frames_are_forwarded() {
+    let Some(namespace) = Namespace::new() else { return };
+    let vif = |(number, vm)| {
+        let more = "port_security = \"off\"".into();
+        Vif { more, ..Vif::new(vm, number, &namespace).device(", persist = false") }
+    };
+    let mut vifs: Vec<Vif> = (1..).zip(["a", "b", "c", "d"]).map(vif).collect();
+    vifs[3].more = String::new();
+    let mut daemon = Daemon::new();
+    daemon.keep_descriptors();
+    let text = config(&daemon.socket(), "", &[("net1", 1500)], &vifs)
+        .replace("stations = 4096", "stations = 65536")
+        .replace("mtu = 1500", "mtu = 1500\nfdb_limit = 60000\nfdb_limit_per_port = 60000");
+    daemon.configure(&keeping(&text, &daemon.state()));
+    daemon.start();
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    await_devices(&daemon, 4);
+    let nics: Vec<Nic> = vifs.iter().map(|vif| Nic::new(&namespace, &vif.name)).collect();
+    let (hearer, other) = (Mac::from_bits(0x0a00_0000_ffff), |number: u64| Mac::from_bits(0x0a01_0000_0000 + number));
+    nics[1].send(&experiment(Mac::BROADCAST, hearer, &[1; 46]));
+    // All others are seen in a later second.
+    await_that("the age of the first station", || {
+        let stations: Vec<StationView> = daemon.get("/v1/fdb");
+        stations.iter().any(|of| of.mac_address == hearer.to_string() && of.age_seconds >= 2).then_some(())
+    });
+    for first in (0..MANY).step_by(500) {
+        (first..first + 500).for_each(|number| nics[2].send(&experiment(vifs[3].mac, other(number), &[7; 46])));
+        // The queue of a tap is short.
+        let end = experiment(hearer, other(first), &first.to_be_bytes());
+        nics[2].send(&end);
+        nics[1].take_until(&end);
+    }
+    let known = || daemon.get::<serde_json::Value>("/v1/networks")[0]["stations"].as_u64().unwrap();
+    assert_eq!(known(), MANY + 1);
+    for signal in [Signal::TERM, Signal::KILL] {
+        daemon.stop(signal);
+        nics[3].rest();
+        for number in 0..200u16 {
+            nics[0].send(&experiment(hearer, vifs[0].mac, &number.to_be_bytes()));
+        }
+        daemon.start();
+        for number in 0..200u16 {
+            let expected = experiment(hearer, vifs[0].mac, &number.to_be_bytes());
+            assert_eq!(nics[1].take(), expected, "frame {number} after {signal:?}");
+        }
+        let end = experiment(Mac::BROADCAST, vifs[0].mac, &[9; 46]);
+        nics[0].send(&end);
+        assert_eq!(nics[3].take_until(&end).len(), 0, "frames that are flooded after {signal:?}");
+        nics[1].take_until(&end);
+    }
+}
+
 /// A `packet` port whose veth's other end is the guest's.
 fn packet_port(host: &Namespace, guest: &Namespace, (vm, number): (&str, u8), device: &str) -> Vif {
     let vif = Vif { kind: "packet", netns: host.0.clone(), ..Vif::new(vm, number, guest) }.device(device);

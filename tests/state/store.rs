@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::json;
 use tempfile::TempDir;
 use vifswitch::control::state::events::{Event, EventKind};
-use vifswitch::control::state::store::{DesiredState, Store, StoreError, StoredStation};
+use vifswitch::control::state::store::{DesiredState, Store, StoreError, StoredPlace, StoredStation};
 use vifswitch::wire::Mac;
 
 fn event(text: &str) -> Event {
@@ -47,9 +47,8 @@ fn number(desired: Option<&DesiredState>) -> u64 {
 /// Stations that all carry the number of their save.
 fn stations(save: u64, count: usize) -> Vec<StoredStation> {
     let station = |index: usize| StoredStation {
-        network_id: "net1".into(),
+        place: StoredPlace { network_id: "net1".into(), port_id: format!("save-{save}") }.into(),
         mac_address: Mac::from_bits(0x0200_0000_0000 + index as u64),
-        port_id: format!("save-{save}"),
         age_seconds: 0,
     };
     (0..count).map(station).collect()
@@ -132,10 +131,10 @@ async fn stored_values_are_read_back() {
     for _ in 0..2 {
         let mut found = store.stations_page(0, usize::MAX).await.unwrap().0;
         found.sort_by_key(|station| station.mac_address);
-        let names: Vec<_> = found.iter().map(|s| (&*s.network_id, s.mac_address, &*s.port_id)).collect();
+        let names: Vec<_> = found.iter().map(|s| (&*s.place.network_id, s.mac_address, &*s.place.port_id)).collect();
         assert_eq!(
             names,
-            stations(1, 3).iter().map(|s| (&*s.network_id, s.mac_address, &*s.port_id)).collect::<Vec<_>>()
+            stations(1, 3).iter().map(|s| (&*s.place.network_id, s.mac_address, &*s.place.port_id)).collect::<Vec<_>>()
         );
     }
 }
@@ -171,7 +170,7 @@ async fn commits_run_between_steps_of_a_save() {
         // Before, during or after the save: always one complete set.
         let found = store.stations_page(0, usize::MAX).await.unwrap().0;
         assert!(found.len() == 5 || found.len() == 50_000, "{}", found.len());
-        assert!(found.iter().all(|station| station.port_id == found[0].port_id));
+        assert!(found.iter().all(|station| station.place.port_id == found[0].place.port_id));
     }
     for save in saves {
         save.await.unwrap().unwrap();
@@ -225,7 +224,7 @@ fn answered_changes_survive_a_kill() {
             assert_eq!(events, all[all.len().saturating_sub(10_000)..]);
             let stations = store.stations_page(0, usize::MAX).await.unwrap().0;
             assert!(stations.is_empty() || stations.len() == STATIONS, "round {round}: {} stations", stations.len());
-            assert!(stations.iter().all(|station| station.port_id == stations[0].port_id));
+            assert!(stations.iter().all(|station| station.place.port_id == stations[0].place.port_id));
             store.close().await;
         });
     }
@@ -297,7 +296,7 @@ async fn stations_that_do_not_fit_leave_room_for_commits() {
         store.commit(DesiredState { last_applied, ..desired(number) }, vec![event("go on")]).await.unwrap();
     }
     let host = store.stations_page(0, usize::MAX).await.unwrap().0;
-    assert_eq!((host.len(), &*host[0].port_id), (1000, "save-1"));
+    assert_eq!((host.len(), &*host[0].place.port_id), (1000, "save-1"));
 }
 
 #[tokio::test]

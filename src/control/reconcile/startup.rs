@@ -18,6 +18,7 @@ use super::netns_files::NetnsFiles;
 use super::port::Port;
 use super::readers::reserve_event_ids;
 use super::results::Apply;
+use super::stations::FIRST_CHUNK;
 use super::watcher::NetdevWatchers;
 use super::{Controller, RETRY};
 use crate::control::compile::activation::Activations;
@@ -41,6 +42,9 @@ use crate::worker::{DeviceGone, EventReceiver};
 /// Maximum time for which no frame is received because devices that stayed open are being opened: an open may hang. At
 /// 10 000 frames/s the queue of a tap holds 0.4 s.
 const MAX_HOLD: Duration = Duration::from_millis(250);
+
+/// Maximum time for which ports wait for FDB entries to be restored.
+const FIRST_STATIONS: Duration = Duration::from_millis(250);
 
 /// Who sends the loop probes of this switch.
 #[derive(Debug)]
@@ -179,11 +183,15 @@ impl Controller {
         }
         self.apply(config, Apply::default()).await;
         self.commit_events();
-        // Restores FDB entries while devices open, so that the first frames to known stations are not flooded. Ports
-        // wait for the first part only.
-        let more = self.take_first_stations().await;
+        // Restores FDB entries while devices open, so that the first frames to known stations are not flooded.
+        let more = self.take_first_stations(FIRST_STATIONS, FIRST_CHUNK).await;
         let mut retry = tokio::time::interval(RETRY);
         while self.applying.is_some() || !self.pending.is_empty() {
+            // What has opened by now, also if the time is over.
+            if let Ok(outcome) = self.device_events.try_recv() {
+                self.receive(outcome).await;
+                continue;
+            }
             let next = self.next_attempt.map(|at| at.since(time::now()));
             if held_until.is_some_and(|until| time::now() >= until || !self.opens_kept()) {
                 held_until = None;

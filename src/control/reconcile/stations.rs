@@ -1,28 +1,46 @@
 //! Storing the FDB while the switch runs and restoring it at the start, both in tasks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{Controller, DISK};
+use super::Controller;
 use crate::control::background;
 use crate::control::state::store::CHUNK;
+use crate::control::workers::PAGE;
 use crate::time;
 
-/// FDB entries restored before the first port opens, those seen last, which takes a few ms: a start does not take longer
-/// with a larger FDB.
-const FIRST_STATIONS: usize = 1000;
+/// Stations that are read and restored at a time while no port is open.
+pub(super) const FIRST_CHUNK: usize = 32_768;
 
 impl Controller {
-    /// Restores the first `FIRST_STATIONS` stored FDB entries, unless the disk hangs. Returns the cursor of the next page,
-    /// if any.
-    pub(super) async fn take_first_stations(&self) -> Option<i64> {
-        let Ok((stored, more)) = timeout(DISK, self.state.take_stations(0, FIRST_STATIONS)).await else {
-            return Some(0);
+    /// Restores stored FDB entries, `chunk` at a time, the youngest first, for at most `wait`. Returns the cursor of those that
+    /// are still to be restored, if any.
+    pub(super) async fn take_first_stations(&self, wait: Duration, chunk: usize) -> Option<i64> {
+        let (index, mut more) = (self.fdb_index(), Some(0));
+        let all = async {
+            let mut page = self.state.take_stations(0, chunk).await;
+            loop {
+                let (stored, next) = page;
+                let resolved = index.resolve_stored(&stored, time::now());
+                let following = async {
+                    match next {
+                        Some(from) => Some(self.state.take_stations(from, chunk).await),
+                        None => None,
+                    }
+                };
+                // The next ones are read while the workers add these.
+                let ((), following) = tokio::join!(self.workers.restore(resolved, chunk), following);
+                more = next;
+                let Some(following) = following else { return };
+                page = following;
+            }
         };
-        self.workers.learn(&self.fdb_index().resolve_stored(stored, time::now())).await;
+        // Those of a page that is given up are restored again, which changes nothing.
+        let _ = timeout(wait, all).await;
         more
     }
 
@@ -36,8 +54,8 @@ impl Controller {
                 let (stored, next) = store.take_stations(from, CHUNK).await;
                 let directory = directory.clone();
                 // Off the control thread, which has changes and failures to handle.
-                let resolved = background::run(move || directory.resolve_stored(stored, time::now())).await;
-                workers.learn(&resolved.unwrap_or_default()).await;
+                let resolved = background::run(move || directory.resolve_stored(&stored, time::now())).await;
+                workers.restore(resolved.unwrap_or_default(), PAGE).await;
                 more = next;
             }
             drop(done);

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::control::api::responses::{StationKind, StationView};
 use crate::control::api::selection::StationSelection;
@@ -11,7 +12,7 @@ use crate::control::compile::forwarding::uplink_vlans;
 use crate::control::compile::ids::IdAllocator;
 use crate::control::config::Config;
 use crate::control::reconcile::port::Port;
-use crate::control::state::store::StoredStation;
+use crate::control::state::store::{StoredPlace, StoredStation};
 use crate::switch::{FdbEntry, ForwardingConfig, NetworkId, PortId, Station};
 use crate::time::MonoTime;
 use crate::wire::Mac;
@@ -137,17 +138,21 @@ impl FdbIndex {
 
     /// The stations to store at `now`.
     pub fn to_stored(&self, learned: Vec<FdbEntry>, now: MonoTime) -> Vec<StoredStation> {
+        let place = |(&id, entry): (&PortId, &Entry)| {
+            (id, Arc::new(StoredPlace { network_id: entry.network_id.clone(), port_id: entry.id().to_owned() }))
+        };
+        let places: HashMap<PortId, Arc<StoredPlace>> = self.ports.iter().map(place).collect();
         let stored = |learned: FdbEntry| {
-            let (entry, age_seconds) = self.find(&learned, now)?;
-            let (network_id, port_id) = (entry.network_id.clone(), entry.id().to_owned());
-            Some(StoredStation { network_id, mac_address: learned.station.mac(), port_id, age_seconds })
+            let (_, age_seconds) = self.find(&learned, now)?;
+            let place = places.get(&learned.port)?.clone();
+            Some(StoredStation { place, mac_address: learned.station.mac(), age_seconds })
         };
         learned.into_iter().filter_map(stored).collect()
     }
 
-    /// The stored stations that are still valid at `now`, in order: those of removed ports, or ports on another
+    /// The stored stations that are still valid at `now`, in their order: those of removed ports, or ports on another
     /// network, are dropped.
-    pub fn resolve_stored(&self, stored: Vec<StoredStation>, now: MonoTime) -> Vec<FdbEntry> {
+    pub fn resolve_stored(&self, stored: &[StoredStation], now: MonoTime) -> Vec<FdbEntry> {
         let by_name: HashMap<(&str, &str), (PortId, &Entry)> = self
             .ports
             .iter()
@@ -155,15 +160,17 @@ impl FdbIndex {
                 entry.ids.iter().map(move |name| ((name.as_str(), entry.network_id.as_str()), (id, entry)))
             })
             .collect();
-        let learned = |stored: StoredStation| {
-            let (port, entry) = *by_name.get(&(stored.port_id.as_str(), stored.network_id.as_str()))?;
+        // Stations share their places: each is looked up by name once.
+        let mut known: HashMap<*const StoredPlace, Option<(PortId, &Entry)>> = HashMap::new();
+        let learned = |stored: &StoredStation| {
+            let place = &stored.place;
+            let by_name = || by_name.get(&(place.port_id.as_str(), place.network_id.as_str())).copied();
+            let (port, entry) = (*known.entry(Arc::as_ptr(place)).or_insert_with(by_name))?;
             let right = stored.age_seconds < entry.ageing;
             let station = Station::new(entry.network, stored.mac_address);
             right.then(|| FdbEntry { station, port, last_seen: now.secs().saturating_sub(stored.age_seconds) })
         };
-        let mut all: Vec<FdbEntry> = stored.into_iter().filter_map(learned).collect();
-        all.sort_by_key(|learned| learned.last_seen);
-        all
+        stored.iter().filter_map(learned).collect()
     }
 }
 
@@ -186,8 +193,8 @@ mod tests {
     }
 
     fn to_stored(network: &str, port: &str, mac: u64, age_seconds: u32) -> StoredStation {
-        let mac_address = Mac::from_bits(mac);
-        StoredStation { network_id: network.into(), mac_address, port_id: port.into(), age_seconds }
+        let place = StoredPlace { network_id: network.into(), port_id: port.into() }.into();
+        StoredStation { place, mac_address: Mac::from_bits(mac), age_seconds }
     }
 
     #[test]
@@ -207,8 +214,8 @@ mod tests {
         ];
         let keep = index().to_stored(table, now);
         assert_eq!(keep, [to_stored("n", "p", 1, 10), to_stored("m", "q", 2, 200)]);
-        let back = index().resolve_stored(keep, later);
-        assert_eq!(back, [learned(6, 1, 0, 2, 49_800), learned(5, 0, 3, 1, 49_990)]);
+        let back = index().resolve_stored(&keep, later);
+        assert_eq!(back, [learned(5, 0, 3, 1, 49_990), learned(6, 1, 0, 2, 49_800)]);
     }
 
     /// Learned at one uplink; the other one may be active after the restart.
@@ -225,7 +232,7 @@ mod tests {
         let index = FdbIndex { ports: ports.into() };
         let now = MonoTime::from_secs(1000);
         let back = index.resolve_stored(
-            vec![to_stored("m", "up0", 1, 0), to_stored("n", "up1", 2, 0), to_stored("o", "up0", 3, 0)],
+            &[to_stored("m", "up0", 1, 0), to_stored("n", "up1", 2, 0), to_stored("o", "up0", 3, 0)],
             now,
         );
         let allocator: Vec<_> = back.iter().map(|learned| learned.port.index()).collect();
@@ -287,6 +294,6 @@ mod tests {
             to_stored("gone", "q", 3, 0),
             to_stored("n", "p", 4, 300),
         ];
-        assert_eq!(index().resolve_stored(gone, MonoTime::from_secs(1000)), []);
+        assert_eq!(index().resolve_stored(&gone, MonoTime::from_secs(1000)), []);
     }
 }

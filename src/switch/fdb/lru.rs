@@ -155,6 +155,19 @@ impl LruLists {
         }
     }
 
+    /// Puts slot `at` before all others of the list that `port` owns.
+    pub(super) fn prepend(&mut self, port: PortId, at: usize) {
+        debug_assert!(self.is_owner(port));
+        let list = &mut self.lists[port.index()];
+        let newer = std::mem::replace(&mut list.oldest, word(at));
+        list.len += 1;
+        self.links[at] = LruLinks { older: LruLink::to(NIL), newer: LruLink::to(newer) };
+        match newer {
+            NIL => list.newest = word(at),
+            newer => self.links[newer as usize].older = LruLink::to(word(at)),
+        }
+    }
+
     /// Appends slot `at` to the list that `port` owns.
     pub(super) fn append(&mut self, port: PortId, at: usize) {
         debug_assert!(self.is_owner(port));

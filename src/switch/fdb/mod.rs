@@ -361,23 +361,50 @@ impl Fdb {
     #[cold]
     fn insert(&mut self, station: Station, hash: u64, port: PortId, now: u32, limits: Limits) -> LearnResult {
         self.take_list(port);
-        let network = self.networks[station.network().index()];
-        if self.lru.len(port) >= limits.port || network >= limits.network || self.len >= self.capacity {
+        if !self.has_room(station, port, limits) {
             let Some(oldest) = self.lru.oldest(port) else {
                 self.refused += 1;
                 return LearnResult::Refused;
             };
             self.remove(oldest);
-        } else if self.len + self.lru.dead() as usize >= self.capacity
+        }
+        let at = self.add(hash, FdbEntry { station, port, last_seen: now });
+        self.lru.append(port, at);
+        LearnResult::New
+    }
+
+    /// Adds a station that was seen before all others of its port. Returns whether it was added: a known one keeps its
+    /// entry, and without room no other is evicted.
+    pub fn restore(&mut self, entry: FdbEntry, hash: u64, limits: Limits) -> bool {
+        let FdbEntry { station, port, .. } = entry;
+        if self.buckets.position(station, hash).is_some() {
+            return false;
+        }
+        self.take_list(port);
+        if !self.has_room(station, port, limits) {
+            return false;
+        }
+        let at = self.add(hash, entry);
+        self.lru.prepend(port, at);
+        true
+    }
+
+    /// Whether a station may be added at `port` without evicting one.
+    fn has_room(&self, station: Station, port: PortId, limits: Limits) -> bool {
+        let network = self.networks[station.network().index()];
+        self.lru.len(port) < limits.port && network < limits.network && self.len < self.capacity
+    }
+
+    /// Puts an entry into a free slot, which it gets from a dead one where the table is full. The caller links it.
+    fn add(&mut self, hash: u64, entry: FdbEntry) -> usize {
+        if self.len + self.lru.dead() as usize >= self.capacity
             && let Some(dead) = self.lru.oldest_dead()
         {
             self.remove(dead);
         }
-        let at = self.buckets.insert(hash, FdbEntry { station, port, last_seen: now });
-        self.lru.append(port, at);
-        self.networks[station.network().index()] += 1;
+        self.networks[entry.station.network().index()] += 1;
         self.len += 1;
-        LearnResult::New
+        self.buckets.insert(hash, entry)
     }
 
     /// Removes the entry in slot `at`.

@@ -146,6 +146,23 @@ impl Model {
         LearnResult::New
     }
 
+    fn restore(&mut self, entry: FdbEntry, limits: Limits) -> bool {
+        if self.get(entry.station).is_some() {
+            return false;
+        }
+        self.own(entry.port);
+        let (here, network) = (self.ports[entry.port.index()].1.len(), self.of_network(entry.station.network()));
+        let len = self.living().count();
+        if here >= limits.port as usize || network >= limits.network as usize || len >= self.capacity {
+            return false;
+        }
+        if len + self.dead.len() >= self.capacity {
+            self.dead.remove(0);
+        }
+        self.ports[entry.port.index()].1.insert(0, entry);
+        true
+    }
+
     fn has_room(&mut self, port: PortId, most: u32, oldest: u32) -> bool {
         let (vm, stations) = &mut self.ports[port.index()];
         if *vm != port {
@@ -208,7 +225,11 @@ fn run(random: &mut Random, operations: u64) {
         let station = Station::new(network(generation), Mac::from_bits(2 + 2 * random.next(24)));
         let (hash, oldest) = (table.hash(station), now - AGEING);
         match random.next(100) {
-            0..70 if !model.pins.contains_key(&station) => {
+            0..5 if !model.pins.contains_key(&station) => {
+                let entry = FdbEntry { station, port, last_seen: now - random.next(90) as u32 };
+                assert_eq!(table.restore(entry, hash, limits), model.restore(entry, limits));
+            }
+            5..70 if !model.pins.contains_key(&station) => {
                 let may_move = !random.one_in(8);
                 let seen = table.learn_if((station, hash), port, now, limits, AGEING, |_| may_move);
                 assert_eq!(seen, model.learn(station, port, now, limits, may_move));

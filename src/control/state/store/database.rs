@@ -59,7 +59,8 @@ const MAX_OUT_OF_ORDER: i64 = 1000;
 const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Tables that are not checked at start.
-pub const TABLES: [&str; 5] = ["events", "places_0", "stations_0", "places_1", "stations_1"];
+pub const TABLES: [&str; 7] =
+    ["events", "places_0", "stations_0", "station_blocks_0", "places_1", "stations_1", "station_blocks_1"];
 
 /// Stored events of a page.
 #[derive(Debug, PartialEq, Eq)]
@@ -359,6 +360,10 @@ impl Database {
 
     /// Checks a table for damage.
     pub fn verify(&self, table: &str) -> Result<(), StoreError> {
+        // A file of an earlier version has no blocks.
+        if !self.connection.table_exists(None, table).map_err(self.to_store_error())? {
+            return Ok(());
+        }
         quick_check(&self.connection, &self.path, table)
     }
 

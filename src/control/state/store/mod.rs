@@ -113,15 +113,22 @@ pub struct Parts {
     pub generation: Option<u64>,
 }
 
+/// A port on a network, at which stations were learned.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct StoredPlace {
+    /// The network.
+    pub network_id: String,
+    /// The port.
+    pub port_id: String,
+}
+
 /// A learned station as stored over a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct StoredStation {
-    /// Its network.
-    pub network_id: String,
+    /// Its port, which the stations of a page share.
+    pub place: Arc<StoredPlace>,
     /// Its address.
     pub mac_address: Mac,
-    /// Its port.
-    pub port_id: String,
     /// Seconds since its last frame.
     pub age_seconds: u32,
 }

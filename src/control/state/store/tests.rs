@@ -86,7 +86,8 @@ fn stations() -> impl Strategy<Value = Vec<StoredStation>> {
     let port = prop_oneof![Just("a".to_owned()), Just("b".to_owned()), text()];
     let station =
         (port.clone(), any::<u64>(), port, any::<u32>()).prop_map(|(network_id, bits, port_id, age_seconds)| {
-            StoredStation { network_id, mac_address: Mac::from_bits(bits), port_id, age_seconds }
+            let place = StoredPlace { network_id, port_id }.into();
+            StoredStation { place, mac_address: Mac::from_bits(bits), age_seconds }
         });
     prop::collection::vec(station, 0..20)
 }
@@ -193,12 +194,79 @@ proptest! {
         prop_assert_eq!(open(&path).1, desired);
     }
 
+    /// Earlier versions store a row per station, and read no others. Both sets may have blocks from before.
+    #[test]
+    fn stations_that_an_earlier_version_has_stored_are_read(ours in stations(), theirs in stations()) {
+        let place = TempDir::new().unwrap();
+        let path = place.path().join("state.db");
+        let now = Stamp::of_wall(1000);
+        let (mut database, _) = open(&path);
+        for _ in 0..2 {
+            database.begin_stations().unwrap();
+            database.add_stations(&ours).unwrap();
+            database.finish_stations(&now).unwrap();
+        }
+        drop(database);
+        // As they do it: into the other set, which they empty before, as the one that was current afterwards.
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        let current: i64 = connection.query_row("SELECT stations FROM current", [], |row| row.get(0)).unwrap();
+        let set = 1 - current;
+        connection.execute_batch(&format!("DELETE FROM stations_{set}; DELETE FROM places_{set};")).unwrap();
+        for (number, StoredStation { place, mac_address, age_seconds }) in (0i64..).zip(&theirs) {
+            let names = (number, &place.network_id, &place.port_id);
+            connection.execute(&format!("INSERT INTO places_{set} VALUES (?1, ?2, ?3)"), names).unwrap();
+            let row = (mac_address.bits().cast_signed(), number, age_seconds);
+            connection.execute(&format!("INSERT INTO stations_{set} VALUES (?1, ?2, ?3)"), row).unwrap();
+        }
+        connection.execute("UPDATE current SET stations = ?1", [set]).unwrap();
+        connection.execute_batch(&format!("DELETE FROM stations_{current}; DELETE FROM places_{current};")).unwrap();
+        drop(connection);
+        let (mut database, _) = open(&path);
+        let read = |database: &Database| {
+            let (mut found, mut next) = (Vec::new(), Some(0));
+            while let Some(from) = next {
+                let (some, then) = database.stations(&now, from, 7).unwrap();
+                found.extend(some);
+                next = then;
+            }
+            found
+        };
+        prop_assert_eq!(&read(&database), &theirs);
+        // And the next save replaces all of it.
+        database.begin_stations().unwrap();
+        database.add_stations(&ours).unwrap();
+        database.finish_stations(&now).unwrap();
+        prop_assert_eq!(&read(&database), &ours);
+    }
+
+    #[test]
+    fn a_block_of_stations_of_another_length_is_refused(length in 1usize..100) {
+        let place = TempDir::new().unwrap();
+        let path = place.path().join("state.db");
+        let (mut database, _) = open(&path);
+        database.begin_stations().unwrap();
+        database.finish_stations(&Stamp::of_wall(1000)).unwrap();
+        drop(database);
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        let set: i64 = connection.query_row("SELECT stations FROM current", [], |row| row.get(0)).unwrap();
+        let block = (0, vec![0u8; length]);
+        connection.execute(&format!("INSERT INTO station_blocks_{set} VALUES (?1, ?2)"), block).unwrap();
+        drop(connection);
+        let found = open(&path).0.stations(&Stamp::of_wall(1000), 0, 9);
+        if length.is_multiple_of(16) {
+            prop_assert_eq!(found.unwrap(), (vec![], None), "of a port that is not known");
+        } else {
+            let is_corrupt = matches!(found, Err(StoreError::Corrupt { .. }));
+            prop_assert!(is_corrupt);
+        }
+    }
+
     #[test]
     fn stored_stations_never_become_younger(age: u32, saved_at in 0i64..1 << 50, passed in -1i64 << 45..1 << 45) {
         let place = TempDir::new().unwrap();
         let (mut database, _) = open(&place.path().join("state.db"));
-        let (network_id, port_id) = ("net1".to_owned(), "port-1".to_owned());
-        let station = StoredStation { network_id, mac_address: Mac::from_bits(2), port_id, age_seconds: age };
+        let place = StoredPlace { network_id: "net1".into(), port_id: "port-1".into() }.into();
+        let station = StoredStation { place, mac_address: Mac::from_bits(2), age_seconds: age };
         database.begin_stations().unwrap();
         database.add_stations(&[station]).unwrap();
         database.finish_stations(&Stamp::of_wall(saved_at)).unwrap();
