@@ -144,6 +144,12 @@ id = "ops"
         """Ports of containers, by id."""
         return {port["port_id"]: port for port in self.get("/v1/ports?owner=cni", [])}
 
+    def events(self, after=0):
+        """Events, those after the one with this id."""
+        connection = Unix(self.socket)
+        connection.request("GET", f"/v1/events?after={after}")
+        return [json.loads(line) for line in connection.getresponse().read().splitlines()]
+
     def of_operator(self):
         """What belongs to the operator, and must stay as it is."""
         config = self.get("/v1/config")
@@ -352,6 +358,60 @@ def siblings(runtime):
     run("ip", "netns", "del", "p1")
 
 
+def ends(runtime):
+    title("Namespaces end, and DEL never comes")
+    switch = runtime.switch
+    networks = {"eth0": runtime.network("ends", "10.76.0.0/24"), "tap0": runtime.network("ends-vm", "10.77.0.0/24", mode="vm")}
+    after = switch.events()[-1]["id"]
+
+    def attach(name, netns):
+        return [runtime.add(network, name, interface, netns) for interface, network in networks.items()]
+
+    def are_gone():
+        gone = {f"ends:{name}:eth0" for name in "ef"} | {f"ends-vm:{name}:tap0" for name in "ef"}
+        return not gone & switch.ports().keys()
+
+    def replace():
+        for name in "ef":
+            run("ip", "netns", "del", name)
+            space(name)
+
+    results = {name: attach(name, space(name)) for name in "ef"}
+    lifetimes = {port["lifetime"] for port in switch.ports().values()}
+    check(lifetimes == {"netns"}, "four ports of both modes have lifetime = \"netns\"", lifetimes)
+    began = time.monotonic()
+    for name in "ef":
+        run("ip", "netns", "del", name)
+    await_that(are_gone, "ports that end with their namespaces")
+    ok(f"the ports are gone {time.monotonic() - began:.1f} s after the namespaces, without DEL and GC")
+    told = sorted(port for event in switch.events(after) if event["kind"] == "port_ended" for port in event["ports"])
+    check(told == ["ends-vm:e:tap0", "ends-vm:f:tap0", "ends:e:eth0", "ends:f:eth0"], "an event port_ended tells of each", told)
+    check(len(runtime.leases()) == 4 and len(runtime.records()) > 0, "leases and records wait for DEL", runtime.leases())
+    again = {name: attach(name, space(name)) for name in "ef"}
+    check(again == results, "ADD with the same names answers the same", again, results)
+    check(ping("e", address_of(results["f"][0])), "e pings f")
+    replace()
+    again = {name: attach(name, f"/run/netns/{name}") for name in "ef"}
+    check(again == results and ping("e", address_of(results["f"][0])), "and at once in namespaces that replace the ones before", again, results)
+    switch.kill()
+    replace()
+    switch.start()
+    again = {name: attach(name, f"/run/netns/{name}") for name in "ef"}
+    check(again == results, "and if they were replaced while the switch was down", again, results)
+    await_that(lambda: ping("e", address_of(results["f"][0])), "pings after the start")
+    for name in "ef":
+        for interface, network in networks.items():
+            runtime.check(network, name, interface, f"/run/netns/{name}")
+    ok("CHECK agrees")
+    for name in "ef":
+        run("ip", "netns", "del", name)
+    await_that(are_gone, "ports that end with their namespaces")
+    for name in "ef":
+        for interface, network in networks.items():
+            runtime.delete(network, name, interface, "" if name == "e" else f"/run/netns/{name}")
+    check(not runtime.leases() and not runtime.records(), "DEL of ports that have ended leaves nothing", runtime.leases(), runtime.records())
+
+
 def parallel(runtime):
     title("Eight containers at once, on two networks that do not exist")
     names = [f"c{number}" for number in range(8)]
@@ -384,6 +444,8 @@ class Churn:
         self.runtime, self.count, self.seed = runtime, count, seed
         self.network = runtime.network("churn", "10.74.0.0/22")
         self.alive = {}
+        # the runtime was killed: namespaces are gone, and DEL comes much later
+        self.abandoned = {}
         self.retries = self.kills = 0
         self.quiet = threading.Event()
 
@@ -415,6 +477,9 @@ class Churn:
             is_gone = dice.random() < 0.4
             if is_gone:
                 run("ip", "netns", "del", name)
+                if dice.random() < 0.4:
+                    self.abandoned[name] = interfaces
+                    continue
             for interface in interfaces:
                 for _ in range(dice.choice((1, 1, 2))):
                     self.runtime.delete(self.network, name, interface, "" if is_gone else netns)
@@ -432,13 +497,15 @@ class Churn:
     def differences(self):
         """What is not yet as the containers are."""
         runtime = self.runtime
-        wanted = {f"churn:{name}:{interface}" for name, interfaces in self.alive.items() for interface in interfaces}
+        wanted, waiting = (
+            {f"churn:{name}:{interface}" for name, interfaces in of.items() for interface in interfaces}
+            for of in (self.alive, self.abandoned))
         ports = runtime.switch.ports()
         found = {
             "ports": set(ports) ^ wanted,
             "not ACTIVE": {port for port, of in ports.items() if of["status"] != "ACTIVE"},
-            "records": {record.rsplit(".", 1)[0] for record in runtime.records()} ^ wanted,
-            "leases": set() if len(runtime.leases()) == len(wanted) else runtime.leases(),
+            "records": {record.rsplit(".", 1)[0] for record in runtime.records()} ^ (wanted | waiting),
+            "leases": set() if len(runtime.leases()) == len(wanted | waiting) else runtime.leases(),
             "interfaces": [name for name, of in self.alive.items() if links(name) != sorted([*of, "lo"])],
         }
         return {what: it for what, it in found.items() if it}
@@ -466,6 +533,13 @@ class Churn:
         took = time.monotonic() - began
         check(not left, f"{self.kills} kills, {self.retries} ADDs tried again; {took:.1f} s later all is as the "
               f"{len(self.alive)} containers that are left", json.dumps(left, default=sorted))
+        for name, interfaces in self.abandoned.items():
+            for interface in interfaces:
+                self.runtime.delete(self.network, name, interface)
+        count = len(self.abandoned)
+        self.abandoned = {}
+        left = self.differences()
+        check(not left, f"DEL of {count} containers whose ports had ended by themselves leaves nothing", json.dumps(left, default=sorted))
         pairs = list(self.alive)
         if len(pairs) > 1:
             to = self.runtime.results["churn", pairs[0], "eth0"]
@@ -489,6 +563,7 @@ def lab(binary, plugins, directory, churn):
     try:
         commands(runtime)
         siblings(runtime)
+        ends(runtime)
         parallel(runtime)
         Churn(runtime, churn, seed).run()
         title("The end")

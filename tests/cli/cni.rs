@@ -17,14 +17,17 @@ use tempfile::TempDir;
 use vifswitch::control::api::responses::{NetworkView, PortView, Status};
 use vifswitch::sys::routing;
 
+mod lifetime;
+
 /// An IPAM plugin: one directory per address, and as host-local it refuses to allocate twice. `fail` in the directory makes ADD
-/// fail.
+/// fail, and `hook` is executed by it.
 const IPAM: &str = r#"#!/bin/sh
 cat >/dev/null
 cd "$(dirname "$0")/leases" || exit 1
 case $CNI_COMMAND in
 VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}' ;;
 ADD)
+    if [ -e ../hook ]; then ../hook; fi
     if [ -e ../fail ]; then echo '{"code":11,"msg":"no free address"}'; exit 1; fi
     if grep -qsx "$CNI_CONTAINERID $CNI_IFNAME" */of; then echo '{"code":100,"msg":"allocated already"}'; exit 1; fi
     n=2

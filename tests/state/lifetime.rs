@@ -2,50 +2,15 @@
 //! its own namespaces.
 
 use std::collections::BTreeSet;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::Value;
 use support::host::daemon::{Daemon, Vif, config, keeping};
 use support::host::inject::Injected;
-use support::host::{Namespace, await_that, program};
+use support::host::{Inhabitant, Namespace, await_that, program};
 use vifswitch::control::api::responses::Status;
 use vifswitch::control::state::events::{Event, EventKind};
-
-/// A process that lives in a network namespace until this is dropped.
-pub struct Inhabitant(Child);
-
-impl Inhabitant {
-    /// In a named namespace.
-    fn of(namespace: &Namespace) -> Inhabitant {
-        Inhabitant::started(Command::new("ip").args(["netns", "exec", &namespace.0, "cat"]))
-    }
-
-    /// In a namespace of its own, without a name.
-    pub fn alone() -> Inhabitant {
-        Inhabitant::started(Command::new("unshare").args(["--net", "cat"]))
-    }
-
-    fn started(command: &mut Command) -> Inhabitant {
-        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        let name = format!("/proc/{}/comm", child.id());
-        // Both programs become `cat` in the end, with the same process id.
-        await_that("the inhabitant", || (std::fs::read_to_string(&name).unwrap().trim() == "cat").then_some(()));
-        Inhabitant(child)
-    }
-
-    /// Path of its network namespace.
-    pub fn netns(&self) -> String {
-        format!("/proc/{}/ns/net", self.0.id())
-    }
-}
-
-impl Drop for Inhabitant {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// The port, with this lifetime.
 fn ends(vif: Vif) -> Vif {

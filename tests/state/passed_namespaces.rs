@@ -12,11 +12,9 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::host::daemon::{Daemon, Vif, attachment, config, keeping};
-use support::host::{Namespace, await_that};
+use support::host::{Inhabitant, Namespace, await_that};
 use vifswitch::sys::netns::{Netns, within};
 use vifswitch::sys::{link, passing};
-
-use super::lifetime::Inhabitant;
 
 /// The directory for namespaces without a name. Cleared when this is dropped.
 struct Files(PathBuf);

@@ -2,6 +2,11 @@
 //!
 //! The port comes before the addresses, because an IPAM plugin may use the interface (DHCP), unless the port checks addresses. A
 //! repeated call finds the addresses in the record, and changes nothing.
+//!
+//! The port ends with the container's namespace (`lifetime = "netns"`), also that of a VM: its tap is in the namespace, and ends
+//! with it. One that a call before has made in an earlier namespace is bound to that one, and is replaced.
+
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -11,7 +16,7 @@ use super::interface::Place;
 use super::ipam::Ipam;
 use super::record::{Locked, Record, Records};
 use super::result::{AddResult, Interface};
-use super::switch::{NotActive, Switch};
+use super::switch::{self, NotActive, Switch};
 use super::{Call, LOCK, PATIENCE, names};
 use crate::control::api::client;
 use crate::control::api::responses::PortView;
@@ -95,21 +100,12 @@ impl Add<'_> {
     fn attach(&mut self) -> Result<(Interface, AddResult), CniError> {
         let Call { config, environment } = self.call;
         let mtu = self.switch.ensure_network(&config.network, config.mtu, &config.owner)?;
-        let existing = self.switch.port(self.place.port).map_err(|e| CniError::of_switch(&e))?;
-        if let Some(PortView { owner, .. }) =
-            existing.as_ref().filter(|port| port.owner.as_ref() != Some(&config.owner))
-        {
-            let message = format!(
-                "port {:?} exists with owner {owner:?}, not {:?}; detach it, or set owner in the network configuration",
-                self.place.port, config.owner
-            );
-            return Err(CniError::new(code::REFUSED, message));
-        }
+        let existing = self.existing()?;
         // A port that checks addresses lets none pass before it knows them; an IPAM plugin may use the interface of others (DHCP).
         if config.checks_addresses() {
             self.allocate()?;
         }
-        let mac = self.put(mtu, existing.as_ref())?;
+        let mac = self.put_here(mtu, existing)?;
         self.record.mac = Some(mac.to_string());
         self.save()?;
         self.allocate()?;
@@ -140,44 +136,114 @@ impl Add<'_> {
         self.locked.write(&self.record).map_err(|e| CniError::new(code::IO, e.to_string()))
     }
 
-    /// Makes the port; returns its MAC address: the wanted one, that of a call before, or one that no other port has.
-    fn put(&self, mtu: u16, existing: Option<&PortView>) -> Result<Mac, CniError> {
+    /// The port as it was before. One of an earlier namespace is deleted: it has ended and the switch has not removed it yet, or
+    /// it waits for the end of a namespace that lives on without its name. It would be opened in no other one.
+    fn existing(&self) -> Result<Option<PortView>, CniError> {
+        let failed = |e: client::Error| CniError::of_switch(&e);
+        let ours = &self.call.config.owner;
+        let Some(port) = self.switch.port(self.place.port).map_err(failed)? else { return Ok(None) };
+        if port.owner.as_ref() != Some(ours) {
+            let message = format!(
+                "port {:?} exists with owner {:?}, not {ours:?}; detach it, or set owner in the network configuration",
+                self.place.port, port.owner
+            );
+            return Err(CniError::new(code::REFUSED, message));
+        }
+        if self.is_of_earlier(&port)? {
+            self.switch.delete_port(self.place.port, ours).map_err(failed)?;
+        }
+        Ok(Some(port))
+    }
+
+    /// Whether a port is of an earlier namespace with the same path. The switch may not have noticed yet that there is another
+    /// one: while the device is open in the earlier one, it says ACTIVE. The interface tells, because it is in one of them only.
+    fn is_of_earlier(&self, port: &PortView) -> Result<bool, CniError> {
+        let is_same_path = port.device.netns.as_ref().is_some_and(|netns| Path::new(netns) == self.place.netns);
+        Ok(is_same_path && (is_of_other_namespace(&port.status_code) || !self.place.exists()?))
+    }
+
+    /// Makes the port, and once more if it ends or is removed at once, because the namespace is replaced meanwhile. Returns its
+    /// MAC address.
+    fn put_here(&self, mtu: u16, existing: Option<PortView>) -> Result<Mac, CniError> {
+        let mut before = existing;
+        loop {
+            if let Some(mac) = self.put(mtu, before.as_ref())? {
+                return Ok(mac);
+            }
+            if !self.switch.pause() {
+                let Place { netns, port, .. } = self.place;
+                let message = format!(
+                    "port {port:?} does not stay: network namespace {} ends or is replaced while the container is attached, or \
+                     someone detaches the port",
+                    netns.display()
+                );
+                return Err(CniError::new(code::TRY_AGAIN, message));
+            }
+            before = self.existing()?.or(before);
+        }
+    }
+
+    /// Makes the port; returns its MAC address: the wanted one, that of a call before, or one that no other port has. `None`: it
+    /// is not in the namespace.
+    fn put(&self, mtu: u16, existing: Option<&PortView>) -> Result<Option<Mac>, CniError> {
         let config = &self.call.config;
         let in_config = config.port.get("mac_address").and_then(Value::as_str).and_then(|text| text.parse().ok());
         let before = existing.map(|port| &port.mac_address).or(self.record.mac.as_ref());
         let fixed = config.mac.or(in_config).or_else(|| before.and_then(|text| text.parse().ok()));
         if let Some(mac) = fixed {
-            return self.put_as(mac, mtu).map(|()| mac);
+            return Ok(self.put_as(mac, mtu)?.then_some(mac));
         }
         let mut attempt = 0;
         loop {
             let mac = names::mac(self.place.port, attempt);
             attempt += 1;
             match self.put_as(mac, mtu) {
-                Ok(()) => return Ok(mac),
+                Ok(is_there) => return Ok(is_there.then_some(mac)),
                 Err(error) if attempt < ATTEMPTS && error.details.contains(MAC_IN_USE) => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    fn put_as(&self, mac: Mac, mtu: u16) -> Result<(), CniError> {
+    /// Makes the port with this address. Returns whether it is in the namespace: the switch does not list a port that has ended
+    /// among those that are not ACTIVE.
+    fn put_as(&self, mac: Mac, mtu: u16) -> Result<bool, CniError> {
         let port = self.place.port;
         let body = self.body(mac);
         let failed = |e: client::Error| CniError::of_switch(&e);
         let why = match self.call.config.mode {
-            Mode::Container => self.switch.put_port(port, &body, true).map_err(failed)?,
+            Mode::Container => self.put_and_wait(&body)?,
             Mode::Vm(tap) => {
                 self.place.make_tap(tap, mac, mtu)?;
-                self.switch.put_port(port, &body, false).map_err(failed)?;
+                self.switch.put_port(port, &body, 0).map_err(failed)?;
                 // It has no carrier until the VM opens it, which may be much later.
-                let why = self.switch.await_tried(port).map_err(failed)?;
-                why.filter(|why| {
+                let Some(tried) = self.switch.await_tried(port).map_err(failed)? else { return Ok(false) };
+                tried.filter(|why| {
                     !matches!(why.status_code.as_str(), "no_carrier" | "opening" | "reopening" | "admin_down")
                 })
             }
         };
-        why.filter(|why| why.status_code != "admin_down").map_or(Ok(()), |why| Err(self.not_active(&why)))
+        match why.filter(|why| why.status_code != "admin_down") {
+            Some(why) if is_of_other_namespace(&why.status_code) => Ok(false),
+            Some(why) => Err(self.not_active(&why)),
+            None => self.place.exists(),
+        }
+    }
+
+    /// Makes the port, and waits until it is ACTIVE; returns why it is not. Waits a second at a time, because a port that turns
+    /// out to be of another namespace would be waited for in vain.
+    fn put_and_wait(&self, body: &Value) -> Result<Option<NotActive>, CniError> {
+        let mut left = switch::WAIT;
+        loop {
+            let why = self.switch.put_port(self.place.port, body, 1).map_err(|e| CniError::of_switch(&e))?;
+            left -= 1;
+            let is_in_vain = |why: &NotActive| {
+                why.status_code == "admin_down" || is_of_other_namespace(&why.status_code) || left == 0
+            };
+            if why.as_ref().is_none_or(is_in_vain) {
+                return Ok(why);
+            }
+        }
     }
 
     /// The port as the switch gets it.
@@ -189,6 +255,7 @@ impl Add<'_> {
             "network_id": config.network,
             "mac_address": mac.to_string(),
             "owner": config.owner,
+            "lifetime": "netns",
         });
         for (key, value) in set.as_object().into_iter().flatten() {
             body[key] = value.clone();
@@ -258,4 +325,9 @@ impl Add<'_> {
         let details = if error.details.is_empty() { also } else { format!("{}; {also}", error.details) };
         error.with(details)
     }
+}
+
+/// Whether this is the status code of a port that ends with another namespace than the one to which its path leads.
+fn is_of_other_namespace(status_code: &str) -> bool {
+    matches!(status_code, "namespace_unnamed" | "namespace_ended")
 }

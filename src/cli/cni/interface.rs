@@ -59,6 +59,11 @@ impl Place<'_> {
         [TAP_OF_SWITCH, TAP_OF_VM].iter().any(|prefix| link.alias.strip_prefix(prefix) == Some(self.port))
     }
 
+    /// Whether the namespace has the interface of this port.
+    pub fn exists(&self) -> Result<bool, CniError> {
+        self.inside("find the interface", || Ok(self.own()?.is_some()))
+    }
+
     /// Checks that the namespace can be entered, is not the host's, and has no other interface of this name.
     pub fn check_free(&self) -> Result<(), CniError> {
         if Netns::At(self.netns.to_owned()).is_same(&Netns::Host).unwrap_or(false) {

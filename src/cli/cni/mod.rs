@@ -111,6 +111,8 @@ fn execute(get: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<Option<
         return Err(CniError::new(code::INCOMPATIBLE_VERSION, message));
     }
     config.prefer(environment.mac, environment.position);
+    // Here and not first in the container's namespace, which would then not end while the plugin waits for the switch.
+    drop(switch::runtime()?);
     let call = Call { environment, config };
     match command {
         Command::Add => call.add().map(Some),

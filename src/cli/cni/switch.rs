@@ -51,9 +51,7 @@ pub struct Switch {
 impl Switch {
     /// The switch at `socket`. Requests that it does not answer are repeated for `patience`, all together.
     pub fn at(socket: &Path, patience: Duration) -> Result<Switch, CniError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|e| CniError::new(code::IO, format!("cannot create a runtime: {e}")))?;
-        Ok(Switch { client: Client::new(socket), runtime, until: time::now() + patience })
+        Ok(Switch { client: Client::new(socket), runtime: runtime()?, until: time::now() + patience })
     }
 
     /// Makes a request, and repeats it while nobody answers. What takes longer than the time that is left, and `more`, is given
@@ -136,29 +134,43 @@ impl Switch {
         }
     }
 
-    /// Makes a port as `body` says. With `waits`, waits for it to become ACTIVE; returns why it is not.
-    pub fn put_port(&self, id: &str, body: &Value, waits: bool) -> Result<Option<NotActive>, client::Error> {
-        let query = if waits { format!("?wait={WAIT}") } else { String::new() };
+    /// Makes a port as `body` says. Waits up to `wait` seconds for it to become ACTIVE; returns why it is not.
+    pub fn put_port(&self, id: &str, body: &Value, wait: u64) -> Result<Option<NotActive>, client::Error> {
+        let query = if wait > 0 { format!("?wait={wait}") } else { String::new() };
         let path = format!("/v1/ports/{}{query}", escaped(id));
         let put = async |client: &Client| client.request(Method::PUT, &path, Some(body)).await;
-        let answer = self.request(Switch::SOON + Duration::from_secs(WAIT), put)?;
+        let answer = self.request(Switch::SOON + Duration::from_secs(wait), put)?;
         let Answer { not_active } = self.client.parse(answer.as_bytes())?;
         Ok(not_active.into_iter().next())
     }
 
-    /// Waits until the device of a port has been tried, and returns why it is not ACTIVE.
-    pub fn await_tried(&self, id: &str) -> Result<Option<NotActive>, client::Error> {
+    /// Waits until the device of a port has been tried, and returns why it is not ACTIVE; `None` if there is no such port.
+    pub fn await_tried(&self, id: &str) -> Result<Option<Option<NotActive>>, client::Error> {
         let until = time::now() + Switch::SOON;
         loop {
-            let port: PortView = self.get(&format!("/v1/ports/{}", escaped(id)))?;
+            let Some(port) = self.port(id)? else { return Ok(None) };
             let is_tried = !matches!(port.status_code.as_str(), "opening" | "reopening");
             if is_tried || until <= time::now() {
                 let PortView { status, status_code, status_reason, .. } = port;
                 let is_active = status == crate::control::api::responses::Status::Active;
-                return Ok((!is_active).then_some(NotActive { status_code, status_reason }));
+                return Ok(Some((!is_active).then_some(NotActive { status_code, status_reason })));
             }
-            self.runtime.block_on(sleep(PAUSE));
+            self.sleep();
         }
+    }
+
+    /// Pauses before requests are repeated. Returns false if the time for that is over.
+    pub fn pause(&self) -> bool {
+        let is_over = self.until <= time::now();
+        if !is_over {
+            self.sleep();
+        }
+        !is_over
+    }
+
+    fn sleep(&self) {
+        // A timer can only be made inside of the runtime.
+        self.runtime.block_on(async { sleep(PAUSE).await });
     }
 
     /// Deletes a port with this owner; one that is gone is deleted. That of another owner stays.
@@ -184,6 +196,13 @@ impl Switch {
             (true, StoreHealth::Ok | StoreHealth::None) => Ok(()),
         }
     }
+}
+
+/// A runtime. The first one of the process also makes sockets that live as long as the process and hold the network namespace
+/// in which it is made.
+pub fn runtime() -> Result<Runtime, CniError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| CniError::new(code::IO, format!("cannot create a runtime: {e}")))
 }
 
 /// Whether the switch may answer a moment later: it is started again, or still starts.

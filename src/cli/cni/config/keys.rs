@@ -28,13 +28,14 @@ const OF_OTHERS: [&str; 13] = [
 ];
 
 /// Keys of a port that the plugin sets, each with where its value comes from.
-const SET_BY_US: [(&str, &str); 8] = [
+const SET_BY_US: [(&str, &str); 9] = [
     ("port_id", "the plugin makes it of network, container and interface"),
     ("device_id", "it is the container's id"),
     ("network_id", "use network_id beside port"),
     ("fixed_ips", "they are those of the IPAM plugin"),
     ("ip_allocation", "it follows from the addresses"),
     ("owner", "use owner beside port"),
+    ("lifetime", "the port ends with the network namespace of the container"),
     ("parent", "a container has no subports"),
     ("vlan", "a container has no subports"),
 ];

@@ -78,6 +78,14 @@ fn each_mistake_is_reported_with_key_and_remedy() {
             json!({ "port": { "fixed_ips": [] } }),
             "port.fixed_ips = []: they are those of the IPAM plugin; remove the key",
         ),
+        (
+            json!({ "port": { "lifetime": "config" } }),
+            "port.lifetime = \"config\": the port ends with the network namespace of the container; remove the key",
+        ),
+        (
+            json!({ "mode": "vm", "port": { "lifetime": "netns" } }),
+            "port.lifetime = \"netns\": the port ends with the network namespace of the container; remove the key",
+        ),
         (json!({ "port": { "device": { "name": "x" } } }), "port.device.name = \"x\": it is CNI_IFNAME"),
         (json!({ "port": { "device": { "kind": "xdp" } } }), "a container has a tap"),
         (json!({ "mode": "vm", "port": { "device": { "kind": "tap" } } }), "use \"packet\" or \"xdp\""),

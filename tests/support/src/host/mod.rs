@@ -13,7 +13,7 @@ pub mod vlans;
 
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -111,6 +111,41 @@ impl Drop for Namespace {
         if self.netns().path().is_some_and(|path| path.exists()) {
             let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
         }
+    }
+}
+
+/// A process that lives in a network namespace until this is dropped.
+pub struct Inhabitant(Child);
+
+impl Inhabitant {
+    /// In a named namespace.
+    pub fn of(namespace: &Namespace) -> Inhabitant {
+        Inhabitant::started(Command::new("ip").args(["netns", "exec", &namespace.0, "cat"]))
+    }
+
+    /// In a namespace of its own, without a name.
+    pub fn alone() -> Inhabitant {
+        Inhabitant::started(Command::new("unshare").args(["--net", "cat"]))
+    }
+
+    fn started(command: &mut Command) -> Inhabitant {
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let name = format!("/proc/{}/comm", child.id());
+        // Both programs become `cat` in the end, with the same process id.
+        await_that("the inhabitant", || (std::fs::read_to_string(&name).unwrap().trim() == "cat").then_some(()));
+        Inhabitant(child)
+    }
+
+    /// Path of its network namespace.
+    pub fn netns(&self) -> String {
+        format!("/proc/{}/ns/net", self.0.id())
+    }
+}
+
+impl Drop for Inhabitant {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
