@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -378,6 +378,30 @@ fn what_fails_is_undone() {
     host.done("DEL", &container, &fixed);
     assert_eq!((host.daemon.listed().len(), a.links(), b.links().len()), (0, vec!["lo".to_owned()], 2));
     assert_eq!(host.left_over(), (BTreeSet::new(), 0));
+}
+
+/// The interface that the call before is creating has a name, and is not complete yet: it is not taken for that of others.
+#[test]
+fn the_interface_is_looked_at_after_the_call_before_has_ended() {
+    let Some(a) = Namespace::new() else { return };
+    let host = Host::new(&[]);
+    let (network, container) = (host.network("blue", json!({})), Container::new("aaa", &a));
+    fs::create_dir_all(host.records()).unwrap();
+    let before = fs::File::create(host.records().join("blue:aaa:eth0.lock")).unwrap();
+    rustix::fs::flock(&before, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    a.ip("tuntap add dev eth0 mode tap");
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| host.done("ADD", &container, &network));
+        let inode = format!(":{} ", before.metadata().unwrap().ino());
+        await_that("a call that waits for the lock", || {
+            let locks = fs::read_to_string("/proc/locks").unwrap();
+            locks.lines().any(|lock| lock.contains("-> FLOCK") && lock.contains(&inode)).then_some(())
+        });
+        a.ip("link del eth0");
+        drop(before);
+        call.join().unwrap();
+    });
+    assert_eq!(host.daemon.listed(), ["blue:aaa:eth0"]);
 }
 
 #[test]

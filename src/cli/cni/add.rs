@@ -66,10 +66,17 @@ impl Call {
             return Err(CniError::new(code::INVALID_ENVIRONMENT, "ADD needs CNI_NETNS"));
         };
         let place = Place { netns, name: &self.environment.interface, port: &port };
-        place.check_free()?;
+        place.check_namespace()?;
         let records = Records::of(&self.config.state);
         let io = |e: std::io::Error| CniError::new(code::IO, e.to_string());
         let locked = records.lock(&port, LOCK).map_err(io)?;
+        // Another call for the attachment has ended now, and with it the creation of the interface.
+        if let Err(error) = place.check_free() {
+            if locked.read(&port).is_none() {
+                let _ = locked.remove();
+            }
+            return Err(error);
+        }
         let switch = Switch::at(&self.config.socket, PATIENCE)?;
         self.carry_out(&records);
         let before = locked.read(&port).filter(|record| !record.is_detached);

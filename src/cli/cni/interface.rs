@@ -64,13 +64,19 @@ impl Place<'_> {
         self.inside("find the interface", || Ok(self.own()?.is_some()))
     }
 
-    /// Checks that the namespace can be entered, is not the host's, and has no other interface of this name.
-    pub fn check_free(&self) -> Result<(), CniError> {
+    /// Checks that the namespace can be entered and is not the host's.
+    pub fn check_namespace(&self) -> Result<(), CniError> {
         if Netns::At(self.netns.to_owned()).is_same(&Netns::Host).unwrap_or(false) {
             let message =
                 format!("CNI_NETNS = {:?} is the namespace of the host; name that of the container", self.netns);
             return Err(CniError::new(code::INVALID_ENVIRONMENT, message));
         }
+        self.inside("enter the namespace", || Ok(()))
+    }
+
+    /// Checks that the namespace has no other interface of this name. One that the switch is creating for a call at the same time
+    /// is not recognised yet.
+    pub fn check_free(&self) -> Result<(), CniError> {
         match self.inside("find the interface", || link::find(self.name))? {
             Some(link) if !self.is_own(&link) => {
                 let message = format!(
@@ -237,7 +243,7 @@ mod tests {
     fn a_namespace_that_is_gone_has_no_interface_to_remove() {
         let place = Place { netns: Path::new("/run/netns/vift-nowhere"), name: "eth0", port: "p" };
         place.remove().unwrap();
-        let error = place.check_free().unwrap_err();
+        let error = place.check_namespace().unwrap_err();
         assert_eq!(error.code, code::INVALID_ENVIRONMENT);
         assert!(error.message.contains("vift-nowhere"), "{error}");
     }
@@ -245,7 +251,7 @@ mod tests {
     #[test]
     fn the_namespace_of_the_host_is_refused() {
         let place = Place { netns: Path::new("/proc/self/ns/net"), name: "eth0", port: "p" };
-        let error = place.check_free().unwrap_err();
+        let error = place.check_namespace().unwrap_err();
         assert!(error.message.contains("the namespace of the host"), "{error}");
     }
 }
