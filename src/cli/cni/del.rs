@@ -92,8 +92,7 @@ impl Call {
                 return;
             }
             // A call for the attachment may be running.
-            let Ok(Some(locked)) = records.try_lock(&port) else { continue };
-            let Some(record) = locked.read(&port).filter(|record| record.is_detached) else { continue };
+            let Some((locked, record)) = records.lock_detached(&port) else { continue };
             let deleted = Switch::at(&record.socket, Duration::ZERO)
                 .is_ok_and(|switch| switch.delete_port(&port, &record.owner).is_ok());
             if deleted {

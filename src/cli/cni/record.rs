@@ -97,6 +97,21 @@ impl Records {
         self.lock_once(port, Duration::ZERO)
     }
 
+    /// Locks the record of an attachment that is to be detached, unless a call for it is running. Leaves no lock behind if the
+    /// record has been removed since it was listed.
+    pub fn lock_detached(&self, port: &str) -> Option<(Locked, Record)> {
+        let locked = self.try_lock(port).ok()??;
+        match locked.read(port) {
+            Some(record) => record.is_detached.then_some((locked, record)),
+            None => {
+                if !locked.path.exists() {
+                    let _ = locked.remove();
+                }
+                None
+            }
+        }
+    }
+
     fn lock_once(&self, port: &str, patience: Duration) -> io::Result<Option<Locked>> {
         let lock = self.directory.join(format!("{port}{LOCK}"));
         let path = self.directory.join(format!("{port}{RECORD}"));
@@ -227,6 +242,30 @@ mod tests {
         let locked = records.lock("a", NOW).unwrap();
         locked.write(&record("a")).unwrap();
         assert_eq!(records.peek("a"), Some(record("a")));
+    }
+
+    /// A call that carries out what others have left lists the records first; one may be removed before it is locked.
+    #[test]
+    fn a_record_that_is_gone_leaves_no_lock_and_others_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let records = Records::of(directory.path());
+        let files = || fs::read_dir(directory.path()).unwrap().count();
+        assert!(records.lock_detached("a").is_none());
+        assert_eq!(files(), 0);
+        records.lock("a", NOW).unwrap().write(&record("a")).unwrap();
+        assert!(records.lock_detached("a").is_none(), "it is attached");
+        assert_eq!(records.peek("a"), Some(record("a")));
+        let detached = Record { is_detached: true, ..record("a") };
+        let held = records.lock("a", NOW).unwrap();
+        held.write(&detached).unwrap();
+        assert!(records.lock_detached("a").is_none(), "a call for it is running");
+        drop(held);
+        let (locked, found) = records.lock_detached("a").unwrap();
+        assert_eq!(found, detached);
+        locked.remove().unwrap();
+        fs::write(directory.path().join("a.json"), "{").unwrap();
+        assert!(records.lock_detached("a").is_none(), "nobody knows what it is");
+        assert!(directory.path().join("a.json").exists());
     }
 
     #[test]
