@@ -683,9 +683,10 @@ fn an_id_too_long_for_its_netdev_is_refused_with_the_limit() {
     host.daemon.detach(&vif);
 }
 
-/// At a start all stations were read, and the whole state was scanned, before the first port was opened.
+/// All stations are restored before the switch is ready, in bounded time, also those in rows of an earlier version. Once
+/// it was those seen last, and frames to others were flooded.
 #[test]
-fn many_stations_are_restored_without_delaying_ports() {
+fn many_stations_are_restored_before_the_switch_is_ready() {
     const STATIONS: i64 = 65_536;
     let Some(mut host) = StateHost::new() else { return };
     let text = fs::read_to_string(host.daemon.file()).unwrap().replace("stations = 4096", "stations = 524288");
@@ -716,14 +717,14 @@ fn many_stations_are_restored_without_delaying_ports() {
     drop(database);
     // All are restored; a switch stopped before that has them again at the next start.
     let known = |host: &StateHost| -> i64 { host.daemon.get::<Value>("/v1/networks")[0]["stations"].as_i64().unwrap() };
-    let is_ready_before = |host: &mut StateHost| {
+    let is_ready_behind = |host: &mut StateHost| {
         host.daemon.start();
         let at_ready = known(host);
-        host.daemon.stop(Signal::TERM);
-        at_ready < STATIONS
+        host.daemon.stop(Signal::KILL);
+        at_ready == STATIONS
     };
-    // The reading may be late occasionally.
-    assert!((0..5).any(|_| is_ready_before(&mut host)), "READY comes only after all stations");
+    // Killed, it reads the same state again. On a busy machine the time for all may be over.
+    assert!((0..5).any(|_| is_ready_behind(&mut host)), "READY comes before all stations");
     host.daemon.start();
     // On a busy machine it takes time.
     let mut now = known(&host);

@@ -1,5 +1,6 @@
 //! Storing the FDB while the switch runs and restoring it at the start, both in tasks.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,12 +21,16 @@ impl Controller {
     /// Restores stored FDB entries, `chunk` at a time, the youngest first, for at most `wait`. Returns the cursor of those that
     /// are still to be restored, if any.
     pub(super) async fn take_first_stations(&self, wait: Duration, chunk: usize) -> Option<i64> {
-        let (index, mut more) = (self.fdb_index(), Some(0));
+        let (index, more) = (self.fdb_index(), Cell::new(Some(0)));
         let all = async {
             let mut page = self.state.take_stations(0, chunk).await;
             loop {
                 let (stored, next) = page;
                 let resolved = index.resolve_stored(&stored, time::now());
+                let restoring = async {
+                    self.workers.restore(resolved, chunk).await;
+                    more.set(next);
+                };
                 let following = async {
                     match next {
                         Some(from) => Some(self.state.take_stations(from, chunk).await),
@@ -33,15 +38,14 @@ impl Controller {
                     }
                 };
                 // The next ones are read while the workers add these.
-                let ((), following) = tokio::join!(self.workers.restore(resolved, chunk), following);
-                more = next;
+                let ((), following) = tokio::join!(restoring, following);
                 let Some(following) = following else { return };
                 page = following;
             }
         };
         // Those of a page that is given up are restored again, which changes nothing.
         let _ = timeout(wait, all).await;
-        more
+        more.get()
     }
 
     /// Restores the FDB entries from cursor `more` on, then verifies the state. Blocks storing the FDB until all entries

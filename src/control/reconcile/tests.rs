@@ -502,9 +502,10 @@ async fn stations_are_restored_the_youngest_first_within_the_time_given() {
         assert_eq!(controller.take_first_stations(Duration::from_millis(20), 10).await, Some(0), "the disk hangs");
         assert_eq!(learned(controller).await, [0u8; 0]);
         drop(go_on);
-        // It hangs after the first page.
-        let first = controller.take_first_stations(Duration::from_secs(2), 10);
-        let (more, go_on) = tokio::join!(first, hang(&store));
+        // It hangs behind the request of the first page.
+        let first = tokio::task::unconstrained(controller.take_first_stations(Duration::from_secs(2), 10));
+        let behind = tokio::task::unconstrained(hang(&store));
+        let (more, go_on) = tokio::join!(biased; first, behind);
         assert_eq!(more, Some(10));
         assert_eq!(learned(controller).await, (0..10).collect::<Vec<u8>>(), "the youngest");
         drop(go_on);
