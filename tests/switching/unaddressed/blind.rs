@@ -2,6 +2,7 @@
 //! `tests/laws/blindness.rs` shows the same for random frames. Needs root; makes its own namespaces.
 
 use vifswitch::control::api::responses::CountsView;
+use vifswitch::wire::Probe;
 
 use super::matrix::matrix;
 use super::nat::recorded;
@@ -44,8 +45,16 @@ fn capture(on: DeviceKind, security: &str, events: fn(u8) -> String, said: &[Vec
         rows.filter(|frame| frame.len() <= 1514).for_each(|frame| nics[from].send(&frame));
         daemon.await_idle();
     }
-    let counts = daemon.await_idle().into_iter().map(|port| port.counts).collect();
+    let counts = daemon.await_idle().into_iter().map(|port| without_probes(port.counts)).collect();
     Some((nics.iter().map(|nic| nic.rest()).collect(), counts))
+}
+
+/// The counters without loop probes, which come by the second: slow captures have more of them.
+fn without_probes(mut counts: CountsView) -> CountsView {
+    let probes = std::mem::take(&mut counts.probes);
+    counts.tx_frames -= probes;
+    counts.tx_bytes -= probes * Probe::LEN as u64;
+    counts
 }
 
 /// Shows: REQ-05
