@@ -115,7 +115,7 @@ fn a_station_dampened_at_a_port_that_turns_out_to_loop_is_released() {
 #[test]
 fn stations_moved_by_a_loop_are_dampened_and_recover() {
     on_every_kind(|on| {
-        let said = Said { network: "anti_spoof = false", ..Said::default() };
+        let said = Said { network: "anti_spoof = false\nprobe_seconds = 3", ..Said::default() };
         let scene = Scenario::with(on, &looping(2), said, |vifs| {
             vifs.iter_mut().flatten().for_each(|vif| vif.more = "port_security = \"off\"".into());
         });
@@ -125,6 +125,8 @@ fn stations_moved_by_a_loop_are_dampened_and_recover() {
         let mut talk = Talk::new(&scene, macs);
         scene.join("stp_state 0");
         talk.round();
+        // stations move before a probe can name the loop, after which they do not
+        scene.await_probes(CULPRIT, 1);
         let begin = vifswitch::time::now();
         scene.close_loop();
         // lost requests are not waited for
