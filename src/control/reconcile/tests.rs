@@ -1,6 +1,8 @@
 //! The controller over a store that hangs, and over one that becomes usable after the start.
 
 mod groups;
+mod history;
+mod stations;
 
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -11,19 +13,18 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::control::api::handle::{ChangeOptions, Handle, Restored};
+use crate::control::api::handle::{ChangeOptions, Handle};
 use crate::control::author::Author;
-use crate::control::config::{Network, parse_json};
+use crate::control::config::Network;
 use crate::control::descriptors::Descriptors;
 use crate::control::desired::change::{Change, ChangeError, ChangeResult};
 use crate::control::state::Precedence;
 use crate::control::state::event_page::Cursor;
 use crate::control::state::events::{Event, EventKind, Gap};
-use crate::control::state::history::Source;
-use crate::control::state::store::{Store, StoredPlace, StoredStation};
+use crate::control::state::store::Store;
 use crate::frame::Pool;
-use crate::wire::{Mac, ProbeKey};
-use crate::worker::{Flush, Pace, WorkerSetSettings, worker_set};
+use crate::wire::ProbeKey;
+use crate::worker::{Pace, WorkerSetSettings, worker_set};
 
 fn config(networks: &[&str]) -> Config {
     Config { networks: networks.iter().map(|&id| Network::new(id)).collect(), ..Config::default() }
@@ -417,220 +418,6 @@ async fn while_the_disk_hangs_an_unconfirmed_change_is_reverted() {
         next.await.unwrap();
         assert_eq!(networks(&handle).await, ["c"]);
         assert_eq!(store.events(None, 10).await.unwrap().len(), 3, "made, reverted, and the next change");
-    })
-    .await;
-}
-
-/// Stations learned since were lost when the switch stopped while the state was being verified.
-#[tokio::test]
-async fn a_stop_stores_the_stations_also_while_the_state_is_verified_or_stations_are_stored() {
-    let text = json!({"networks": [{"id": "a"}], "vms": [{"id": "v", "ports": [{"port_id": "p", "network_id": "a",
-        "mac_address": "02:00:00:00:00:01", "port_security": "off", "device": {"kind": "tap", "name": "p", "netns": "no-such-netns"}}]}]});
-    let file = parse_json(&text.to_string(), "x").unwrap();
-    let station = |last: u8| StoredStation {
-        place: StoredPlace { network_id: "a".into(), port_id: "p".into() }.into(),
-        mac_address: Mac::new([2, 0, 0, 0, 1, last]),
-        age_seconds: 0,
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("state.db");
-    for (last, is_stored) in [(1, false), (2, true)] {
-        let begun = async |controller: &mut Controller| {
-            if is_stored {
-                controller.finish_saving_stations().await;
-            }
-            // The running verification, and stored entries, wait for this.
-            let go_on = hang(controller.state.store().unwrap()).await;
-            controller.save_stations();
-            tokio::task::yield_now().await;
-            let learned = controller.fdb_index().resolve_stored(&[station(last)], time::now());
-            controller.workers.learn(&learned).await;
-            tokio::spawn(async move {
-                // Until the stopping switch waits for the store too.
-                for _ in 0..1000 {
-                    tokio::task::yield_now().await;
-                }
-                drop(go_on);
-            });
-        };
-        run_prepared(begin(file.clone(), &path).await, begun, async |_| {}).await;
-        let (store, _) = Store::open(path.clone()).await.unwrap();
-        let stored: Vec<Mac> =
-            store.stations_page(0, usize::MAX).await.unwrap().0.iter().map(|station| station.mac_address).collect();
-        assert!(stored.contains(&station(last).mac_address), "{stored:?}");
-        store.close().await;
-    }
-}
-
-/// All stations are restored before a port opens, those seen last first, as far as the time given suffices.
-#[tokio::test]
-async fn stations_are_restored_the_youngest_first_within_the_time_given() {
-    let text = json!({"networks": [{"id": "a", "fdb_limit_per_port": 10}, {"id": "b"}],
-        "vms": [{"id": "v", "ports": [
-            {"port_id": "p", "network_id": "a", "mac_address": "02:00:00:00:00:01", "port_security": "off",
-             "device": {"kind": "tap", "name": "p", "netns": "no-such-netns"}},
-            {"port_id": "q", "network_id": "b", "mac_address": "02:00:00:00:00:02", "port_security": "off",
-             "device": {"kind": "tap", "name": "q", "netns": "no-such-netns"}}]}]});
-    let file = parse_json(&text.to_string(), "x").unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("state.db");
-    let places = [("a", "p"), ("b", "q")]
-        .map(|(network_id, port_id)| Arc::new(StoredPlace { network_id: network_id.into(), port_id: port_id.into() }));
-    // By turns at both ports; those with a higher number are older.
-    let station = |number: u8| StoredStation {
-        place: places[usize::from(number) % 2].clone(),
-        mac_address: Mac::new([2, 0, 0, 0, 1, number]),
-        age_seconds: u32::from(number),
-    };
-    let begun_with = begin(file.clone(), &path).await;
-    begun_with.1.store().unwrap().save_stations((0..50).rev().map(station).collect()).await.unwrap();
-    let learned = async |controller: &Controller| {
-        let all = controller.workers.stations().await.unwrap();
-        let mut numbers: Vec<u8> = all.iter().map(|entry| entry.station.mac().octets()[5]).collect();
-        numbers.sort_unstable();
-        numbers
-    };
-    // The first port has room for ten.
-    let expected: Vec<u8> = (0..50).filter(|number| number % 2 == 1 || *number < 20).collect();
-    let begun = async |controller: &mut Controller| {
-        assert_eq!(learned(controller).await, expected);
-        controller.finish_saving_stations().await;
-        let all = Flush { network: None, port_index: None, mac: None, cursor: 0 };
-        controller.workers.flush(all).await;
-        let store = controller.state.store().unwrap().clone();
-        let go_on = hang(&store).await;
-        assert_eq!(controller.take_first_stations(Duration::from_millis(20), 10).await, Some(0), "the disk hangs");
-        assert_eq!(learned(controller).await, [0u8; 0]);
-        drop(go_on);
-        // It hangs behind the request of the first page.
-        let first = tokio::task::unconstrained(controller.take_first_stations(Duration::from_secs(2), 10));
-        let behind = tokio::task::unconstrained(hang(&store));
-        let (more, go_on) = tokio::join!(biased; first, behind);
-        assert_eq!(more, Some(10));
-        assert_eq!(learned(controller).await, (0..10).collect::<Vec<u8>>(), "the youngest");
-        drop(go_on);
-        // The others come later.
-        controller.verify_state(more);
-        controller.finish_saving_stations().await;
-        assert_eq!(learned(controller).await, expected);
-        controller.workers.flush(all).await;
-        assert_eq!(controller.take_first_stations(Duration::from_secs(60), 10).await, None);
-        assert_eq!(learned(controller).await, expected);
-    };
-    run_prepared(begun_with, begun, async |_| {}).await;
-}
-
-/// Generations of the history with their sources, the newest first.
-async fn generations(handle: &Handle) -> Vec<(u64, Source)> {
-    handle.history().await.unwrap().iter().map(|of| (of.generation, of.source)).collect()
-}
-
-/// Restores a generation, by default the one before.
-async fn roll_back(handle: &Handle, generation: Option<u64>) -> ChangeResult {
-    let Restored { generation, config, .. } = handle.restored(generation, Box::new(())).await.unwrap().unwrap();
-    let change = Change::Rollback { generation, config };
-    handle.change(change, ChangeOptions::default(), Box::new(())).await.unwrap().unwrap()
-}
-
-/// Each accepted change is recorded with its origin, also over a restart; a rollback is a new generation.
-#[tokio::test]
-async fn generations_are_recorded_and_restored_over_restarts() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("state.db");
-    let (mut first, mut listed) = (0, Vec::new());
-    run(&["a"], &path, async |handle| {
-        first = handle.generation().await.unwrap();
-        change(&handle, &["a", "b"]).await.unwrap();
-        let confirm = ChangeOptions::from(Some(Duration::from_secs(60)));
-        handle.change(apply(&["c"]), confirm.clone(), Box::new(())).await.unwrap().unwrap();
-        handle.cancel(Box::new(())).await.unwrap().unwrap();
-        handle.change(apply(&["d"]), confirm, Box::new(())).await.unwrap().unwrap();
-        handle.confirm(Box::new(())).await.unwrap().unwrap();
-        listed = generations(&handle).await;
-    })
-    .await;
-    let expected = [
-        (first + 4, Source::Api),
-        (first + 3, Source::Revert),
-        (first + 2, Source::Api),
-        (first + 1, Source::Api),
-        (first, Source::File),
-    ];
-    assert_eq!(listed, expected);
-    run(&["a"], &path, async |handle| {
-        assert_eq!(generations(&handle).await, expected);
-        assert_eq!(networks(&handle).await, ["d"]);
-        for (generation, wanted) in [(1, vec!["a", "b"]), (2, vec!["c"]), (3, vec!["a", "b"]), (0, vec!["a"])] {
-            let restored = handle.restored(Some(first + generation), Box::new(())).await.unwrap().unwrap();
-            let names: Vec<&str> = restored.config.networks.iter().map(|network| network.id.as_str()).collect();
-            assert_eq!(names, wanted, "{generation}");
-        }
-        assert_eq!(roll_back(&handle, Some(first + 1)).await.generation, first + 5);
-        assert_eq!(networks(&handle).await, ["a", "b"]);
-        // The one before: there and back.
-        roll_back(&handle, None).await;
-        assert_eq!(networks(&handle).await, ["d"]);
-        assert_eq!(generations(&handle).await[..2], [(first + 6, Source::Rollback), (first + 5, Source::Rollback)]);
-        let unknown = handle.restored(Some(1), Box::new(())).await.unwrap().unwrap_err();
-        assert_eq!(unknown.kind, "unknown_generation");
-    })
-    .await;
-    // An edited file is a generation too.
-    run(&["a", "z"], &path, async |handle| {
-        assert_eq!(generations(&handle).await[0], (first + 7, Source::File));
-        roll_back(&handle, None).await;
-        assert_eq!(networks(&handle).await, ["d"]);
-    })
-    .await;
-}
-
-/// A kill leaves a provisional change as reverted, which the history says.
-#[tokio::test]
-async fn a_kill_reverts_a_provisional_change_in_the_history_too() {
-    let dir = tempfile::tempdir().unwrap();
-    let (path, killed) = (dir.path().join("state.db"), dir.path().join("killed.db"));
-    let mut first = 0;
-    run(&["a"], &path, async |handle| {
-        first = handle.generation().await.unwrap();
-        let confirm = ChangeOptions::from(Some(Duration::from_secs(60)));
-        handle.change(apply(&["c"]), confirm, Box::new(())).await.unwrap().unwrap();
-        // What a kill at this moment leaves.
-        std::fs::copy(&path, &killed).unwrap();
-        std::fs::copy(path.with_extension("db-wal"), killed.with_extension("db-wal")).unwrap();
-    })
-    .await;
-    run(&["a"], &killed, async |handle| {
-        let sources = [(first + 2, Source::Revert), (first + 1, Source::Api), (first, Source::File)];
-        assert_eq!(generations(&handle).await, sources);
-        assert_eq!(networks(&handle).await, ["a"]);
-        roll_back(&handle, None).await;
-        assert_eq!(networks(&handle).await, ["c"]);
-    })
-    .await;
-}
-
-/// A change that another version of the program stored is a hole, behind which nothing is restored.
-#[tokio::test]
-async fn a_change_of_another_version_is_a_hole() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("state.db");
-    run(&["a"], &path, async |handle| drop(change(&handle, &["a", "b"]).await.unwrap())).await;
-    let database = rusqlite::Connection::open(&path).unwrap();
-    let config = config(&["other"]).to_sparse().to_string();
-    let version = r#"{"format":2,"switch":"0.0.9"}"#;
-    for (part, json) in [("config", config.as_str()), ("version", version)] {
-        database.execute("UPDATE desired SET json = ?2 WHERE part = ?1", [part, json]).unwrap();
-    }
-    database.close().unwrap();
-    run(&["a"], &path, async |handle| {
-        let listed = handle.history().await.unwrap();
-        assert_eq!(listed.iter().map(|of| of.restorable).collect::<Vec<_>>(), [true, false, false], "{listed:?}");
-        assert!(listed[0].changes[0].contains("another version"), "{listed:?}");
-        let refused = handle.restored(None, Box::new(())).await.unwrap().unwrap_err();
-        assert_eq!(refused.kind, "not_restorable");
-        change(&handle, &["x"]).await.unwrap();
-        roll_back(&handle, None).await;
-        assert_eq!(networks(&handle).await, ["other"]);
     })
     .await;
 }
