@@ -142,7 +142,7 @@ fn learned(daemon: &Daemon) -> u64 {
 
 /// Showing, flushing, storing and restoring 262144 stations delays no frame: the longest gap of a stream is at most
 /// 10 ms longer than on a veth at the same time. The gap of a restart is that of one without stations, plus at most half, and
-/// the bounded time for which stations are restored before frames are received.
+/// the bounded time for which stations are restored before frames are received: at most thrice that of a start without.
 #[test]
 fn showing_flushing_and_restoring_262144_stations_delays_no_frames() {
     let Some((spaces, mut vifs)) = guests(&["a", "b", "c", "d"], &[DeviceKind::Tap], 1500) else { return };
@@ -196,8 +196,8 @@ fn showing_flushing_and_restoring_262144_stations_delays_no_frames() {
         await_that("all stations", || (learned(daemon) == STATIONS).then_some(()));
         daemon.done(&["flush"], "");
         let control = streams.gaps_during(|| restart(daemon)).switch;
-        // The time of a restart depends on the machine.
-        (gap, control, RESTORING + GAP.max(control / 2))
+        // The time of a restart depends on the machine, as does what the stations add to it.
+        (gap, control, RESTORING.min(3 * control) + GAP.max(control / 2))
     });
     measure("taken back", &mut |daemon, streams| {
         restart(daemon);
