@@ -3,8 +3,8 @@
     restart_gap.py VIFSWITCH DIRECTORY [--stations NUMBER] [--keep]
     scripts/lib/box restart_gap.py VIFSWITCH --service [--stations NUMBER]
 
-The station at the receiving port is learned first, then others at the third port, which are younger. With --keep the descriptors that the switch stores are kept and passed to
-it, as systemd does; with --service systemd itself does it.
+The station at the receiving port is learned first, then others at the third port, which are younger. With --keep the
+descriptors that the switch stores are kept and passed to it, as systemd does; with --service systemd itself does it.
 
 Uses DIRECTORY/config.toml, with the taps a0 and a2 in the namespace bench-a and b0 in bench-b; with --service a configuration
 of its own. Restarts the switch once by SIGTERM and once by SIGKILL under a stream, and prints of both the gap in ms, which is
