@@ -1,16 +1,23 @@
 //! Shell completions and man pages, generated from the definition of the command line.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Command};
 use clap_complete::Shell;
 
-use super::{CliError, command};
+use super::{CliError, EXIT_CODES, SOCKET, command};
 
 /// Section of the man pages: commands of administrators.
 const SECTION: &str = "8";
+
+/// Files that the pages name.
+const FILES: [(&str, &str); 3] = [
+    ("/etc/vifswitch/vifswitch.toml", "Configuration of the service; fragments are beside it in conf.d"),
+    ("/var/lib/vifswitch/state.db", "State of the service"),
+    (SOCKET, "Socket of the API, which the commands use"),
+];
 
 /// The arguments of `completions`.
 #[derive(Debug, Args)]
@@ -63,16 +70,16 @@ impl Man {
             fs::create_dir_all(directory).map_err(|e| at(directory, &e))?;
             let mut written = String::new();
             for page in &pages {
-                let path = directory.join(page.get_filename());
-                fs::write(&path, render(page)?).map_err(|e| at(&path, &e))?;
+                let path = directory.join(page.file_name());
+                fs::write(&path, page.render()?).map_err(|e| at(&path, &e))?;
                 written += &format!("{}\n", path.display());
             }
             return Ok(written);
         }
         let wanted = self.command.as_ref().map_or("vifswitch".to_owned(), |name| format!("vifswitch-{name}"));
         let wanted = format!("{wanted}.{SECTION}");
-        match pages.iter().find(|page| page.get_filename() == wanted) {
-            Some(page) => render(page),
+        match pages.iter().find(|page| page.file_name() == wanted) {
+            Some(page) => page.render(),
             None => {
                 let name = self.command.as_deref().unwrap_or_default();
                 let known: Vec<String> = command().get_subcommands().map(|of| of.get_name().to_owned()).collect();
@@ -82,21 +89,58 @@ impl Man {
     }
 }
 
+/// A man page: what the definition of the command line says, and the sections that are the same in all pages.
+struct Page {
+    of: Command,
+    man: clap_mangen::Man,
+}
+
 /// One page of the program, and one of each command.
-fn pages() -> Vec<clap_mangen::Man> {
+fn pages() -> Vec<Page> {
     let mut program = command().disable_help_subcommand(true);
     program.build();
     let page = |of: &Command| {
         let version = concat!("vifswitch ", env!("CARGO_PKG_VERSION"));
-        clap_mangen::Man::new(of.clone()).section(SECTION).source(version).manual("vifswitch")
+        let man = clap_mangen::Man::new(of.clone()).section(SECTION).source(version).manual("vifswitch");
+        Page { of: of.clone(), man }
     };
     std::iter::once(&program).chain(program.get_subcommands()).map(page).collect()
 }
 
-fn render(page: &clap_mangen::Man) -> Result<String, CliError> {
-    let mut text = Vec::new();
-    page.render(&mut text).map_err(CliError::Output)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+impl Page {
+    fn file_name(&self) -> String {
+        self.man.get_filename()
+    }
+
+    fn render(&self) -> Result<String, CliError> {
+        let mut text = Vec::new();
+        self.write(&mut text).map_err(CliError::Output)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    fn write(&self, to: &mut Vec<u8>) -> io::Result<()> {
+        self.man.render_title(to)?;
+        self.man.render_name_section(to)?;
+        self.man.render_synopsis_section(to)?;
+        self.man.render_description_section(to)?;
+        self.man.render_options_section(to)?;
+        if self.of.has_subcommands() {
+            self.man.render_subcommands_section(to)?;
+        }
+        section(to, "EXIT STATUS", EXIT_CODES.iter().map(|(code, meaning)| (code.to_string(), *meaning)))?;
+        section(to, "FILES", FILES.iter().map(|(path, content)| ((*path).to_owned(), *content)))?;
+        let others = if self.of.has_subcommands() { "" } else { "vifswitch(8), " };
+        writeln!(to, ".SH \"SEE ALSO\"\n{others}/usr/share/doc/vifswitch/docs")
+    }
+}
+
+/// Writes a section of terms and what they mean.
+fn section<'a>(to: &mut Vec<u8>, title: &str, terms: impl Iterator<Item = (String, &'a str)>) -> io::Result<()> {
+    writeln!(to, ".SH {title:?}")?;
+    for (term, meaning) in terms {
+        writeln!(to, ".TP\n\\fB{}\\fR\n{meaning}", term.replace('-', "\\-"))?;
+    }
+    Ok(())
 }
 
 fn at(path: &Path, error: &io::Error) -> CliError {
@@ -156,6 +200,11 @@ mod tests {
                 // a hyphen that is no line break, as roff writes it
                 let option = option.replace('-', "\\-");
                 assert!(page.contains(&format!("\\-\\-{option}")), "{name} --{option}: {page}");
+            }
+            for section in
+                ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "\"EXIT STATUS\"", "\"FILES\"", "\"SEE ALSO\""]
+            {
+                assert_eq!(page.matches(&format!(".SH {section}\n")).count(), 1, "{name}: {section}: {page}");
             }
         }
     }

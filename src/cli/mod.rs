@@ -37,14 +37,24 @@ pub const SOCKET: &str = "/run/vifswitch/api.sock";
 
 /// A poll-mode userspace Ethernet switch: connects the interfaces of VMs and containers to networks
 #[derive(Debug, Parser)]
-#[command(name = "vifswitch", version, after_help = EXIT_CODES)]
+#[command(name = "vifswitch", version, after_help = exit_codes())]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or failed, 2 usage or configuration error, \
-    3 no switch listens at the socket.";
+/// Exit codes of all commands.
+const EXIT_CODES: [(u8, &str); 4] = [
+    (0, "done"),
+    (1, "refused or failed"),
+    (2, "usage or configuration error"),
+    (3, "no switch listens at the socket"),
+];
+
+fn exit_codes() -> String {
+    let codes = EXIT_CODES.map(|(code, meaning)| format!("{code} {meaning}"));
+    format!("Exit codes: {}.", codes.join(", "))
+}
 
 #[derive(Debug, Subcommand)]
 enum Command {
