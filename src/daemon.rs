@@ -48,8 +48,8 @@ use crate::control::state::{self, Precedence, StateStore};
 use crate::control::workers::WorkerHandles;
 use crate::frame::Pool;
 use crate::switch::HashKey;
-use crate::sys::cores;
 use crate::sys::privileges::{self, Privilege};
+use crate::sys::{cores, files};
 use crate::wire::{HostKey, ProbeKey, ProbeKeys};
 use crate::worker::{Pace, Worker, WorkerSetSettings, worker_set};
 
@@ -133,6 +133,7 @@ fn run_logged(
     };
     let wrong = |why: String| StartError { why: format!("{origin}: {why}"), code: 2 };
     let shared_key = settings.probe_key.as_deref().map(probe_key::read).transpose().map_err(wrong)?;
+    files::reserve_descriptors();
     // Before other threads exist: capabilities are per thread.
     privileges::keep_only(&needed(&settings))
         .map_err(|why| StartError::new(format_args!("cannot drop capabilities: {why}"), 1))?;

@@ -279,8 +279,8 @@ pub fn change(link: &Link, wanted: &Wanted) -> io::Result<Vec<&'static str>> {
         message = message.alias(alias);
         changed.push("alias");
     }
-    if let Some(len) = wanted.queue_len.filter(|&len| len != link.queue_len) {
-        message = message.append_extra_attribute(LinkAttribute::TxQueueLen(len));
+    let queue_len = wanted.queue_len.filter(|&len| len != link.queue_len);
+    if queue_len.is_some() {
         changed.push("queue length");
     }
     if wanted.up && !link.up {
@@ -298,6 +298,12 @@ pub fn change(link: &Link, wanted: &Wanted) -> io::Result<Vec<&'static str>> {
             let attribute = LinkAttribute::GsoMaxSegs(segs);
             let message = LinkUnspec::new_with_index(index).append_extra_attribute(attribute).build();
             let _ = links.set(message).execute().await;
+        }
+        // In a request of its own: the kernel sets it after `up`, and has then to stop the netdev's queues for it.
+        if let Some(len) = queue_len {
+            let attribute = LinkAttribute::TxQueueLen(len);
+            let message = LinkUnspec::new_with_index(index).append_extra_attribute(attribute).build();
+            links.set(message).execute().await.map_err(to_io_error)?;
         }
         if anything { links.set(message.build()).execute().await.map_err(to_io_error) } else { Ok(()) }
     })?;

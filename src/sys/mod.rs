@@ -7,6 +7,7 @@ pub mod cores;
 pub mod ethtool;
 pub mod ethtool_events;
 pub mod event;
+pub mod files;
 mod genetlink;
 pub mod inherited;
 pub mod link;

@@ -1,8 +1,11 @@
 //! Network namespaces: runs a closure inside one.
 //!
-//! Each call starts a thread that enters the namespace and ends with the call, so that no pooled thread changes its
-//! namespace. A socket or tap opened inside belongs to that namespace and works from any thread.
+//! Each call starts a thread that enters the namespace and ends with the call, so that no other thread changes its
+//! namespace. Only a thread made for such calls ([`visit_from_here`]) enters by itself and returns: threads that come and go
+//! delay each other, and all others, by their changes of the address space. A socket or tap opened inside belongs to that
+//! namespace and works from any thread.
 
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::fmt;
 use std::fs::File;
@@ -156,15 +159,94 @@ pub(super) fn within_file<T: Send>(
     file: Option<&File>,
     work: impl FnOnce() -> T + Send,
 ) -> io::Result<T> {
+    if let Some(mut visit) = Visit::begin()? {
+        if let Some(file) = file {
+            visit.enter(netns, file)?;
+        }
+        return Ok(work());
+    }
     thread::scope(|scope| {
-        let visit = thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
+        let visitor = thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
             if let Some(file) = file {
                 enter(netns, file)?;
             }
             Ok(work())
         })?;
-        visit.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        visitor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Where a thread is that visits namespaces by itself.
+enum Visitor {
+    /// In the namespace of its own, which this file leads to.
+    Home(File),
+    /// On a visit.
+    Away,
+    /// On a visit that has ended: returning failed.
+    Lost(File),
+}
+
+thread_local! {
+    static VISITOR: RefCell<Option<Visitor>> = const { RefCell::new(None) };
+}
+
+/// From now on [`within`] uses the calling thread itself, which returns to its present namespace after each call. Calls
+/// within a call have threads of their own.
+///
+/// # Errors
+///
+/// No file descriptor is free; `within` continues to use other threads.
+pub fn visit_from_here() -> io::Result<()> {
+    let home = here()?.into();
+    VISITOR.set(Some(Visitor::Home(home)));
+    Ok(())
+}
+
+/// A visit by the calling thread. Its end returns to the thread's own namespace.
+struct Visit {
+    /// Leads to the thread's own namespace.
+    home: Option<File>,
+    has_left: bool,
+}
+
+impl Visit {
+    /// `None` if the thread makes no visits, or is on one.
+    ///
+    /// # Errors
+    ///
+    /// The thread has not returned from an earlier visit, and cannot.
+    fn begin() -> io::Result<Option<Visit>> {
+        let home = match VISITOR.take() {
+            Some(Visitor::Home(home)) => home,
+            Some(Visitor::Lost(home)) => {
+                if let Err(why) = enter(&Netns::Host, &home) {
+                    VISITOR.set(Some(Visitor::Lost(home)));
+                    return Err(io::Error::new(why.kind(), format!("cannot return from another namespace: {why}")));
+                }
+                home
+            }
+            other => {
+                VISITOR.set(other);
+                return Ok(None);
+            }
+        };
+        VISITOR.set(Some(Visitor::Away));
+        Ok(Some(Visit { home: Some(home), has_left: false }))
+    }
+
+    fn enter(&mut self, netns: &Netns, file: &File) -> io::Result<()> {
+        enter(netns, file)?;
+        self.has_left = true;
+        Ok(())
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let Some(home) = self.home.take() else { return };
+        let is_home = !self.has_left || enter(&Netns::Host, &home).is_ok();
+        VISITOR.set(Some(if is_home { Visitor::Home(home) } else { Visitor::Lost(home) }));
+    }
 }
 
 /// Opens a namespace file. Other files are not opened: opening a FIFO would block, and a device may react to it.
@@ -223,6 +305,50 @@ mod tests {
     fn work_in_the_host_namespace_runs_on_another_thread() {
         let here = thread::current().id();
         assert!(within(&Netns::Host, || thread::current().id()).unwrap() != here);
+    }
+
+    #[test]
+    fn a_visitor_uses_no_other_thread_but_within_a_visit() {
+        let visitor = thread::spawn(|| {
+            visit_from_here().unwrap();
+            let here = thread::current().id();
+            let there =
+                within(&Netns::Host, || (thread::current().id(), within(&Netns::Host, || thread::current().id())));
+            let (outer, inner) = there.unwrap();
+            assert_eq!(outer, here);
+            assert_ne!(inner.unwrap(), here);
+            let panicked = std::panic::catch_unwind(|| within(&Netns::Host, || panic!("a word")));
+            assert!(panicked.is_err());
+            assert_eq!(within(&Netns::Host, || thread::current().id()).unwrap(), here);
+        });
+        visitor.join().unwrap();
+    }
+
+    #[test]
+    fn a_visitor_returns_from_each_visit() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: needs root, to make a namespace");
+        }
+        let visitor = thread::spawn(|| {
+            let home = here_is();
+            visit_from_here().unwrap();
+            let name = format!("vift-visit-{}", std::process::id());
+            let ip = |command: &str| std::process::Command::new("ip").args(["netns", command, &name]).status().unwrap();
+            assert!(ip("add").success());
+            let netns = Netns::Named(name.clone());
+            let there = within(&netns, here_is);
+            let after = here_is();
+            let panicked = std::panic::catch_unwind(|| within(&netns, || panic!("a word"))).is_err();
+            assert!(ip("del").success());
+            assert_ne!(there.unwrap(), home);
+            assert_eq!((after, here_is(), panicked), (home.clone(), home, true));
+        });
+        visitor.join().unwrap();
+    }
+
+    /// The namespace of the calling thread.
+    fn here_is() -> PathBuf {
+        std::fs::read_link("/proc/thread-self/ns/net").unwrap()
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use futures_util::future::join_all;
 use tracing::warn;
 
 use super::closing::ClosingPort;
@@ -164,11 +165,8 @@ impl Controller {
         self.push_config().await;
         self.flush_ports(stricter).await;
         (0..self.ports.len()).for_each(|index| self.emit_subport(index));
-        let mut closings = Vec::new();
-        for op in ops {
-            closings.extend(self.run_device_op(op).await);
-        }
-        self.close(closings);
+        let closings = join_all(ops.into_iter().map(|op| self.run_device_op(op))).await;
+        self.close(closings.into_iter().flatten().collect());
         apply.since = time::now();
         self.applying = Some(apply);
         self.advance().await;
@@ -237,7 +235,7 @@ impl Controller {
     }
 
     /// Runs an operation. Returns a device to be closed, which the caller closes together with others.
-    async fn run_device_op(&mut self, op: DeviceOp) -> Option<ClosingPort> {
+    async fn run_device_op(&self, op: DeviceOp) -> Option<ClosingPort> {
         match op {
             DeviceOp::Close { port, queues: rx_queues, remove } => {
                 let mut queues = Vec::new();

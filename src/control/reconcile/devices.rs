@@ -7,6 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tracing::warn;
 
 use super::closing::ClosingPort;
@@ -29,6 +30,13 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// Grace time before a device in use by others is reported. The kernel closes the files of a killed process, and frees
 /// queues, with some delay.
 const IN_USE_GRACE: Duration = Duration::from_secs(1);
+
+/// While other devices are being opened, the next ones are taken over after so many times the duration of the last taking
+/// over: each needs a forwarding configuration of all ports on every worker.
+const PAUSE: u32 = 3;
+
+/// Maximum of it.
+pub(super) const MAX_PAUSE: Duration = Duration::from_millis(100);
 
 /// Maximum device events handled together.
 const AT_ONCE: usize = 256;
@@ -134,10 +142,9 @@ impl Controller {
     pub(super) async fn receive(&mut self, outcome: DeviceEvent) {
         let mut outcomes = VecDeque::from([outcome]);
         outcomes.extend(std::iter::from_fn(|| self.device_events.try_recv().ok()).take(AT_ONCE));
-        let mut attempts = Vec::new();
         for outcome in outcomes {
             match outcome {
-                DeviceEvent::Opened(attempt) => attempts.extend(self.receive_attempt(*attempt)),
+                DeviceEvent::Opened(attempt) => self.opened.push(*attempt),
                 DeviceEvent::OrphanRemoved { left: orphans, result } => self.record_removal(orphans, result),
                 DeviceEvent::Committed(done) => self.handle_commit_done(done).await,
                 DeviceEvent::StateReopened(begun, changes) => self.receive_retry(*begun, changes),
@@ -170,10 +177,32 @@ impl Controller {
                 }
             }
         }
-        self.apply_results(attempts).await;
+        self.receive_opened().await;
+    }
+
+    /// Applies the results of attempts that are due, and continues what waited for them.
+    pub(super) async fn receive_opened(&mut self) {
+        if self.opened_due() == Some(Duration::ZERO) {
+            let results = std::mem::take(&mut self.opened);
+            let attempts = results.into_iter().filter_map(|attempt| self.receive_attempt(attempt)).collect();
+            let begun = time::now();
+            self.apply_results(attempts).await;
+            let ended = time::now();
+            self.next_opened = ended + (ended.since(begun) * PAUSE).min(MAX_PAUSE);
+        }
         self.advance().await;
         self.try_down_ports();
         self.answer_pending();
+    }
+
+    /// Time until the results of attempts are applied; `None` if there are none. At once if no other attempt is in progress.
+    pub(super) fn opened_due(&self) -> Option<Duration> {
+        if self.opened.is_empty() {
+            return None;
+        }
+        let in_progress = self.ports.iter().filter(|port| port.attempt.is_some()).count();
+        let left = if in_progress > self.opened.len() { self.next_opened.since(time::now()) } else { Duration::ZERO };
+        Some(left)
     }
 
     /// Checks a returned attempt against the current configuration. Closes the device if its port is gone or has other
@@ -261,9 +290,13 @@ impl Controller {
         }
         self.push_config().await;
         let (mut without, mut refused) = (HashSet::new(), Vec::new());
-        for (index, worker, rx_queue) in rx_queues {
+        let workers = &self.workers;
+        let opening = rx_queues.into_iter().map(async |(index, worker, rx_queue)| {
             let queue = rx_queue.queue;
-            if let Err(rx_queue) = self.workers.open(worker, rx_queue).await {
+            (index, worker, queue, workers.open(worker, rx_queue).await)
+        });
+        for (index, worker, queue, result) in join_all(opening).await {
+            if let Err(rx_queue) = result {
                 refused.push((self.ports[index].key, rx_queue.device));
                 without.insert((index, worker));
             } else if queue == 0 {
@@ -331,10 +364,11 @@ impl Controller {
             return;
         }
         self.push_config().await;
-        let mut devices = Vec::new();
-        for (key, id, queue, worker) in rx_queues {
-            devices.extend(self.workers.close(worker, id, queue).await.map(|rx_queue| (key, rx_queue.device)));
-        }
+        let workers = &self.workers;
+        let closing = rx_queues.into_iter().map(async |(key, id, queue, worker)| {
+            workers.close(worker, id, queue).await.map(|rx_queue| (key, rx_queue.device))
+        });
+        let devices = join_all(closing).await.into_iter().flatten().collect();
         // The port is reopened once they are closed.
         self.close_queues(devices);
     }

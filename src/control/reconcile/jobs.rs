@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::sys::netns::Netns;
+use crate::sys::netns::{Netns, visit_from_here};
 use crate::time::{self, MonoTime};
 
 /// Maximum concurrent jobs in the host's namespace.
@@ -22,6 +22,9 @@ const MAX_PER_NAMESPACE: usize = 4;
 
 /// Maximum threads for other namespaces.
 const THREADS: usize = 128;
+
+/// Maximum threads that have been created and have not taken a job.
+const STARTING: usize = 2;
 
 /// Run time after which a job is overdue and not waited for.
 pub const OVERDUE_AFTER: Duration = Duration::from_secs(3);
@@ -39,6 +42,8 @@ struct JobQueues {
     ready: VecDeque<Netns>,
     /// Running threads, except for the host's.
     threads: usize,
+    /// Threads that have been created and have taken no job yet.
+    starting: usize,
 }
 
 #[derive(Default)]
@@ -96,26 +101,32 @@ impl Jobs {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Retries creating threads for waiting jobs.
+    /// Creates a thread for waiting jobs, unless others that have been created will take them. Each thread creates the next
+    /// one when it has taken its first job: as many as there are jobs would only be in each other's way.
     pub fn start_waiting(&self) {
-        let job_queues = self.lock();
+        let mut job_queues = self.lock();
         let (now, ticks) = (time::now(), job_queues.ready.len());
-        let may_run = (0..ticks).any(|at| job_queues.may_run(&job_queues.ready[at], now));
-        drop(job_queues);
-        if may_run {
-            self.start_thread();
+        if job_queues.starting >= STARTING || !(0..ticks).any(|at| job_queues.may_run(&job_queues.ready[at], now)) {
+            return;
         }
-    }
-
-    fn start_thread(&self) {
+        job_queues.starting += 1;
+        drop(job_queues);
         let jobs = self.clone();
-        // If no thread can be created, the job keeps waiting.
-        let _ = thread::Builder::new().name("vifswitch-job".into()).spawn(move || jobs.work());
+        if thread::Builder::new().name("vifswitch-job".into()).spawn(move || jobs.work()).is_err() {
+            // The job keeps waiting.
+            self.lock().starting -= 1;
+        }
     }
 
     /// Thread function: runs jobs in sequence.
     fn work(&self) {
-        let mut next = self.lock().next();
+        let mut job_queues = self.lock();
+        job_queues.starting -= 1;
+        let mut next = job_queues.next();
+        drop(job_queues);
+        self.start_waiting();
+        // Without it each job has another thread beside this one.
+        let _ = visit_from_here();
         while let Some((netns, ticket, work)) = next {
             work();
             let mut job_queues = self.lock();

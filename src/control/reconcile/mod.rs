@@ -74,7 +74,7 @@ use self::mitigation::Mitigation;
 use self::namespaces::Namespaces;
 use self::netns_files::NetnsFiles;
 use self::port::{Port, State};
-use self::results::{Apply, DeviceEvent, Recovered};
+use self::results::{Apply, DeviceEvent, OpenResult, Recovered};
 use self::watcher::NetdevWatchers;
 use crate::control::api::handle::Request;
 use crate::control::background;
@@ -175,6 +175,10 @@ pub struct Controller {
     jobs: Jobs,
     /// Time of the next attempt to open a port that is down.
     next_attempt: Option<MonoTime>,
+    /// Results of attempts that wait to be applied together.
+    opened: Vec<OpenResult>,
+    /// When these are applied while other attempts are in progress.
+    next_opened: MonoTime,
     forwarding: Arc<ForwardingConfig>,
     notices: mpsc::Receiver<DeviceGone>,
     device_events: mpsc::UnboundedReceiver<DeviceEvent>,
@@ -251,6 +255,7 @@ impl Controller {
             let time_left = unconfirmed.map(|unconfirmed| unconfirmed.deadline.since(time::now()));
             let announced = self.announcements.due().map(|due| due.since(time::now()));
             let next = self.next_attempt.map(|at| at.since(time::now()));
+            let opened = self.opened_due();
             tokio::select! {
                 () = &mut stop, if finish_by.is_none() => {
                     finish_by = Some(time::now() + FINISH_TIMEOUT);
@@ -263,6 +268,7 @@ impl Controller {
                     }
                 }
                 Some(outcome) = self.device_events.recv() => self.receive(outcome).await,
+                () = sleep(opened.unwrap_or_default()), if opened.is_some() => self.receive_opened().await,
                 Some(notice) = self.notices.recv() => self.handle_device_gone(notice).await,
                 Some(event) = self.mitigation.next() => self.handle_event(event).await,
                 _ = tick.tick() => self.mitigate().await,
@@ -362,8 +368,9 @@ impl Controller {
         // Closing a tap blocks until the kernel removes the netdev. A driver that blocks longer is abandoned until the
         // process exits.
         let (done, closed) = oneshot::channel();
+        let opened = self.opened;
         self.jobs.run(&Netns::Host, move || {
-            drop(queues);
+            drop((queues, opened));
             let _ = done.send(());
         });
         if timeout(CLOSE_TIMEOUT, closed).await.is_err() {

@@ -35,7 +35,7 @@ use crate::control::state::{DISK_AT_START, StateStore};
 use crate::control::workers::WorkerHandles;
 use crate::frame::Pool;
 use crate::switch::{ForwardingConfig, HashKey};
-use crate::time;
+use crate::time::{self, MonoTime};
 use crate::wire::{ProbeKey, ProbeKeys};
 use crate::worker::{DeviceGone, EventReceiver};
 
@@ -137,6 +137,8 @@ impl Controller {
             netns_files: NetnsFiles::default(),
             jobs: Jobs::default(),
             next_attempt: None,
+            opened: Vec::new(),
+            next_opened: MonoTime::default(),
             forwarding: Arc::new(ForwardingConfig::none(hash_key)),
             notices,
             device_events,
@@ -198,8 +200,10 @@ impl Controller {
                 self.workers.hold(false).await;
             }
             let held = held_until.map(|until| until.since(time::now()));
+            let opened = self.opened_due();
             tokio::select! {
                 Some(outcome) = self.device_events.recv() => self.receive(outcome).await,
+                () = sleep(opened.unwrap_or_default()), if opened.is_some() => self.receive_opened().await,
                 () = sleep(held.unwrap_or_default()), if held.is_some() => {}
                 () = sleep(next.unwrap_or_default()), if next.is_some() => self.try_down_ports(),
                 _ = retry.tick() => self.check_ports().await,

@@ -2,6 +2,7 @@
 
 mod groups;
 mod history;
+mod opened;
 mod stations;
 
 use std::path::{Path, PathBuf};
