@@ -58,11 +58,13 @@ pub enum ReasonCode {
     WorkerFull,
     /// The mitigation of loops and storms has quarantined it.
     Quarantined,
+    /// It does not exist any more: it was removed while a request waited for it.
+    Removed,
 }
 
 impl ReasonCode {
     /// All codes.
-    pub const ALL: [ReasonCode; 22] = {
+    pub const ALL: [ReasonCode; 23] = {
         use ReasonCode::*;
         [
             Ok,
@@ -87,6 +89,7 @@ impl ReasonCode {
             DeviceError,
             WorkerFull,
             Quarantined,
+            Removed,
         ]
     };
 
@@ -115,6 +118,7 @@ impl ReasonCode {
             ReasonCode::DeviceError => "device_error",
             ReasonCode::WorkerFull => "worker_full",
             ReasonCode::Quarantined => "quarantined",
+            ReasonCode::Removed => "removed",
         }
     }
 }

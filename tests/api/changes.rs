@@ -274,6 +274,13 @@ fn a_change_waits_for_its_ports() {
     let left = &answer.json()["not_active"];
     assert_eq!((answer.0, &left[0]["port_id"]), (200, &json!(ODD)), "{left}");
     assert!(left[0]["status_reason"].as_str().is_some_and(|why| !why.is_empty()), "{left}");
+    // One that is not there was removed since the change: it is not waited for.
+    let mut gone = put_port();
+    gone["port_id"] = json!("gone");
+    let answer = ask_with(&fake, "PUT", "/v1/ports/gone?wait=300", &gone.to_string());
+    let left = &answer.json()["not_active"];
+    let shown = (&left[0]["port_id"], &left[0]["status"], &left[0]["status_code"]);
+    assert_eq!((answer.0, shown), (200, (&json!("gone"), &json!("DOWN"), &json!("removed"))), "{left}");
 }
 
 /// Every request that changes something, with a valid body.

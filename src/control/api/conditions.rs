@@ -144,18 +144,22 @@ impl Conditions {
     }
 }
 
-/// Waits until these ports are ACTIVE, or administratively down. Returns those that are not ACTIVE.
+/// Waits until these ports are ACTIVE, administratively down, or removed. Returns those that are not ACTIVE.
 async fn await_active(state: &AppState, ids: HashSet<String>, wait: Duration) -> Result<Vec<NotActive>, ApiError> {
     let mut events = state.handle.subscribe().await?;
     let mut left = Vec::new();
     let active = async {
         loop {
-            left = state.handle.ports_of(ids.clone()).await?;
-            left.retain(|port| port.status != Status::Active);
-            if left.iter().all(|port| !port.admin_state_up) {
+            let there = state.handle.ports_of(ids.clone()).await?;
+            let mut removed = ids.clone();
+            there.iter().for_each(|port| drop(removed.remove(&port.port_id)));
+            let inactive: Vec<PortView> = there.into_iter().filter(|port| port.status != Status::Active).collect();
+            let is_settled = inactive.iter().all(|port| !port.admin_state_up);
+            left = inactive.into_iter().map(NotActive::of).chain(removed.into_iter().map(NotActive::removed)).collect();
+            if is_settled {
                 return Ok(());
             }
-            // A port that comes up has an event.
+            // A port that comes up, or is removed, has an event.
             if events.changed().await.is_err() {
                 return Ok(());
             }
@@ -164,7 +168,7 @@ async fn await_active(state: &AppState, ids: HashSet<String>, wait: Duration) ->
     if let Ok(Err(error)) = timeout(wait, active).await {
         return Err(error);
     }
-    Ok(left.into_iter().map(NotActive::of).collect())
+    Ok(left)
 }
 
 /// A port that was waited for in vain.
@@ -185,6 +189,19 @@ impl NotActive {
     fn of(port: PortView) -> NotActive {
         let PortView { port_id, status, status_code, status_reason, .. } = port;
         NotActive { port_id, status, status_code, status_reason }
+    }
+
+    /// A port that others have removed since the change.
+    fn removed(port_id: String) -> NotActive {
+        NotActive {
+            port_id,
+            status: Status::Down,
+            status_code: ReasonCode::Removed.name().to_owned(),
+            status_reason:
+                "removed since this change, by a later one or because its namespace ended; `vifswitch history` \
+                            and the events of the port name who did it"
+                    .to_owned(),
+        }
     }
 }
 
