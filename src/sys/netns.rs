@@ -221,7 +221,8 @@ impl Visit {
             Some(Visitor::Lost(home)) => {
                 if let Err(why) = enter(&Netns::Host, &home) {
                     VISITOR.set(Some(Visitor::Lost(home)));
-                    return Err(io::Error::new(why.kind(), format!("cannot return from another namespace: {why}")));
+                    // Of no kind that says something about the namespace to be entered.
+                    return Err(io::Error::other(format!("cannot return from another namespace: {why}")));
                 }
                 home
             }

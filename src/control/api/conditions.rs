@@ -152,7 +152,9 @@ async fn await_active(state: &AppState, ids: HashSet<String>, wait: Duration) ->
         loop {
             let there = state.handle.ports_of(ids.clone()).await?;
             let mut removed = ids.clone();
-            there.iter().for_each(|port| drop(removed.remove(&port.port_id)));
+            for port in &there {
+                removed.remove(&port.port_id);
+            }
             let inactive: Vec<PortView> = there.into_iter().filter(|port| port.status != Status::Active).collect();
             let is_settled = inactive.iter().all(|port| !port.admin_state_up);
             left = inactive.into_iter().map(NotActive::of).chain(removed.into_iter().map(NotActive::removed)).collect();
