@@ -1,4 +1,4 @@
-//! Opened devices are taken over together while others are being opened, and at once otherwise.
+//! Opened devices are taken over together while others are being opened, and at once if none is.
 
 use super::*;
 use crate::control::config::parse_json;
