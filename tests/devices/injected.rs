@@ -6,12 +6,12 @@ use std::cell::Cell;
 use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use rustix::process::Signal;
 use vifswitch::control::state::events::{Event, EventKind};
 
 use support::host::daemon::{Daemon, Vif, attachment, config, keeping};
+use support::host::files::{await_closed, files_at_rest};
 use support::host::inject::Injected;
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, lay, pass, two_workers};
@@ -94,51 +94,6 @@ impl Scene {
     }
 }
 
-/// Open files of the switch, by kind.
-fn files(daemon: &Daemon) -> Vec<String> {
-    let files = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
-    let target = |file: std::io::Result<fs::DirEntry>| fs::read_link(file.unwrap().path()).ok();
-    let kind = |target: std::path::PathBuf| target.to_string_lossy().split(":[").next().unwrap().to_owned();
-    let mut kinds: Vec<String> = files.filter_map(target).map(kind).collect();
-    kinds.sort();
-    kinds
-}
-
-/// Files of the switch at rest: what it opens in the background is open.
-fn files_at_rest(daemon: &Daemon) -> Vec<String> {
-    let (mut last, mut looks) = (Vec::new(), 0);
-    await_that("no more files to be opened", || {
-        let now = files(daemon);
-        looks = if now == last { looks + 1 } else { 0 };
-        last = now;
-        (looks == 50).then(|| last.clone())
-    })
-}
-
-/// Files that are open now and were open before, which a failed test prints.
-struct Compared<'a> {
-    now: Vec<String>,
-    before: &'a [String],
-}
-
-impl Drop for Compared<'_> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            eprintln!("open are {:?}, and before were {:?}", self.now, self.before);
-        }
-    }
-}
-
-/// Waits until no more files are open than `before`.
-fn await_closed(daemon: &Daemon, before: &[String]) {
-    let mut files_of = Compared { now: Vec::new(), before };
-    await_that("all files are closed", || {
-        daemon.read_notes();
-        files_of.now = files(daemon);
-        (files_of.now.len() <= before.len()).then_some(())
-    });
-}
-
 fn downs(daemon: &Daemon) -> usize {
     daemon.events().iter().filter(|event| event.kind == EventKind::PortDown).count()
 }
@@ -160,7 +115,7 @@ fn a_port_whose_opening_fails_says_why_and_comes_up_when_it_can() {
             let said = scene.daemon.run_command(&["attach", "-"], &attachment(&vif));
             scene.others_go_on();
             let port = scene.daemon.await_down(&vif);
-            assert!(failing.count() > 0, "{what}: not called");
+            failing.await_call(&what);
             drop(failing);
             let said = String::from_utf8(said.stdout).unwrap();
             assert!(said.contains(&port.status_reason), "{what}: {said} {port:?}");
@@ -366,7 +321,7 @@ fn closings(switch: &str) {
                     }
                 }
                 scene.others_go_on();
-                await_that(&format!("{what}: a call"), || (failing.count() > 0).then_some(()));
+                failing.await_call(&what);
                 drop(failing);
                 if !is_detached {
                     await_down();
@@ -435,7 +390,7 @@ fn failing_calls_keep_no_switch_from_ending() {
         daemon.signal(Signal::TERM);
         let ended = daemon.wait();
         assert_eq!(ended.code(), Some(0), "{call} {so}: {}", daemon.log());
-        assert!(failing.count() > 0, "{call} {so}: not called");
+        failing.await_call(&format!("{call} {so}"));
         let programs = vifs.iter().filter_map(|vif| host.link(&vif.name)).filter(|link| link.xdp.is_some()).count();
         assert_eq!(programs, 0, "{call} {so}: a program is left");
     }
@@ -586,7 +541,7 @@ fn namespaces_that_cannot_be_watched_are_found() {
         daemon.await_note("READY=1");
         host.make();
         daemon.await_active(&vif);
-        await_that(&format!("a call of {call}"), || (failing.count() > 0).then_some(()));
+        failing.await_call(call);
         // A descriptor may be open for a moment.
         await_that(&format!("{call}: no watch"), || (!watch(&daemon)).then_some(()));
         drop(failing);
@@ -618,7 +573,7 @@ fn slow_calls_of_workers_cost_no_frame() {
                 assert!(nic.take().ends_with(format!("{call} {number}").as_bytes()), "{call}: {number} to {index}");
             }
         }
-        assert!(slow.count() > 0, "{call}: not called");
+        slow.await_call(call);
     }
     let ports = setup.daemon.await_idle();
     assert!(ports.iter().all(|port| port.counts.drops.is_empty() && port.counts.tx_lost == 0), "{ports:?}");

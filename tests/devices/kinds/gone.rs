@@ -9,6 +9,7 @@ use rustix::event::Timespec;
 use rustix::thread::nanosleep;
 use vifswitch::time;
 
+use support::host::files::{await_closed, files_at_rest};
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, lay};
 use support::host::streams::{Gaps, Stream, Streams, assert_within};
@@ -35,9 +36,8 @@ fn a_netdev_is_deleted(on: DeviceKind, times: u32) {
     };
     let Some(setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["a", "b", "victim", "friend"]) else { return };
     let (host, victim, friend) = (setup.spaces.last().unwrap(), &setup.vifs[2], &setup.vifs[3]);
-    let open_files = || std::fs::read_dir(format!("/proc/{}/fd", setup.daemon.pid())).unwrap().count();
     setup.daemon.await_active(victim);
-    let (files, before) = (open_files(), setup.daemon.await_idle());
+    let (files, before) = (files_at_rest(&setup.daemon), setup.daemon.await_idle());
     let done = AtomicBool::new(false);
     let to_victim = experiment(victim.mac, friend.mac, b"are you there?");
     let noise = setup.nic(3);
@@ -87,7 +87,7 @@ fn a_netdev_is_deleted(on: DeviceKind, times: u32) {
     assert_within("a new netdev is opened, at most", Duration::from_secs(1), took, control);
     let counted: u64 = gaps.iter().map(|gaps| gaps.sent).sum();
     setup.daemon.await_active(victim);
-    await_that("every file is closed", || (open_files() <= files).then_some(()));
+    await_closed(&setup.daemon, &files);
     let after = setup.daemon.await_idle();
     for at in [0, 1] {
         assert_eq!(after[at].counts.drops, before[at].counts.drops);

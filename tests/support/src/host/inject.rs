@@ -61,6 +61,11 @@ impl Injected {
         log.matches("(INJECTED)").count() + log.matches("(DELAYED)").count()
     }
 
+    /// Waits until it has changed a call. strace writes a call when it ends, which others may notice before that.
+    pub fn await_call(&self, what: &str) {
+        await_that(&format!("{what}: a call that is changed"), || (self.count() > 0).then_some(()));
+    }
+
     /// Its log so far: the calls as strace writes them.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.calls.path()).unwrap()).into_owned()

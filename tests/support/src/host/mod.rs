@@ -3,6 +3,7 @@
 pub mod daemon;
 pub mod disk;
 pub mod fd_store;
+pub mod files;
 pub mod inject;
 pub mod inside;
 pub mod nic;
