@@ -24,6 +24,13 @@ REBIND = 30  # seconds before Neutron is asked again to bind a subport
 TOLD = 20  # refused ports that a heartbeat names
 
 
+def one_line(problem):
+    """A failure in a line of the log. An error that Neutron raised comes with Neutron's traceback, which is in its own log."""
+    kind = getattr(problem, "exc_type", None) or type(problem).__name__
+    lines = str(getattr(problem, "value", None) or problem).splitlines()
+    return f"{kind}: {lines[0][:300]}" if lines else kind
+
+
 class Hints:
     """What has to be pulled again."""
 
@@ -246,7 +253,7 @@ class Agent:
                 if isinstance(problem, (Unreachable, Refused)):
                     LOG.warning("will try again: %s", problem)
                 else:
-                    LOG.warning("will try again: %s: %s", type(problem).__name__, problem, exc_info=failures == 3)
+                    LOG.warning("will try again: %s", one_line(problem), exc_info=failures == 3)
                     self.hint(everything=True)
                 self.stopping.wait(min(PAUSE * 2 ** min(failures - 1, 10), MAX_PAUSE))
 
@@ -311,7 +318,7 @@ class Agent:
                     LOG.error("the switch does not answer: no heartbeats, so that Neutron binds no more ports to this host")
                 was_ready = is_ready
             except Exception as problem:
-                LOG.warning("heartbeat: %s: %s", type(problem).__name__, problem)
+                LOG.warning("heartbeat: %s", one_line(problem))
                 self.hint_all()
             self.stopping.wait(interval if was_ready else min(interval, 1))
 

@@ -132,6 +132,24 @@ class Running(unittest.TestCase):
         sent = [call for call in self.neutron.calls if call[0] == "report_state"]
         self.assertEqual(sent[:2], [("report_state", True), ("report_state", False)], "one of them is the first")
 
+    def test_an_error_of_neutron_is_logged_in_a_line_without_its_traceback(self):
+        class RemoteError(Exception):
+            """As that of oslo.messaging."""
+
+            exc_type, value = "PendingRollbackError", "rolled back\n1 row(s)"
+
+            def __str__(self):
+                return "Remote error: PendingRollbackError rolled back\n['Traceback (most recent call last): ...']"
+
+        logging.disable(logging.NOTSET)
+        self.addCleanup(logging.disable, logging.CRITICAL)
+        with self.assertLogs(agents.LOG, logging.WARNING) as logged:
+            self.neutron.failing = RemoteError()
+            self.add("p1")
+            self.until(lambda: any("will try again" in line for line in logged.output))
+            self.neutron.failing = None
+        self.assertTrue(all(line.splitlines()[0].endswith(": PendingRollbackError: rolled back") for line in logged.output), logged.output)
+
 
 class Waiting(unittest.TestCase):
     def test_everything_is_pulled_after_the_resync_interval(self):
