@@ -139,6 +139,15 @@ for it in map(json.loads, sys.stdin):
     if it.get("executable") and it["target"]["name"] == sys.argv[1]: print(it["executable"])' "$1"
 }
 
+# keep_result DIRECTORY NAME COMMAND…: runs a command beside others, and continues if it fails. In the directory NAME.log has
+# its output, NAME.end its exit code and duration in seconds.
+keep_result() {
+    local directory=$1 name=$2 since=$SECONDS code=0
+    shift 2
+    "$@" >"$directory/$name.log" 2>&1 </dev/null || code=$?
+    echo "$code $((SECONDS - since))" >"$directory/$name.end"
+}
+
 # ---- isolation from the host ----
 
 # isolate ARGUMENT…: runs the script again with these arguments in namespaces of its own (scripts/lib/isolated), and ends
