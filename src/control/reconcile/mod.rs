@@ -8,9 +8,9 @@
 //! worker gets the queue. Closing: all workers get a `ForwardingConfig` without the device, then the worker returns the
 //! queue, which is dropped here.
 //!
-//! `devices` opens devices and takes back those that fail; `closing` closes them and removes netdevs; `watcher` receives changes of netdevs, and
-//! `netdevs` acts on those that need no reopening; `namespaces` notices deleted and replaced namespaces;
-//! `lifetimes` removes ports that end with theirs; `backoff` times attempts.
+//! `devices` opens devices and takes back those that fail; `closing` closes them and removes netdevs; `watcher` receives
+//! changes of netdevs, and `netdevs` acts on those that need no reopening; `namespaces` notices deleted and replaced
+//! namespaces; `lifetimes` removes ports that end with theirs; `backoff` times attempts.
 //!
 //! `commit` writes the state in the background, so that a blocked disk delays changes only.
 //!
@@ -19,7 +19,7 @@
 //! `requests` answers requests; `emit` emits events, `readers` reads them; `stations` stores and restores the FDB.
 //!
 //! `group` admits changes and has them committed together, `changes` those that are made alone; `apply` applies them. `startup`
-//! applies the configuration to an empty switch.
+//! applies the configuration to an empty switch; `shutdown` ends the switch.
 
 mod announce;
 pub mod announcements;
@@ -47,6 +47,7 @@ mod port_state;
 mod readers;
 mod requests;
 mod results;
+mod shutdown;
 mod startup;
 mod stations;
 mod subports;
@@ -54,16 +55,14 @@ mod subports;
 mod tests;
 mod watcher;
 
-pub use self::startup::{ProbeIdentity, Startup};
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
-use tracing::warn;
+use tokio::time::sleep;
 
 use self::announce::AnnounceState;
 use self::apply::PendingApply;
@@ -75,9 +74,9 @@ use self::namespaces::Namespaces;
 use self::netns_files::NetnsFiles;
 use self::port::{Port, State};
 use self::results::{Apply, DeviceEvent, OpenResult, Recovered};
+pub use self::startup::{ProbeIdentity, Startup};
 use self::watcher::NetdevWatchers;
 use crate::control::api::handle::Request;
-use crate::control::background;
 use crate::control::compile::activation::Activations;
 use crate::control::compile::endpoints::Endpoint;
 use crate::control::compile::failover::Groups;
@@ -100,7 +99,6 @@ use crate::control::status::fdb::FdbIndex;
 use crate::control::workers::WorkerHandles;
 use crate::frame::Pool;
 use crate::switch::{ForwardingConfig, HashKey};
-use crate::sys::netns::Netns;
 use crate::telemetry::PortCounters;
 use crate::time::{self, MonoTime};
 use crate::worker::DeviceGone;
@@ -116,15 +114,6 @@ const SAVE_STATIONS: Duration = Duration::from_secs(60);
 
 /// Timeout of a change in progress after a stop request.
 pub const FINISH_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// Timeout of storing the state at exit.
-const PERSIST_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// Timeout at exit of handing over counters, while frames wait.
-const HANDING_OVER: Duration = Duration::from_millis(200);
-
-/// Timeout at exit of each step: stopping workers, closing devices, closing the store.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The owner of the desired state.
 pub struct Controller {
@@ -326,58 +315,6 @@ impl Controller {
         self.answer_pending();
     }
 
-    /// Stores the state and closes all devices. The kernel has removed our non-persistent netdevs on return, unless
-    /// closing exceeds `CLOSE_TIMEOUT`.
-    pub async fn close_all(mut self) {
-        self.flush_limited_events(true);
-        // The next start verifies the state again.
-        if let Some(verification) = self.verification.take() {
-            verification.abort();
-            let _ = verification.await;
-        }
-        // A controller that has not started has nothing new to store.
-        let store_all = async {
-            // A save in progress lacks entries learned after it began.
-            self.finish_saving_stations().await;
-            if self.is_started {
-                self.save_stations();
-                self.mark_loops_dirty();
-            }
-            self.finish_persisting_loops().await;
-            self.finish_saving_stations().await;
-            self.finish_commits().await;
-        };
-        if timeout(PERSIST_TIMEOUT, store_all).await.is_err() {
-            warn!("the state has not been stored within {} s", PERSIST_TIMEOUT.as_secs());
-        }
-        // Stopped workers return an incomplete FDB, which must not replace the stored one.
-        if let Some(task) = self.saving_stations.take() {
-            task.abort();
-            // It holds the store.
-            let _ = task.await;
-        }
-        // While frames are still forwarded: the more stations were stored, the longer this takes.
-        let _ = timeout(CLOSE_TIMEOUT, self.state.close()).await;
-        let queues = timeout(CLOSE_TIMEOUT, self.workers.stop()).await;
-        // No frame is missing.
-        if let Some(path) = self.handover_path.filter(|_| self.is_started) {
-            let endpoints = self.ports.iter().map(|port| (port.endpoint.key(), &*port.counters));
-            let handover = Handover::new(endpoints, self.workers.counters());
-            save_handover(handover.with_policers(self.policers.deficits(time::now())), path).await;
-        }
-        // Closing a tap blocks until the kernel removes the netdev. A driver that blocks longer is abandoned until the
-        // process exits.
-        let (done, closed) = oneshot::channel();
-        let opened = self.opened;
-        self.jobs.run(&Netns::Host, move || {
-            drop((queues, opened));
-            let _ = done.send(());
-        });
-        if timeout(CLOSE_TIMEOUT, closed).await.is_err() {
-            warn!("devices have not been closed within {} s", CLOSE_TIMEOUT.as_secs());
-        }
-    }
-
     /// The desired configuration has this number now.
     fn set_generation(&mut self, generation: u64) {
         self.state.set_generation(generation);
@@ -451,14 +388,5 @@ impl Controller {
         orphans.append(&mut orphans::gone(&self.config, stored));
         orphans.append(&mut orphans::gone(next, stored));
         orphans
-    }
-}
-
-/// Hands counters and the state of policers over to the next run.
-async fn save_handover(handover: Handover, path: PathBuf) {
-    match timeout(HANDING_OVER, background::run(move || handover.save(&path))).await {
-        Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(why)) | Err(why)) => warn!("counters begin at zero at the next start: {why}"),
-        Err(_) => warn!("counters begin at zero at the next start: the disk does not answer"),
     }
 }
