@@ -166,8 +166,18 @@ impl Mailbox {
         sent
     }
 
-    /// Waits for a reply. Moves waiting commands into the mailbox until it arrives.
+    /// Waits for a reply. Moves waiting commands into the mailbox until it arrives, and then too: the worker has taken a
+    /// command.
     pub async fn answered<T>(&self, answer: &mut oneshot::Receiver<T>) -> Result<T, RecvError> {
+        let answered = self.answer(answer).await;
+        let mut waiting = self.waiting();
+        if !waiting.is_empty() {
+            self.move_waiting(&mut waiting);
+        }
+        answered
+    }
+
+    async fn answer<T>(&self, answer: &mut oneshot::Receiver<T>) -> Result<T, RecvError> {
         while !self.waiting().is_empty() {
             tokio::select! {
                 answered = &mut *answer => return answered,
@@ -238,6 +248,27 @@ mod tests {
             assert!(mailbox.offer(ping().0));
             drop(read);
             assert!(!mailbox.send(ping().0), "the worker is gone");
+        });
+    }
+
+    #[test]
+    fn commands_that_wait_follow_as_soon_as_the_worker_has_answered_others() {
+        let (mailbox, read) = Mailbox::new(Notifier::new().unwrap());
+        let mut answers: Vec<_> = (0..2 * MAILBOX)
+            .map(|_| {
+                let (reply, answer) = oneshot::channel();
+                assert!(mailbox.send(Command::Ping(reply)));
+                answer
+            })
+            .collect();
+        // Time does not pass between an answer and the next command.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            for answer in &mut answers {
+                let Ok(Command::Ping(reply)) = read.try_recv() else { panic!("there is none") };
+                reply.send(()).unwrap();
+                mailbox.answered(answer).await.unwrap();
+            }
         });
     }
 }
