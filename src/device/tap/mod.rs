@@ -254,9 +254,24 @@ pub(super) fn is_in_use(link: &Link, tap: TapInfo) -> bool {
     tap.queues > 0 || (link.up && link.carrier)
 }
 
+/// Creates the netdev, in the namespace, and opens its first queue. `None`: one of its name exists.
+fn create(settings: &Settings) -> Result<Option<Queue>, OpenError> {
+    let flags = Flags { vnet_header: settings.offloads, multi_queue: settings.queues > 1, exclusive: true };
+    match Queue::open(&settings.name, flags) {
+        Ok(queue) => Ok(Some(queue)),
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Ok(None),
+        Err(e) => Err(settings.failed("opening a queue")(e)),
+    }
+}
+
 /// One attempt, in the namespace. `None`: in use, or changed concurrently.
 fn attempt(settings: &Settings, may_create: bool, is_kept: bool) -> Result<Option<Opened>, OpenError> {
-    let mut found = link::find(&settings.name).map_err(settings.failed("finding the netdev"))?;
+    // Most netdevs do not exist yet: creating one needs no look before.
+    let first = if may_create { create(settings)? } else { None };
+    let mut found = match &first {
+        Some(_) => None,
+        None => link::find(&settings.name).map_err(settings.failed("finding the netdev"))?,
+    };
     let mut warnings = Vec::new();
     if let Some(link) = found.take_if(|link| may_create && settings.has_queue_mode_mismatch(link)) {
         // An earlier run of the switch ended before it recreated the netdev.
@@ -274,9 +289,9 @@ fn attempt(settings: &Settings, may_create: bool, is_kept: bool) -> Result<Optio
     if found.as_ref().and_then(|link| link.tap).is_some_and(|tap| tap.queues > 0) {
         return Ok(None);
     }
-    let mut queues = Vec::new();
-    for queue in 0..settings.queues {
-        let exclusive = found.is_none() && queue == 0;
+    let mut queues: Vec<Queue> = first.into_iter().collect();
+    while queues.len() < usize::from(settings.queues) {
+        let exclusive = found.is_none() && queues.is_empty();
         match Queue::open(&settings.name, Flags { vnet_header: settings.offloads, multi_queue, exclusive }) {
             Ok(queue) => queues.push(queue),
             Err(e) if e.kind() == io::ErrorKind::ResourceBusy => return Ok(None),
