@@ -155,7 +155,7 @@ impl Bench {
     fn at_once(&self, requests: impl Fn(usize) -> Vec<Ask>) -> (Vec<Duration>, Duration) {
         let clients: Vec<_> = (0..self.size.clients).map(&requests).collect();
         let socket = self.daemon.socket();
-        let all = self.runtime.block_on(async {
+        self.runtime.block_on(async {
             let begin = Instant::now();
             let mut running = JoinSet::new();
             for requests in clients {
@@ -171,8 +171,7 @@ impl Bench {
                 });
             }
             (running.join_all().await.concat(), begin.elapsed())
-        });
-        all
+        })
     }
 
     /// Concurrent clients: each puts a port and deletes it, and changes a key of one that exists.

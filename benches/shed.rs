@@ -98,6 +98,7 @@ fn run(sheds: bool, len: usize, long: Duration) -> Option<Figures> {
             mode: Mode::Auto,
             replace_xdp_program: false,
             mtu: 1500,
+            vlan_demux: false,
             fill: 2048,
             owner: name.into(),
         };
