@@ -1,5 +1,5 @@
-//! FDB alone: lookup hit, lookup miss, refresh, and learning of a new station that evicts an old one; one by one, and
-//! in bursts with prefetch. Stations are accessed at random. Reported per access.
+//! FDB alone: lookup hit, lookup miss, refresh, learning of a new station that evicts an old one, and restoring into an
+//! empty table; one by one, and in bursts with prefetch. Stations are accessed at random. Reported per access.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 use std::cell::LazyCell;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use vifswitch::frame::BURST;
-use vifswitch::switch::{Fdb, HashKey, Limits, NetworkId, PortId, Station};
+use vifswitch::switch::{Fdb, FdbEntry, HashKey, Limits, NetworkId, PortId, Station};
 use vifswitch::wire::Mac;
 
 const AGEING: u32 = 300;
@@ -132,6 +132,26 @@ impl Fixture {
     }
 }
 
+/// Time of restoring `visits` stations into empty tables, which get full.
+fn restore(stations: u64, visits: u64, ahead: bool) -> Duration {
+    let limits = Limits { network: stations as u32, port: stations as u32 };
+    let mut spent = Duration::ZERO;
+    for first in (0..visits).step_by(stations as usize) {
+        let mut fdb = Fdb::new(stations as u32, HashKey::new([7; 16]));
+        let entry = |number| FdbEntry { station: station(number), port: port(number), last_seen: 1 };
+        let entries: Vec<_> = (0..stations.min(visits - first)).map(entry).collect();
+        let start = Instant::now();
+        for (index, &entry) in entries.iter().enumerate() {
+            if let (true, Some(ahead)) = (ahead, entries.get(index + BURST)) {
+                fdb.prefetch_to_add(fdb.hash(ahead.station));
+            }
+            assert!(fdb.restore(entry, fdb.hash(entry.station), limits));
+        }
+        spent += start.elapsed();
+    }
+    spent
+}
+
 fn fdb(c: &mut Criterion) {
     let mut group = c.benchmark_group("fdb");
     group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(2));
@@ -150,6 +170,7 @@ fn fdb(c: &mut Criterion) {
             group.bench_function(name("miss"), |b| b.iter_custom(|n| fixture.find(false, n, ahead)));
             group.bench_function(name("refresh"), |b| b.iter_custom(|n| fixture.refresh(n, ahead)));
             group.bench_function(name("learn"), |b| b.iter_custom(|n| learning.learn(n, ahead, &mut fresh)));
+            group.bench_function(name("restore"), |b| b.iter_custom(|n| restore(stations, n, ahead)));
         }
     }
     group.finish();

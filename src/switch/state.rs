@@ -210,7 +210,7 @@ impl Switch {
     pub fn restore(&mut self, entries: &[FdbEntry]) {
         for (index, &entry) in entries.iter().enumerate() {
             if let Some(ahead) = entries.get(index + BURST) {
-                self.fdb.prefetch(self.fdb.hash(ahead.station));
+                self.fdb.prefetch_to_add(self.fdb.hash(ahead.station));
             }
             let Some(port) = self.config.compiled_port(entry.port) else { continue };
             let hash = self.fdb.hash(entry.station);

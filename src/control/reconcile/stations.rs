@@ -22,22 +22,25 @@ impl Controller {
     /// are still to be restored, if any.
     pub(super) async fn take_first_stations(&self, wait: Duration, chunk: usize) -> Option<i64> {
         let (index, more) = (self.fdb_index(), Cell::new(Some(0)));
+        let read = async |from| {
+            let (stored, next) = self.state.take_stations(from, chunk).await;
+            (index.resolve_stored(&stored, time::now()), next)
+        };
         let all = async {
-            let mut page = self.state.take_stations(0, chunk).await;
+            let mut page = read(0).await;
             loop {
-                let (stored, next) = page;
-                let resolved = index.resolve_stored(&stored, time::now());
+                let (stations, next) = page;
                 let restoring = async {
-                    self.workers.restore(resolved, chunk).await;
+                    self.workers.restore(stations, chunk).await;
                     more.set(next);
                 };
                 let following = async {
                     match next {
-                        Some(from) => Some(self.state.take_stations(from, chunk).await),
+                        Some(from) => Some(read(from).await),
                         None => None,
                     }
                 };
-                // The next ones are read while the workers add these.
+                // The next ones are read and resolved while the workers add these.
                 let ((), following) = tokio::join!(restoring, following);
                 let Some(following) = following else { return };
                 page = following;

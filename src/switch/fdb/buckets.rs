@@ -82,6 +82,13 @@ impl Buckets {
         prefetch(&self.buckets[self.next_bucket(home)]);
     }
 
+    /// Prefetches what counts the entries that overflowed past the home bucket. Returns the bucket's first slot.
+    pub(super) fn prefetch_count(&self, hash: u64) -> usize {
+        let home = home_bucket(hash, self.buckets.len());
+        prefetch(&self.overflow_count[home]);
+        home * BUCKET_SLOTS
+    }
+
     /// A view of the buckets for a series of lookups.
     #[inline(always)]
     pub(super) fn buckets(&self) -> BucketSlice<'_> {

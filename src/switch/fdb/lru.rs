@@ -1,6 +1,7 @@
 //! LRU lists: the entries of each port in order of their last refresh, doubly linked by slot.
 
 use super::word;
+use crate::frame::prefetch;
 use crate::switch::{MAX_PORTS, PortId};
 use crate::sys::memory::prefer_huge_pages;
 
@@ -70,6 +71,11 @@ impl LruLists {
         prefer_huge_pages(&mut links);
         links.resize(places, LruLinks { older: LruLink::to(NIL), newer: LruLink::to(NIL) });
         LruLists { links, lists: vec![EMPTY; MAX_PORTS + 1], generations: vec![None; MAX_PORTS] }
+    }
+
+    /// Prefetches the links of slot `at`.
+    pub(super) fn prefetch(&self, at: usize) {
+        prefetch(&self.links[at]);
     }
 
     /// Number of stations behind `port`.

@@ -177,6 +177,13 @@ impl Fdb {
         self.buckets.prefetch_overflow(hash);
     }
 
+    /// Prefetches the memory that adding a station needs.
+    #[inline]
+    pub fn prefetch_to_add(&self, hash: u64) {
+        self.buckets.prefetch(hash);
+        self.lru.prefetch(self.buckets.prefetch_count(hash));
+    }
+
     /// Port of a station, if seen at `oldest` (in seconds) or later.
     #[inline]
     pub fn find(&self, station: Station, hash: u64, oldest: u32) -> Option<PortId> {
