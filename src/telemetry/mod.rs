@@ -20,6 +20,7 @@
 
 pub mod audit;
 pub mod exposition;
+pub mod source_limiter;
 pub mod values;
 
 use std::sync::atomic::{AtomicU64, Ordering};

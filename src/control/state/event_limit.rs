@@ -1,12 +1,11 @@
 //! Limits events per source, so that a guest that flaps its link or storms floods neither log, history nor disk.
 //!
-//! The first events of a source are reported at once. Of further ones, only the last is reported every ten seconds,
-//! with the number of the others: so the last state is always reported.
+//! Beyond a burst, only the last event of a source is reported every ten seconds, with the number of the others.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::control::state::events::{Event, EventKind};
+use crate::telemetry::source_limiter::SourceLimiter;
 use crate::time::MonoTime;
 
 /// Events of one source reported at once, per window.
@@ -35,57 +34,34 @@ fn group(kind: EventKind) -> Option<Group> {
     }
 }
 
-/// Recent events of one source.
+/// Sources with recent events. A port is a source; a whole VM is another.
 #[derive(Debug)]
-struct Source {
-    /// Start of the window.
-    since: MonoTime,
-    reported: u32,
-    /// The last suppressed event, and their number.
-    suppressed_event: Option<(Event, u64)>,
-}
+pub struct EventLimiter(SourceLimiter<(Group, Option<String>, Option<String>), Event>);
 
-/// Sources with recent events.
-#[derive(Debug, Default)]
-pub struct EventLimiter(HashMap<(Group, Option<String>, Option<String>), Source>);
+impl Default for EventLimiter {
+    fn default() -> EventLimiter {
+        EventLimiter(SourceLimiter::new(BURST, WINDOW))
+    }
+}
 
 impl EventLimiter {
     /// Whether this event is reported now.
     pub fn admit(&mut self, event: &Event, now: MonoTime) -> bool {
         let Some(group) = group(event.kind) else { return true };
-        // A port is a source; a whole VM is another.
-        let source = (group, event.vm.clone(), event.ports.first().cloned());
-        let source = self.0.entry(source).or_insert(Source { since: now, reported: 0, suppressed_event: None });
-        if source.suppressed_event.is_none() && now.since(source.since) >= WINDOW {
-            (source.since, source.reported) = (now, 0);
-        }
-        if source.suppressed_event.is_none() && source.reported < BURST {
-            source.reported += 1;
-            return true;
-        }
-        let others = source.suppressed_event.take().map_or(0, |(_, events)| events);
-        source.suppressed_event = Some((event.clone(), others + 1));
-        false
+        let held = self.0.admit((group, event.vm.clone(), event.ports.first().cloned()), now);
+        held.map(|held| held.replace(event.clone())).is_none()
     }
 
     /// Last events of sources whose window has ended, each with the number of others. `all`: of all sources.
     pub fn due(&mut self, now: MonoTime, all: bool) -> Vec<Event> {
-        let mut due = Vec::new();
-        self.0.retain(|_, source| {
-            if !all && now.since(source.since) < WINDOW {
-                return true;
-            }
-            let Some((mut event, events)) = source.suppressed_event.take() else { return false };
-            // A source that continues is reported once per window.
-            (source.since, source.reported) = (now, BURST);
-            let others = events - 1;
+        let with_others = |(mut event, others): (Event, u64)| {
             if others > 0 {
                 let seconds = WINDOW.as_secs();
                 event.text = format!("{}; and {others} more events of this port in {seconds} seconds", event.text);
             }
-            due.push(event);
-            true
-        });
+            event
+        };
+        let mut due: Vec<_> = self.0.due(now, all).into_iter().map(with_others).collect();
         due.sort_by(|a, b| a.time.cmp(&b.time));
         due
     }

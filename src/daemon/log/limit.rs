@@ -1,9 +1,7 @@
 //! Limits messages per source: a place in the program, and the port, network, worker or user that the message is about.
 //!
-//! The first messages of a source are logged at once. Of further ones, only the last is logged, when ten seconds have
-//! passed, with the number of those left out: so the last state is always logged.
+//! Beyond a burst, only the last message of a source is logged every ten seconds, with the number of those left out.
 
-use std::collections::HashMap;
 use std::hash::RandomState;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,6 +10,7 @@ use tracing::callsite::Identifier;
 
 use super::record::{Record, Value};
 use crate::telemetry::LOG_LINES_LEFT_OUT;
+use crate::telemetry::source_limiter::SourceLimiter;
 use crate::time::MonoTime;
 
 /// Messages of one source logged at once, per window.
@@ -26,21 +25,10 @@ const SOURCES: usize = 1024;
 /// A source: place in the program, and hash of what the message is about.
 type Key = (Identifier, Option<u64>);
 
-/// Recent messages of one source.
-#[derive(Debug)]
-struct Source {
-    /// Start of the window.
-    since: MonoTime,
-    logged: u32,
-    /// The last message held back, and the number of those left out before it.
-    held: Option<(Record, u64)>,
-}
-
 /// Sources with recent messages.
 #[derive(Debug)]
 pub struct Limiter {
-    window: Duration,
-    sources: HashMap<Key, Source>,
+    sources: SourceLimiter<Key, Record>,
     hasher: RandomState,
 }
 
@@ -53,60 +41,42 @@ impl Default for Limiter {
 impl Limiter {
     /// No messages. A source that has too many is logged once per window.
     pub fn with_window(window: Duration) -> Limiter {
-        Limiter { window, sources: HashMap::new(), hasher: RandomState::new() }
+        Limiter { sources: SourceLimiter::new(BURST, window), hasher: RandomState::new() }
     }
 
     /// The message, if it is logged now. If not, whether it is the first of its source that is held back.
     pub fn admit(&mut self, place: Identifier, record: Record, now: MonoTime) -> Result<Record, bool> {
         let key = self.key(place, &record, now);
-        let source = self.sources.entry(key).or_insert(Source { since: now, logged: 0, held: None });
-        if source.held.is_none() && now.since(source.since) >= self.window {
-            (source.since, source.logged) = (now, 0);
-        }
-        if source.held.is_none() && source.logged < BURST {
-            source.logged += 1;
-            return Ok(record);
-        }
-        let is_first = source.held.is_none();
-        let left_out = source.held.take().map_or(0, |(_, before)| {
-            LOG_LINES_LEFT_OUT.fetch_add(1, Ordering::Relaxed);
-            before + 1
-        });
-        source.held = Some((record, left_out));
+        let Some(held) = self.sources.admit(key, now) else { return Ok(record) };
+        let is_first = held.replace(record);
+        LOG_LINES_LEFT_OUT.fetch_add(u64::from(!is_first), Ordering::Relaxed);
         Err(is_first)
     }
 
     /// When the first message that is held back is due.
     pub fn next_due(&self) -> Option<MonoTime> {
-        self.sources.values().filter(|source| source.held.is_some()).map(|source| source.since + self.window).min()
+        self.sources.next_due()
     }
 
     /// Messages held back whose window has ended, in order, each with the number of those left out. `all`: of all sources.
     pub fn due(&mut self, now: MonoTime, all: bool) -> Vec<Record> {
-        let mut due = Vec::new();
-        self.sources.retain(|_, source| {
-            if !all && now.since(source.since) < self.window {
-                return true;
-            }
-            let Some((mut record, left_out)) = source.held.take() else { return false };
-            // A source that continues is logged once per window.
-            (source.since, source.logged) = (now, BURST);
+        let with_number = |(mut record, left_out): (Record, u64)| {
             if left_out > 0 {
                 record.add("left_out", Value::Number(left_out.into()));
             }
-            due.push(record);
-            true
-        });
+            record
+        };
+        let mut due: Vec<_> = self.sources.due(now, all).into_iter().map(with_number).collect();
         due.sort_by_key(|record| record.time);
         due
     }
 
     fn key(&mut self, place: Identifier, record: &Record, now: MonoTime) -> Key {
         let key = (place, record.source(&self.hasher));
-        if self.sources.len() < SOURCES || self.sources.contains_key(&key) {
+        if self.sources.len() < SOURCES || self.sources.contains(&key) {
             return key;
         }
-        self.sources.retain(|_, source| source.held.is_some() || now.since(source.since) < self.window);
+        self.sources.forget_silent(now);
         if self.sources.len() < SOURCES { key } else { (key.0, None) }
     }
 }
