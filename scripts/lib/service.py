@@ -96,15 +96,16 @@ class Service:
         self.api = API
 
     @staticmethod
-    def installed(program):
-        """Installs the binary and scripts/vifswitch.service, as the unit says, with a configuration."""
+    def installed(program, config=None):
+        """Installs the binary and scripts/vifswitch.service, as the unit says, with a configuration: that of the three taps by default."""
         unit = ROOT / "scripts" / UNIT
         shutil.copy(program, "/usr/local/bin/vifswitch")
         shutil.copy(unit, Path("/etc/systemd/system", UNIT))
         run("systemd-sysusers", str(ROOT / "scripts/deb/sysusers.conf"))
-        make_spaces()
+        if config is None:
+            make_spaces()
         CONFIG.parent.mkdir(exist_ok=True)
-        CONFIG.write_text(configuration())
+        CONFIG.write_text(configuration() if config is None else config)
         run("systemctl", "daemon-reload")
         return Service()
 
