@@ -74,10 +74,10 @@ def title(text):
 # ---- what the page says ----
 
 
-def files():
-    """The files of the page, by path."""
+def files(page=PAGE):
+    """The files of a page, by path."""
     found = {}
-    for block in PAGE.read_text().split("\n```")[1::2]:
+    for block in page.read_text().split("\n```")[1::2]:
         lines = block.splitlines()[1:]
         if lines and lines[0].startswith("# /"):
             found[Path(lines[0][2:])] = "\n".join(lines[1:]) + "\n"
@@ -108,8 +108,13 @@ def make_root(machine):
     init.chmod(0o755)
 
 
-def prepare(program):
-    """Installs the switch, the files of the page and the root file systems. Starts the switch."""
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def prepare_box():
+    """Gives a box what containers need."""
     # systemd-nspawn registers containers by D-Bus, which a box does not start
     for name in ("dbus.service", "dbus.socket"):
         Path("/etc/systemd/system", name).unlink(missing_ok=True)
@@ -117,17 +122,20 @@ def prepare(program):
     for kind in ("proc", "sysfs"):
         Path("/run/whole", kind).mkdir(parents=True)
         run("mount", "-t", kind, kind, f"/run/whole/{kind}")
+    # AF_XDP locks the pool in memory, and a host may not let the systemd of a box raise the limit
+    write(Path("/etc/systemd/system/vifswitch.service.d/lock.conf"),
+          "[Service]\nCapabilityBoundingSet=CAP_IPC_LOCK\nAmbientCapabilities=CAP_IPC_LOCK\n")
+
+
+def prepare(program):
+    """Installs the switch, the files of the page and the root file systems. Starts the switch."""
+    prepare_box()
     # in place of the host's containers
     run("mount", "-t", "tmpfs", "machines", str(MACHINES))
     for path, text in files().items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        write(path, text)
     for machine in ADDRESSES:
         make_root(machine)
-    # AF_XDP locks the pool in memory, and a host may not let the systemd of a box raise the limit
-    lock = Path("/etc/systemd/system/vifswitch.service.d/lock.conf")
-    lock.parent.mkdir()
-    lock.write_text("[Service]\nCapabilityBoundingSet=CAP_IPC_LOCK\nAmbientCapabilities=CAP_IPC_LOCK\n")
     service = Service.installed(program, CONFIG)
     run("systemctl", "start", "dbus.socket", "vifswitch.service")
     return service
