@@ -1,5 +1,6 @@
 //! Packet sockets on foreign netdevs: veths, and taps held by another process. Needs root; makes its own namespaces.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -7,8 +8,9 @@ use support::host::nic::Nic;
 use support::host::relay::relay;
 use support::host::{EXPERIMENT, Finally, Namespace, TEST_TIMEOUT, await_that, readable};
 use vifswitch::device::packet::{self, Settings};
-use vifswitch::device::{self, Device, OpenError, tap};
+use vifswitch::device::{self, Device, Keep, KeptDescriptors, OpenError, tap};
 use vifswitch::frame::{Batch, Magazine, Pool, TxBatch, TxStats};
+use vifswitch::sys::packet::{EVERYTHING, Ring, Socket};
 use vifswitch::sys::tun::{self, Flags};
 use vifswitch::wire::Offload;
 
@@ -204,6 +206,42 @@ fn frames_of_any_length_stay_in_order() {
         assert_eq!(parts.transmit(&mut *device).frames, some.len() as u64);
     }
     assert!(frames.iter().all(|frame| nic.take() == *frame));
+}
+
+/// A process that is killed may have released the slots of long frames without having read the frames, which are queued at the
+/// socket: the next process counts them as missed, and takes none for a later one.
+#[test]
+fn long_frames_that_a_killed_process_has_not_read_are_missed() {
+    let Some(loopback) = VethPair::new(9000) else { return };
+    let open = |inherited: Vec<OwnedFd>| {
+        let mut opened =
+            packet::open_kept(&loopback.settings(), KeptDescriptors { inherited, is_wanted: true }).unwrap();
+        (opened.queues.remove(0), opened.keep)
+    };
+    let (device, keep) = open(Vec::new());
+    let Keep::New(kept) = keep else { panic!("{keep:?}") };
+    // The ring outlives it, as after a kill.
+    drop(device);
+    let (nic, mut parts) = (Nic::new(&loopback.guest, "guest"), WorkerParts::new());
+    (0..3).for_each(|_| nic.send(&frame(&[0x88, 0xb5, 1], 5000)));
+    let index = loopback.port.link("port").unwrap().index;
+    let copy = kept[0].try_clone().unwrap();
+    loopback.port.run_in(move || {
+        let socket = Socket::from_file(copy, index, EVERYTHING).unwrap().unwrap();
+        let mut ring = Ring::resume(&socket, 1024).unwrap();
+        for _ in 0..3 {
+            await_that("a long frame", || ring.has_arrival().then_some(()));
+            let arrival = ring.arrival().unwrap();
+            assert!(arrival.is_queued() && !arrival.is_whole());
+        }
+    });
+    let (mut device, keep) = open(kept);
+    assert!(matches!(keep, Keep::Same), "{keep:?}");
+    let later = frame(&[0x88, 0xb5, 2], 5000);
+    nic.send(&later);
+    let (_, came) = parts.take(&mut *device);
+    assert!(came == later, "{:?}", &came[..20]);
+    assert_eq!(device.rx_missed(), 3);
 }
 
 #[test]

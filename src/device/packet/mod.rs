@@ -34,7 +34,7 @@ use crate::sys::bpf::IngressDrop;
 use crate::sys::ethtool;
 use crate::sys::link::Link;
 use crate::sys::netns::Netns;
-use crate::sys::packet::{EVERYTHING, NOTHING, Ring, Socket};
+use crate::sys::packet::{EVERYTHING, HEADER, NOTHING, Ring, Socket};
 use crate::sys::running::Running;
 use crate::wire::{OffloadSet, TAG_LEN};
 use queue::Queue;
@@ -274,7 +274,8 @@ fn resume(fd: OwnedFd, index: u32) -> io::Result<Option<Receiver>> {
     let mut lost = rx_socket.statistics()?.lost;
     // Long frames that the earlier process left unread, although it had released their slots.
     if ring.queued() == 0 {
-        let unread = (0..MAX_UNREAD).take_while(|_| matches!(rx_socket.receive(&mut []), Ok(Some(_))));
+        // With less room than the header of a frame, the kernel drops the frame with an error.
+        let unread = (0..MAX_UNREAD).take_while(|_| matches!(rx_socket.receive(&mut [0; HEADER]), Ok(Some(_))));
         lost += unread.map(|_| 1).sum::<u32>();
     }
     Ok(Some((rx_socket, Some(ring), lost)))
