@@ -2,12 +2,14 @@
 //! receives, and receives what it sends.
 
 use std::io::{self, ErrorKind};
+use std::time::Duration;
 
 use tun_tap::{Iface, Mode};
 use vifswitch::sys::packet::{EVERYTHING, HEADER, Socket, Tag};
+use vifswitch::time;
 use vifswitch::wire::{Mac, Probe};
 
-use super::{EXPERIMENT, Namespace, await_that, readable};
+use super::{EXPERIMENT, Namespace, TEST_TIMEOUT, await_that, readable};
 
 /// Receive buffer: more than any test sends at once.
 const ROOM: usize = 64 << 20;
@@ -104,10 +106,14 @@ impl Nic {
 
     /// Waits for the next frame.
     pub fn take(&self) -> Vec<u8> {
+        let begun = time::now();
         loop {
             if let Some(frame) = self.try_take() {
                 return frame;
             }
+            // Loop probes, which are left out, may come without end.
+            let timeout = Duration::from_secs(TEST_TIMEOUT.tv_sec.unsigned_abs());
+            assert!(time::now().since(begun) < timeout, "no frame came");
             match &self.end {
                 End::Netdev(socket) => readable(socket),
                 // Its file is available as a raw descriptor only, which safe code cannot poll.
