@@ -167,25 +167,49 @@ mod tests {
         let path = Handover::path(&dir.path().join("state.db"));
         assert_eq!(Handover::take(&path), Handover::default());
         let (two, one) = ([counters(3), counters(4)], [counters(5)]);
-        let ports =
-            [((Kind::Port, "a"), &two[..]), ((Kind::Uplink, "up"), &one[..]), ((Kind::Subport, "gone"), &one[..])];
-        Handover::new(ports.into_iter(), &[Arc::default()]).save(&path).unwrap();
+        let ports = [
+            ((Kind::Port, "a"), &two[..]),
+            ((Kind::Subport, "s"), &two[..]),
+            ((Kind::Uplink, "up"), &one[..]),
+            ((Kind::Subport, "gone"), &one[..]),
+        ];
+        let worker = Arc::new(WorkerCounters::default());
+        worker.peer_tx_frames.set(3);
+        worker.peer_rx_frames.set(3);
+        Handover::new(ports.into_iter(), &[worker.clone(), worker]).save(&path).unwrap();
         let mut found = Handover::take(&path);
         assert!(!path.exists());
         let config = parse_json(
             r#"{"networks": [{"id": "n"}], "uplinks": [{"id": "up", "device": {"kind": "xdp", "name": "x"},
                 "networks": [{"network_id": "n"}]}], "vms": [{"id": "v", "ports": [{"port_id": "a", "network_id": "n",
-                "mac_address": "02:00:00:00:00:01", "device": {"kind": "tap", "name": "t"}}]}]}"#,
+                "mac_address": "02:00:00:00:00:01", "device": {"kind": "tap", "name": "t"}}, {"port_id": "s",
+                "network_id": "n", "mac_address": "02:00:00:00:00:02", "parent": "a", "vlan": 7}]}]}"#,
             "x",
         );
         let first = WorkerCounters::default();
         found.set_workers(&config.unwrap(), &first);
         let mut sums = Values::new();
         first.add_to(&mut sums);
-        assert_eq!(sums, Values::from([("removed.tx_frames".to_owned(), 5)]));
+        let expected = [("peer_rx_frames", 6), ("peer_tx_frames", 6), ("removed.tx_frames", 5)];
+        assert_eq!(sums, expected.map(|(name, value)| (name.to_owned(), value)).into());
         assert_eq!(found.take_port((Kind::Port, "a")).tx_frames.get(), 7);
         assert_eq!(found.take_port((Kind::Port, "a")).tx_frames.get(), 0, "once");
+        assert_eq!(found.take_port((Kind::Subport, "s")).tx_frames.get(), 7);
         assert_eq!(found.take_port((Kind::Uplink, "up")).tx_frames.get(), 5);
+    }
+
+    /// Buckets refill in the time between two processes: by the wall clock, if the host was booted in between.
+    #[test]
+    fn the_time_since_the_last_run_is_known_to_policers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("counters");
+        let at = Stamp::of_wall(Stamp::now().wall_millis - 5000);
+        let policers = Some((Deficits::default(), at));
+        Handover { version: VERSION, policers, ..Handover::default() }.save(&path).unwrap();
+        let mut found = Handover::take(&path);
+        let (_, passed) = found.take_policers().unwrap();
+        assert!((Duration::from_secs(5)..Duration::from_secs(60)).contains(&passed), "{passed:?}");
+        assert!(found.take_policers().is_none(), "once");
     }
 
     #[test]

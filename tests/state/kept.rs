@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,6 +14,7 @@ use support::host::daemon::{Daemon, Vif, config, keeping};
 use support::host::nic::{Nic, experiment, frame};
 use support::host::{Finally, Namespace};
 use vifswitch::control::api::responses::{StationKind, StationView};
+use vifswitch::sys::tun::{Flags, Queue};
 use vifswitch::wire::Mac;
 
 /// A switch with a state over these ports, whose descriptors are kept.
@@ -106,6 +108,11 @@ fn taps_stay_open_over_a_restart_and_a_kill() {
     }
     assert_eq!(links(), before);
     assert_eq!(monitor.end(&namespace, &vifs), [""; 0], "no link has changed");
+    // They are still the switch's own: one that somebody deletes is created again.
+    drop(nics);
+    namespace.ip("link del tap1");
+    await_that("the tap to be created again", || namespace.link("tap1"));
+    daemon.await_active(&vifs[0]);
 }
 
 /// Number of stations of which the one seen first is the receiver.
@@ -336,6 +343,73 @@ fn queues_that_do_not_fit_are_closed() {
     assert!(daemon.log().contains("of another version of vifswitch are not used"), "{}", daemon.log());
 }
 
+/// Neither a queue of a tap with the same name in another namespace is used, nor one of a tap with another name, nor fewer queues
+/// than are configured, nor any beside those of another process.
+#[test]
+fn queues_of_other_taps_are_closed() {
+    let (Some(namespace), Some(other)) = (Namespace::new(), Namespace::new()) else { return };
+    let mut vifs = ports(&namespace);
+    let queues = |number: u8| format!(", persist = false, queues = {number}");
+    vifs[2].device = queues(2);
+    let mut daemon = switch(&vifs, "");
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    await_devices(&daemon, 4);
+    daemon.stop(Signal::KILL);
+    let mut changed = vifs.clone();
+    (changed[0].netns, changed[1].name) = (other.0.clone(), "tap9".into());
+    changed[2].device = queues(3);
+    other.ip("tuntap add tap1 mode tap vnet_hdr");
+    namespace.ip("tuntap add tap9 mode tap vnet_hdr");
+    daemon.configure(&keeping(&config(&daemon.socket(), "", &[("net1", 1500)], &changed), &daemon.state()));
+    daemon.start();
+    changed.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    await_devices(&daemon, 5);
+    let polled = || daemon.workers().iter().map(|worker| worker.queues).sum::<usize>();
+    assert_eq!(polled(), 5);
+    let nics = [Nic::new(&other, "tap1"), Nic::new(&namespace, "tap9"), Nic::new(&namespace, "tap3")];
+    for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+        let frame = experiment(vifs[to].mac, vifs[from].mac, b"hello");
+        nics[from].send(&frame);
+        assert_eq!(nics[to].take(), frame, "from {from} to {to}");
+    }
+    assert_eq!([namespace.link("tap1"), namespace.link("tap2")], [None, None], "nothing holds the former ones");
+    // Another process opens a queue beside the kept ones, and would receive a share of the frames.
+    daemon.stop(Signal::KILL);
+    let flags = Flags { vnet_header: true, multi_queue: true, exclusive: false };
+    let beside = namespace.run_in(|| Queue::open("tap3", flags)).unwrap();
+    daemon.start();
+    let reason = daemon.await_down(&changed[2]).status_reason;
+    assert!(reason.contains("in use"), "{reason}");
+    drop(beside);
+    daemon.await_active(&changed[2]);
+    await_devices(&daemon, 5);
+}
+
+/// Nor a socket that is bound to a netdev with the same index in another namespace.
+#[test]
+fn sockets_of_other_namespaces_are_closed() {
+    let (Some(host), Some(other), Some(guest)) = (Namespace::new(), Namespace::new(), Namespace::new()) else { return };
+    let before = [packet_port(&host, &guest, ("a", 1), ""), packet_port(&host, &guest, ("b", 2), "")];
+    let mut daemon = switch(&before, "");
+    before.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    await_devices(&daemon, 2);
+    daemon.stop(Signal::KILL);
+    let Some(elsewhere) = Namespace::new() else { return };
+    let moved = packet_port(&other, &elsewhere, ("a", 1), "");
+    let index = |namespace: &Namespace| namespace.link("tap1").unwrap().index;
+    assert_eq!(index(&host), index(&other), "the same steps give the same index");
+    let after = [moved, before[1].clone()];
+    daemon.configure(&keeping(&config(&daemon.socket(), "", &[("net1", 1500)], &after), &daemon.state()));
+    daemon.start();
+    after.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    let nics = [Nic::new(&elsewhere, "tap1"), Nic::new(&guest, "tap2")];
+    for (from, to) in [(0, 1), (1, 0)] {
+        let frame = experiment(after[to].mac, after[from].mac, b"hello");
+        nics[from].send(&frame);
+        assert_eq!(nics[to].take(), frame, "from {from} to {to}");
+    }
+}
+
 /// A detached port's tap is gone at once, and its descriptors are no longer kept.
 #[test]
 fn a_detached_port_is_not_kept() {
@@ -373,6 +447,39 @@ fn a_detached_port_is_not_kept() {
     daemon.start();
     await_that("the tap to be removed", || namespace.link("tap3").is_none().then_some(()));
     assert_eq!(await_devices(&daemon, 1), one);
+}
+
+/// Ports that only the state has stay open while it cannot be read, and are used when it can.
+#[test]
+fn taps_stay_open_while_the_state_cannot_be_read() {
+    let Some(namespace) = Namespace::new() else { return };
+    let vifs = ports(&namespace);
+    let mut daemon = switch(&vifs[..1], "");
+    daemon.attach(&vifs[1]);
+    daemon.await_active(&vifs[1]);
+    let kept = await_devices(&daemon, 2);
+    let before = namespace.link("tap2");
+    daemon.stop(Signal::KILL);
+    let (state, aside) = (daemon.state(), daemon.state().with_file_name("aside"));
+    std::fs::create_dir(&aside).unwrap();
+    let move_all = |from: &Path, to: &Path| {
+        for file in std::fs::read_dir(from).unwrap().map(|file| file.unwrap().file_name()) {
+            if file.to_str().unwrap().starts_with("state.db") {
+                std::fs::rename(from.join(&file), to.join(&file)).unwrap();
+            }
+        }
+    };
+    let directory = state.parent().unwrap();
+    move_all(directory, &aside);
+    std::fs::create_dir(&state).unwrap();
+    daemon.start();
+    daemon.await_active(&vifs[0]);
+    assert_eq!((daemon.listed(), await_devices(&daemon, 2)), (vec![vifs[0].port.clone()], kept));
+    std::fs::remove_dir(&state).unwrap();
+    move_all(&aside, directory);
+    await_that("the state to be read", || (daemon.listed().len() == 2).then_some(()));
+    daemon.await_active(&vifs[1]);
+    assert_eq!(namespace.link("tap2"), before);
 }
 
 /// One request on a connection of its own, and its status.
@@ -429,6 +536,53 @@ fn the_api_refuses_nobody_over_a_restart() {
     daemon.start();
     assert_eq!(ask(&daemon).unwrap(), 200);
     assert_eq!(daemon.kept().iter().filter(|name| name.starts_with("v1api-")).count(), 1, "{:?}", daemon.kept());
+}
+
+/// The read-only socket and the listener for metrics are kept as well: clients that connect while no switch runs are answered by
+/// the next one. One that is configured elsewhere is closed.
+#[test]
+fn all_listening_sockets_are_kept() {
+    let Some(namespace) = Namespace::new() else { return };
+    let vifs = ports(&namespace);
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let metrics = free();
+    let mut daemon = Daemon::new();
+    daemon.keep_descriptors();
+    let read = daemon.socket().with_file_name("read.sock");
+    let configure = |daemon: &Daemon, more: &str| {
+        let text = config(&daemon.socket(), more, &[("net1", 1500)], &vifs[..1]);
+        daemon.configure(&keeping(&text, &daemon.state()));
+    };
+    configure(&daemon, &format!("api_read = {read:?}\nmetrics = \"{metrics}\""));
+    daemon.start();
+    let sockets = |daemon: &Daemon| -> Vec<String> {
+        let is_socket = |name: &String| ["v1api-", "v1read-", "v1tcp-"].iter().any(|prefix| name.starts_with(prefix));
+        daemon.kept().into_iter().filter(is_socket).collect()
+    };
+    let kept = await_that("three kept sockets", || Some(sockets(&daemon)).filter(|sockets| sockets.len() == 3));
+    let request = b"GET /livez HTTP/1.1\r\nHost: vifswitch\r\nConnection: close\r\n\r\n";
+    for signal in [Signal::TERM, Signal::KILL] {
+        daemon.stop(signal);
+        let mut by_path = UnixStream::connect(&read).unwrap();
+        let mut by_address = std::net::TcpStream::connect(metrics).unwrap();
+        by_path.write_all(request).unwrap();
+        by_address.write_all(request).unwrap();
+        daemon.start();
+        for stream in [&mut by_path as &mut dyn Read, &mut by_address] {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{signal:?}: {answer}");
+        }
+        assert_eq!(sockets(&daemon), kept, "{signal:?}");
+    }
+    daemon.stop(Signal::KILL);
+    configure(&daemon, &format!("metrics = \"{}\"", free()));
+    daemon.start();
+    await_that("those of the last run to be closed", || {
+        let now = sockets(&daemon);
+        (now.len() == 2 && now.iter().filter(|name| kept.contains(name)).count() == 1).then_some(())
+    });
+    assert!(UnixStream::connect(&read).is_err() && std::net::TcpStream::connect(metrics).is_err());
 }
 
 /// Sockets of a socket unit are used where the configuration names them.
@@ -527,6 +681,54 @@ fn counters_continue_over_a_restart() {
     daemon.stop(Signal::KILL);
     daemon.start();
     assert!(counted(&daemon).1 < before.1, "read once, and not written by a kill");
+}
+
+/// Counters are handed over when the workers have stopped: under traffic no frame is missing.
+#[test]
+fn no_frame_is_missing_in_the_counters_after_a_restart_under_traffic() {
+    let Some(namespace) = Namespace::new() else { return };
+    let vifs = ports(&namespace);
+    let mut daemon = switch(&vifs, "");
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    await_devices(&daemon, 3);
+    let nics = [Nic::new(&namespace, "tap1"), Nic::new(&namespace, "tap3")];
+    let frame = experiment(vifs[2].mac, vifs[0].mac, &[7; 46]);
+    let (ended, taken) = (AtomicBool::new(false), std::sync::atomic::AtomicU64::new(0));
+    let sent = thread::scope(|scope| {
+        let _end = Finally(&ended);
+        let sender = scope.spawn(|| {
+            let mut sent = 0;
+            while !ended.load(Ordering::Relaxed) {
+                // Fewer than any queue on the way holds.
+                if sent - taken.load(Ordering::Relaxed) < 200 {
+                    nics[0].send(&frame);
+                    sent += 1;
+                } else {
+                    thread::yield_now();
+                }
+            }
+            sent
+        });
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                let arrived = nics[1].rest().iter().filter(|arrived| **arrived == frame).count();
+                taken.fetch_add(arrived as u64, Ordering::Relaxed);
+                thread::yield_now();
+            }
+        });
+        for _ in 0..3 {
+            let before = taken.load(Ordering::Relaxed);
+            await_that("traffic", || (taken.load(Ordering::Relaxed) > before + 1000).then_some(()));
+            daemon.stop(Signal::TERM);
+            daemon.start();
+        }
+        ended.store(true, Ordering::Relaxed);
+        sender.join().unwrap()
+    });
+    let ports = daemon.await_idle();
+    let counts = |vif: &Vif| ports.iter().find(|port| port.port_id == vif.port).unwrap().counts.clone();
+    let (from, to) = (counts(&vifs[0]), counts(&vifs[2]));
+    assert_eq!((from.forwarded, to.tx_frames), (sent, sent));
 }
 
 /// Policers continue over an orderly restart: it gives nobody another burst.
