@@ -18,8 +18,9 @@ use support::host::daemon::{Daemon, Vif, config};
 use support::host::inject::{Stopped, thread_of};
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{PLAIN, Setup, SetupOptions, two_workers};
-use support::host::{Finally, Namespace, await_that};
+use support::host::{Finally, Namespace, TEST_TIMEOUT, await_that};
 use vifswitch::control::api::responses::AuditView;
+use vifswitch::time;
 use vifswitch::wire::Mac;
 
 const UNIT: &str = include_str!("../../scripts/vifswitch.service");
@@ -203,6 +204,92 @@ fn a_hung_worker_stops_the_watchdog_notifications() {
         daemon.await_note("WATCHDOG=1");
     }
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}
+
+/// A switch with a port that is up and one whose namespace does not exist, that is told to send a watchdog message in this time,
+/// and the generation of its configuration.
+fn reporting(here: &Namespace, away: &Namespace, watchdog: &str) -> (Daemon, u64) {
+    let vifs = [Vif::new("a", 1, here), Vif::new("b", 2, away)];
+    let mut daemon = Daemon::new();
+    daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &vifs));
+    let mut command = daemon.command();
+    command.env("WATCHDOG_USEC", watchdog);
+    let file = daemon.file();
+    daemon.spawn_as(command, "--config", &file);
+    assert_eq!(note(&daemon), "READY=1", "the first message");
+    let status: serde_json::Value = daemon.get("/v1/status");
+    let generation = status["desired_generation"].as_u64().unwrap();
+    (daemon, generation)
+}
+
+/// The next message, which is awaited.
+fn note(daemon: &Daemon) -> String {
+    daemon.note_within(TEST_TIMEOUT).unwrap().trim_end().to_owned()
+}
+
+/// The next status line. Other messages before it are those of the watchdog; there are fewer than `most`.
+fn status_line(daemon: &Daemon, most: usize) -> Option<String> {
+    for _ in 0..most {
+        let note = note(daemon);
+        match note.strip_prefix("STATUS=") {
+            Some(line) => return Some(line.to_owned()),
+            None => assert_eq!(note, "WATCHDOG=1"),
+        }
+    }
+    None
+}
+
+/// Reads status lines, none of which is sent twice, until this one.
+fn await_status(daemon: &Daemon, before: &mut String, wanted: &str) {
+    await_that(wanted, || {
+        let line = status_line(daemon, 400).expect("a status line");
+        assert_ne!(line, *before, "a line is sent when it changes");
+        *before = line;
+        (before == wanted).then_some(())
+    });
+}
+
+/// What `systemctl status` shows: sent behind READY, and again whenever it changes, but no more often.
+#[test]
+fn the_status_line_is_sent_when_it_changes() {
+    let (Some(here), Some(away)) = (Namespace::new(), Namespace::planned()) else { return };
+    let (mut daemon, generation) = reporting(&here, &away, "300000");
+    let (mut last, line) =
+        (String::new(), |up, generation| format!("{up} of 2 ports and uplinks up, generation {generation}"));
+    await_status(&daemon, &mut last, &line(1, generation));
+    // 25 messages of the watchdog take 2.5 s.
+    assert_eq!(status_line(&daemon, 25), None, "nothing has changed");
+    daemon.done(&["set", "port-1", "port_security=off"], "");
+    await_status(&daemon, &mut last, &line(1, generation + 1));
+    away.make();
+    await_status(&daemon, &mut last, &line(2, generation + 1));
+    daemon.signal(Signal::TERM);
+    let rest: Vec<String> = std::iter::repeat_with(|| note(&daemon)).take_while(|note| note != "STOPPING=1").collect();
+    assert!(rest.iter().all(|note| note == "WATCHDOG=1"), "{rest:?}");
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+/// A line that was dropped, as the service manager did not read, is sent when it reads again, although nothing changes any more.
+#[test]
+fn a_status_line_that_found_the_queue_full_is_sent_again() {
+    let (Some(here), Some(away)) = (Namespace::new(), Namespace::planned()) else { return };
+    let (daemon, generation) = reporting(&here, &away, "60000");
+    let mut last = String::new();
+    await_status(&daemon, &mut last, &format!("1 of 2 ports and uplinks up, generation {generation}"));
+    // From here on nobody reads.
+    await_that("a full queue", || {
+        daemon.signal(Signal::HUP);
+        daemon.log().contains("cannot notify the supervisor: it does not read its socket").then_some(())
+    });
+    daemon.done(&["set", "port-1", "port_security=off"], "");
+    // The line is tried once a second.
+    let changed = time::now();
+    await_that("some attempts", || {
+        daemon.ports();
+        (time::now().since(changed) > std::time::Duration::from_millis(2500)).then_some(())
+    });
+    let wanted = format!("STATUS=1 of 2 ports and uplinks up, generation {}", generation + 1);
+    await_that(&wanted, || (note(&daemon) == wanted).then_some(()));
 }
 
 /// The audit balances repeatedly under traffic, and once more when idle.
