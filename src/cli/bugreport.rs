@@ -218,7 +218,8 @@ mod tests {
         let (parts, omitted) = all.finish();
         assert_eq!(parts.iter().map(|part| part.name.as_str()).collect::<Vec<_>>(), ["first.txt"]);
         assert_eq!(omitted.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["hangs.txt", "late.txt"]);
-        assert!(omitted[0].1.contains("no answer") && omitted[1].1.contains("for all parts"), "{omitted:?}");
+        // Not the time for one part, of which less was left.
+        assert!(omitted[0].1.contains("no answer within 1 s") && omitted[1].1.contains("for all parts"), "{omitted:?}");
     }
 
     #[test]

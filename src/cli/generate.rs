@@ -161,19 +161,52 @@ mod tests {
         command().get_subcommands().map(|of| (of.get_name().to_owned(), options(of))).collect()
     }
 
+    /// What a script completes behind a command.
+    fn part_of<'t>(shell: Shell, text: &'t str, name: &str) -> Vec<&'t str> {
+        let (begin, end) = match shell {
+            Shell::Fish => {
+                let of_command = format!("_using_subcommand {name}\"");
+                return text.lines().filter(|line| line.contains(&of_command)).collect();
+            }
+            Shell::Bash => (format!("vifswitch__subcmd__{})", name.replace('-', "__subcmd__")), "        ;;"),
+            Shell::Zsh => (format!("({name})"), ";;"),
+            Shell::Elvish => (format!("&'vifswitch;{name}'= {{"), "        }"),
+            _ => (format!("'vifswitch;{name}' {{"), "            break"),
+        };
+        // The first one in zsh is indented.
+        text.lines().skip_while(|line| line.trim_start() != begin).take_while(|line| !line.starts_with(end)).collect()
+    }
+
     #[test]
     fn each_command_and_option_has_completions_in_each_shell() {
         for shell in Shell::value_variants() {
             let text = Completions { shell: *shell, directory: None }.run().unwrap();
             for (name, options) in commands() {
                 assert!(text.contains(&name), "{shell}: {name}");
+                let part = part_of(*shell, &text, &name);
                 for option in options {
                     // fish has `-l json`
-                    let is_there = text.contains(&format!("--{option}")) || text.contains(&format!("-l {option}"));
-                    assert!(is_there, "{shell}: {name} --{option}");
+                    let forms = [format!("--{option}"), format!("-l {option}")];
+                    let is_there = part.iter().any(|line| forms.iter().any(|form| line.contains(form)));
+                    assert!(is_there, "{shell}: {name} --{option}: {part:#?}");
                 }
             }
         }
+    }
+
+    #[test]
+    fn completions_are_written_to_the_file_that_the_shell_reads() {
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("new");
+        for (shell, file) in
+            [(Shell::Bash, "vifswitch.bash"), (Shell::Zsh, "_vifswitch"), (Shell::Fish, "vifswitch.fish")]
+        {
+            let said = Completions { shell, directory: Some(below.clone()) }.run().unwrap();
+            assert_eq!(said, format!("{}\n", below.join(file).display()));
+            let printed = Completions { shell, directory: None }.run().unwrap();
+            assert_eq!(fs::read_to_string(below.join(file)).unwrap(), printed, "{shell}");
+        }
+        assert_eq!(fs::read_dir(&below).unwrap().count(), 3);
     }
 
     #[test]

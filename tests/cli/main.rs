@@ -3,12 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 
+mod bugreport;
 mod check;
 mod cni;
 mod commands;
 mod config;
 mod doctor;
 mod history;
+mod init;
 mod libvirt_hook;
 mod load;
 #[path = "../../benches/netdev/mod.rs"]

@@ -277,6 +277,11 @@ mod tests {
         )
     }
 
+    /// Fewer than 1 << `bits` bytes, of all orders of magnitude.
+    fn bytes(bits: u32) -> impl Strategy<Value = u64> {
+        (0..=bits, any::<u64>()).prop_map(|(bits, any)| any & ((1 << bits) - 1))
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
@@ -294,7 +299,7 @@ mod tests {
         }
 
         #[test]
-        fn frames_fit_the_memory(ordinary in 0..1_u64 << 34, huge in 0..1_u64 << 30) {
+        fn frames_fit_the_memory(ordinary in bytes(34), huge in bytes(30)) {
             let frames = frames(Some((ordinary, huge)), 65536);
             let bytes = u64::from(frames) * SLOT as u64;
             prop_assert!((FEWEST_FRAMES..=65536).contains(&frames));
