@@ -39,7 +39,7 @@ impl Fabric {
             host.ip(&format!("link add name wire type veth peer name up{number} netns {}", outside.0));
             outside.ip(&format!("link set dev up{number} master br0 up"));
             host.ip("link set dev wire up");
-            hosts.push(switch(number, vif, *key, &host));
+            hosts.push(switch(number, std::slice::from_ref(*vif), *key, Some(&host)));
             spaces.push(host);
         }
         spaces.push(outside);
@@ -47,8 +47,8 @@ impl Fabric {
     }
 }
 
-/// A running switch on a host with a name of its own.
-fn switch(number: usize, vif: &Vif, key: Option<&str>, host: &Namespace) -> Daemon {
+/// A running switch on a host with a name of its own, with these ports on one network, and with an uplink in the namespace `wired`.
+fn switch(number: usize, vifs: &[Vif], key: Option<&str>, wired: Option<&Namespace>) -> Daemon {
     let mut daemon = Daemon::new();
     let mut switch = String::new();
     if let Some(key) = key {
@@ -57,14 +57,17 @@ fn switch(number: usize, vif: &Vif, key: Option<&str>, host: &Namespace) -> Daem
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         switch = format!("probe_key = \"file:{}\"", path.display());
     }
-    let mut text = config(&daemon.socket(), &switch, &[("net1", 1500)], std::slice::from_ref(vif));
-    write!(
-        text,
-        "[[uplinks]]\nid = \"up\"\ndevice = {{ kind = \"packet\", name = \"wire\", netns = \"{}\", isolate = true }}\n\
-         networks = [{{ network_id = \"net1\" }}]\n",
-        host.0
-    )
-    .unwrap();
+    let network = &vifs[0].network;
+    let mut text = config(&daemon.socket(), &switch, &[(network.as_str(), 1500)], vifs);
+    if let Some(host) = wired {
+        write!(
+            text,
+            "[[uplinks]]\nid = \"up\"\ndevice = {{ kind = \"packet\", name = \"wire\", netns = \"{}\", isolate = true }}\n\
+             networks = [{{ network_id = \"{network}\" }}]\n",
+            host.0
+        )
+        .unwrap();
+    }
     daemon.configure(&text);
     let program = daemon.command();
     let mut command = Command::new("unshare");
@@ -75,7 +78,7 @@ fn switch(number: usize, vif: &Vif, key: Option<&str>, host: &Namespace) -> Daem
     }
     let file = daemon.file();
     daemon.start_as(command, "--config", &file);
-    daemon.await_active(vif);
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
     daemon
 }
 
@@ -191,4 +194,98 @@ fn hosts_with_different_keys_do_not_recognise_each_other() {
         assert!(loops(host).is_empty(), "{:#?}", loops(host));
         assert_eq!(host.port(vif).status, Status::Active);
     }
+}
+
+/// Two hosts with the same key, whose ports of the guest are on networks of different names: none of their business.
+#[test]
+fn ports_on_different_networks_are_no_loop() {
+    let Some(guest) = Namespace::new() else { return };
+    let vifs = [looping(1, &guest), looping(2, &guest).on("net2")];
+    let Some(fabric) = Fabric::new(&[(&vifs[0], Some(KEY)), (&vifs[1], Some(KEY))]) else { return };
+    let [a, b] = &fabric.hosts[..] else { unreachable!() };
+    bridge(&guest);
+    Nic::new(&guest, "gb").send(&noise(Mac::from_bits(0x0200_0000_0999)));
+    await_that("probes of the other host", || {
+        (a.drops(&vifs[0], "probe") >= 3 && b.drops(&vifs[1], "probe") >= 3).then_some(())
+    });
+    for (host, vif) in [(a, &vifs[0]), (b, &vifs[1])] {
+        assert!(loops(host).is_empty(), "{:#?}", loops(host));
+        assert_eq!(host.port(vif).status, Status::Active);
+    }
+}
+
+/// A host whose network has no uplink is connected by the guest alone: that is its only connection, and is not cut, whatever a
+/// storm makes of the port on the other host.
+#[test]
+fn a_host_without_uplinks_keeps_its_only_connection() {
+    let (Some(guest), Some(host), Some(outside)) = (Namespace::new(), Namespace::new(), Namespace::new()) else {
+        return;
+    };
+    host.ip(&format!("link add name wire type veth peer name up0 netns {}", outside.0));
+    outside.ip("link set dev up0 up");
+    host.ip("link set dev wire up");
+    let vifs = [looping(1, &guest), looping(2, &guest)];
+    let a = switch(0, &vifs[..1], Some(KEY), Some(&host));
+    let b = switch(1, &vifs[1..], Some(KEY), None);
+    bridge(&guest);
+    let nic = Nic::new(&guest, "gb");
+    await_that("probes of the other host", || {
+        (0..2 * LIMIT).for_each(|_| drop(nic.try_send(&noise(Mac::from_bits(0x0200_0000_0999)))));
+        (b.drops(&vifs[1], "probe") >= 3).then_some(())
+    });
+    assert!(loops(&b).is_empty(), "{:#?}", loops(&b));
+    assert_eq!(b.port(&vifs[1]).status, Status::Active);
+    assert_eq!(a.port(&vifs[0]).status, Status::Active);
+}
+
+/// Probes have this destination group.
+fn is_probe(frame: &[u8]) -> bool {
+    frame[..6] == [0x03, 0x76, 0x69, 0x66, 0x73, 0x77]
+}
+
+/// Pending frames, also those of the switch.
+fn all(nic: &Nic) -> impl Iterator<Item = Vec<u8>> {
+    std::iter::from_fn(|| nic.try_take_any())
+}
+
+/// A VM with one port is not probed, until a station flaps between its port and an uplink; also without a shared key.
+#[test]
+fn a_single_port_is_probed_when_a_station_flaps_between_it_and_an_uplink() {
+    let spaces = (0..4).map(|_| Namespace::new()).collect::<Option<Vec<_>>>();
+    let Some([guest, pair, host, outside]) = spaces.as_deref() else { return };
+    host.ip(&format!("link add name wire type veth peer name up0 netns {}", outside.0));
+    outside.ip("link set dev up0 up");
+    host.ip("link set dev wire up");
+    let single = Vif { more: "port_security = \"off\"".into(), ..Vif::new("single", 1, guest) };
+    let vifs = [single, Vif::new("pair", 2, pair), Vif::new("pair", 3, pair)];
+    let daemon = switch(0, &vifs, None, Some(host));
+    let [nic, sibling, wire] = [(guest, "tap1"), (pair, "tap2"), (outside, "up0")].map(|(of, name)| Nic::new(of, name));
+    let mut probes = 0;
+    await_that("three probes of a sibling", || {
+        probes += all(&sibling).filter(|frame| is_probe(frame)).count();
+        (probes >= 3).then_some(())
+    });
+    assert!(!all(&nic).any(|frame| is_probe(&frame)), "a single port");
+    let roaming = Mac::from_bits(0x0200_0000_0aaa);
+    await_that("a probe of the single port", || {
+        // More moves than are allowed within a second.
+        (0..40u8).find_map(|number| {
+            let [there, back] = [b"there", b"back!"]
+                .map(|way| experiment(Mac::BROADCAST, roaming, &[&way[..], &[number; 60]].concat()));
+            nic.send(&there);
+            wire.take_until(&there);
+            wire.send(&back);
+            let mut is_probed = false;
+            await_that("the frame from outside", || {
+                all(&nic)
+                    .any(|frame| {
+                        is_probed |= is_probe(&frame);
+                        frame == back
+                    })
+                    .then_some(())
+            });
+            is_probed.then_some(())
+        })
+    });
+    assert!(loops(&daemon).is_empty(), "none has returned: {:#?}", loops(&daemon));
 }

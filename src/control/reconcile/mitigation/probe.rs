@@ -297,8 +297,79 @@ fn has_link(ports: &[Port], index: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::wire::ProbeKey;
+    use crate::frame::Pool;
+    use crate::switch::{HashKey, Station};
+    use crate::wire::{ProbeKey, ProbeKeys};
+    use crate::worker::{WorkerSetSettings, worker_set};
+
+    const KEY: HostKey = HostKey::new([9; 16], 1);
+
+    /// A port of a VM on network "n", and an uplink.
+    const PORT: PortId = PortId::new(0, 1);
+    const UPLINK: PortId = PortId::new(1, 1);
+
+    /// The state of a host with both, and with the key of other hosts.
+    fn mitigation() -> Mitigation {
+        let keys = ProbeKeys { own: ProbeKey::new([1; 16]), shared: Some(KEY) };
+        let pool = Pool::new(64).unwrap();
+        let hash_key = HashKey::new([7; 16]);
+        let settings = WorkerSetSettings { workers: 1, pool, fdb_capacity: 64, hash_key, probe_keys: keys };
+        let identity = ProbeIdentity { keys, host: "h0".into() };
+        let mut mitigation = Mitigation::new(identity, worker_set(settings).unwrap().events);
+        for (id, vm, port) in [(PORT, Some("v"), "p"), (UPLINK, None, "up")] {
+            let end = Endpoint { vm: vm.map(str::to_owned), network: "n".into(), port: port.into(), host: None };
+            mitigation.endpoints.insert(id, Arc::new(end));
+        }
+        mitigation.with_uplink.insert("n".into());
+        mitigation
+    }
+
+    fn flap(from: PortId, to: PortId) -> FlapEvent {
+        FlapEvent { station: Station::new(NetworkId::new(0), Mac::ZERO), from, to, origin: from }
+    }
+
+    fn probe_of_host(network: &str, is_suspect: bool) -> HostProbe {
+        let probe = Probe { sent: MonoTime::from_secs(1), sequence: 0, port: 5, network: 0, vm: 0, mac: Mac::ZERO };
+        let (host, vm, port) = (ProbeName::new("h1"), ProbeName::new("v"), ProbeName::new("p-1"));
+        let network = KEY.digest(network);
+        HostProbe { probe, start: 2, wall_millis: 0, network, is_quarantined: false, is_suspect, host, vm, port }
+    }
+
+    /// A probe of another host shows a loop only where the network is the same and has an uplink, and one of the hosts suspects
+    /// its port: frames circulate, and an uplink has a part in it.
+    #[test]
+    fn a_probe_of_another_host_is_a_loop_if_frames_circulate_over_uplinks() {
+        let now = MonoTime::from_secs(100);
+        for (network, has_uplink, says_so, flapped, is_loop) in [
+            ("n", true, true, None, true),
+            ("n", true, false, Some(UPLINK), true),
+            ("n", true, false, None, false),
+            // Between ports of this host: the other one has no part in it.
+            ("n", true, false, Some(PORT), false),
+            ("m", true, true, Some(UPLINK), false),
+            ("n", false, true, Some(UPLINK), false),
+        ] {
+            let mut mitigation = mitigation();
+            if !has_uplink {
+                mitigation.with_uplink.clear();
+            }
+            if let Some(other) = flapped {
+                mitigation.suspect_ports_of(&flap(PORT, other), now);
+            }
+            let received = ReceivedHostProbe { at: PORT, probe: probe_of_host(network, says_so) };
+            let case = format!("{network} {has_uplink} {says_so} {flapped:?}");
+            assert_eq!(mitigation.receive_host_probe(&received, now), is_loop, "{case}");
+            let by_uplink =
+                |mitigation: &Mitigation, now| mitigation.suspects.get(PORT, now).is_some_and(|of| of.by_uplink);
+            // Its own port is probed then, so that the other host learns of it, too.
+            assert!(!is_loop || by_uplink(&mitigation, now), "{case}");
+            assert!(!by_uplink(&mitigation, now + SUSPECT_TIME), "{case}: for a while");
+            assert!(mitigation.suspects.get(UPLINK, now).is_none(), "{case}: an uplink is not probed");
+        }
+    }
 
     #[test]
     fn only_recently_sent_probes_are_accepted() {
