@@ -7,6 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use serde_json::json;
 use support::fake::{Fake, FakeBehaviour, Received, Views};
 use tempfile::TempDir;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -153,11 +154,22 @@ fn without_a_switch_domains_do_not_start_and_stop_all_the_same() {
     let text = ended(&hook.call(&["down", "vnet0"], ""), 0);
     assert!(text.contains("no switch is listening at"), "{text}");
     // the next call, for another domain, makes up for it
-    let (fake, mut requests) = willing();
+    let (mind, mut requests) = FakeBehaviour::willing();
+    let vm = |number: u8| {
+        let (port, tap, mac) = (format!("vm{number}-a"), format!("vnet{number}0"), format!("52:54:00:00:0{number}:0f"));
+        let device = json!({ "kind": "packet", "name": tap });
+        let port =
+            json!({ "port_id": port, "owner": "libvirt", "network_id": "net1", "mac_address": mac, "device": device });
+        json!({ "id": format!("vm{number}"), "ports": [port] })
+    };
+    let config = json!({ "vms": [vm(1), vm(3)] });
+    let fake = Fake::with_behaviour(Views { config, ..Views::default() }, mind);
     let hook = Hook { socket: fake.socket(), ..hook };
     let other = RUNNING.replace(UUID, "6b0dd2f0-6f5c-4a41-9a0c-3c9c0f1e0002").replace("vm1-", "vm2-");
     assert_eq!(ended(&hook.call(&["vm2", "start", "begin", "-"], &other), 0), "");
-    assert_eq!(asked(&mut requests).iter().map(|config| config.vms[0].id.clone()).collect::<Vec<_>>(), ["vm2"]);
+    let asked: Vec<Vec<String>> =
+        asked(&mut requests).iter().map(|config| config.vms.iter().map(|vm| vm.id.clone()).collect()).collect();
+    assert_eq!(asked, [["vm3", "vm2"]], "the ports of vm1 go, those of vm3 stay");
     assert_eq!(hook.record(), None);
 }
 

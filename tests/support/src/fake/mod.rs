@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -47,6 +48,8 @@ pub struct Views {
     pub storms: Vec<StormStatus>,
     pub loop_counts: LoopCounts,
     pub events: Vec<Event>,
+    /// The configuration; a made-up one if it is null.
+    pub config: serde_json::Value,
 }
 
 /// Requests that the fake switch has received, in order.
@@ -73,6 +76,8 @@ pub struct FakeBehaviour {
     pub happening: Happening,
     /// Authors of changes, in order.
     pub authors: Arc<Mutex<Vec<Option<Author>>>>,
+    /// Number of requests for the views of all ports.
+    pub all_ports: Arc<AtomicUsize>,
 }
 
 /// The events of the fake switch, in memory. Clones share them.
@@ -109,7 +114,8 @@ impl FakeBehaviour {
             warnings: vec!["no namespace".into()],
             ..ChangeResult::default()
         });
-        (FakeBehaviour { answer, requests, happening: Happening::default(), authors: Arc::default() }, received)
+        let (happening, authors, all_ports) = (Happening::default(), Arc::default(), Arc::default());
+        (FakeBehaviour { answer, requests, happening, authors, all_ports }, received)
     }
 
     /// A behaviour that refuses every change.
@@ -270,6 +276,7 @@ impl Views {
             age_seconds,
         };
         Views {
+            config: serde_json::Value::Null,
             ports: vec![port("p1", "fw-3", Status::Active, ""), port(ODD, "web", Status::Down, "no such namespace")],
             vms: vec![vm("fw-3", "p1"), vm("web", ODD)],
             networks: vec![NetworkView {
@@ -363,7 +370,10 @@ impl Views {
         while let Some(request) = requests.recv().await {
             // The client may have disconnected.
             match request {
-                Request::Ports(reply) => drop(reply.send(self.ports.clone())),
+                Request::Ports(reply) => {
+                    mind.all_ports.fetch_add(1, Ordering::Relaxed);
+                    drop(reply.send(self.ports.clone()));
+                }
                 Request::Uplinks(reply) => drop(reply.send(self.uplinks.clone())),
                 Request::Vms(reply) => drop(reply.send(self.vms.clone())),
                 Request::Networks(reply) => drop(reply.send(self.networks.clone())),
@@ -389,7 +399,11 @@ impl Views {
                     let ports = self.ports.iter().filter(|port| ids.contains(&port.port_id));
                     drop(reply.send(ports.cloned().collect()));
                 }
-                Request::Config(_, reply) => drop(reply.send((json!({ "switch": { "cores": [1] } }), GENERATION))),
+                Request::Config(_, reply) => {
+                    let made_up = json!({ "switch": { "cores": [1] } });
+                    let config = if self.config.is_null() { made_up } else { self.config.clone() };
+                    drop(reply.send((config, GENERATION)));
+                }
                 Request::Generation(reply) => drop(reply.send(GENERATION)),
                 Request::History(reply) => drop(reply.send(vec![made_up_generation()])),
                 Request::Restored(generation, reply) => {
