@@ -1,11 +1,13 @@
 //! Lists: filters, fields, pages. Needs nothing of the host.
 
+use std::sync::atomic::Ordering;
+
 use serde_json::{Value, json};
 use vifswitch::control::api::client::Client;
 use vifswitch::control::api::responses::{PortView, StationKind, StationView, Status};
 
 use crate::{Answer, request};
-use support::fake::{Fake, Views, runtime};
+use support::fake::{Fake, FakeBehaviour, Views, runtime};
 
 /// Path of the next page, from `Link`.
 fn next(answer: &Answer) -> Option<String> {
@@ -68,6 +70,21 @@ fn pages_together_are_the_list() {
     let listed: Vec<_> =
         rows(&request(&fake, "GET", "/v1/ports")).into_iter().map(|row| row["port_id"].clone()).collect();
     assert_eq!(listed, views.ports.iter().map(|port| json!(port.port_id)).collect::<Vec<_>>());
+}
+
+/// One port is asked for by its id, and a page by its bounds: the views of all ports are built for neither.
+#[test]
+fn one_port_and_a_page_do_not_ask_for_all() {
+    let behaviour = FakeBehaviour::willing().0;
+    let all_ports = behaviour.all_ports.clone();
+    let fake = Fake::with_behaviour(Views::made_up(), behaviour);
+    for path in ["/v1/ports/p1", "/v1/ports/p1?fields=status", "/v1/ports?limit=1", "/v1/ports?device_id=fw-3"] {
+        assert_eq!(request(&fake, "GET", path).0, 200, "{path}");
+        assert_eq!(all_ports.load(Ordering::Relaxed), 0, "{path}");
+    }
+    // A name that does not exist is compared with all.
+    assert_eq!(request(&fake, "GET", "/v1/ports/p2").0, 404);
+    assert_eq!(all_ports.load(Ordering::Relaxed), 1);
 }
 
 #[test]

@@ -382,12 +382,20 @@ impl Controller {
         });
         let mitigation = self.mitigation.active_measures();
         let decided = ControlState { groups: &self.groups, mitigation, activations: &self.activations };
+        #[cfg(test)]
+        COMPILED.set(COMPILED.get() + 1);
         self.forwarding =
             forwarding::compile(&self.config, &self.ids, self.hash_key, ports, &self.policers, decided).into();
         let port_counters = self.ports.iter().map(|port| (port.endpoint.id, &*port.counters));
         self.workers.set_config(&self.forwarding, port_counters).await;
         self.update_announcements();
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Number of forwarding configurations that were compiled.
+    pub(super) static COMPILED: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
 /// Whether a device in use by others is within its grace time.

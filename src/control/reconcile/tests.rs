@@ -3,6 +3,7 @@
 mod groups;
 mod history;
 mod opened;
+mod spent;
 mod stations;
 
 use std::path::{Path, PathBuf};

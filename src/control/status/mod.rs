@@ -1,7 +1,7 @@
 //! Builds status responses from configuration and runtime state.
 
 pub mod fdb;
-mod ports;
+pub(super) mod ports;
 
 use std::collections::HashMap;
 use std::time::SystemTime;

@@ -12,6 +12,12 @@ use crate::control::reason::{Reason, ReasonCode};
 use crate::control::reconcile::port::{Port, State};
 use crate::time;
 
+#[cfg(test)]
+thread_local! {
+    /// Number of views of ports that were built.
+    pub(in crate::control) static BUILT: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 impl StatusBuilder<'_> {
     /// All ports, in the order of the configuration.
     pub fn ports(&self) -> Vec<PortView> {
@@ -50,6 +56,8 @@ impl StatusBuilder<'_> {
     }
 
     fn port(&self, port: &Port) -> Option<PortView> {
+        #[cfg(test)]
+        BUILT.set(BUILT.get() + 1);
         let ConfigRef::Port { vm, position, .. } = port.endpoint.config_ref else { return None };
         let vm = &self.config.vms[vm];
         let wanted = &vm.ports[position];

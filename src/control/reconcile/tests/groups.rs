@@ -9,7 +9,7 @@ use crate::control::config::{Port, VmSettings, parse_port_json, parse_port_keys_
 use crate::control::state::history::GenerationView;
 
 /// A port that has no device, because its namespace does not exist.
-fn port(id: usize, mac: usize, network: usize, tap: usize) -> Port {
+pub(super) fn port(id: usize, mac: usize, network: usize, tap: usize) -> Port {
     let table = json!({"port_id": format!("p{id}"), "network_id": format!("n{network}"), "device_id": "v",
         "mac_address": format!("02:00:00:00:00:{mac:02x}"),
         "device": {"kind": "tap", "name": format!("t{tap}"), "netns": "no-such-netns"}});
@@ -17,7 +17,7 @@ fn port(id: usize, mac: usize, network: usize, tap: usize) -> Port {
 }
 
 /// A switch with networks n0 to n2.
-fn first() -> Config {
+pub(super) fn first() -> Config {
     config(&["n0", "n1", "n2"])
 }
 
@@ -69,7 +69,7 @@ fn author(number: usize) -> Author {
 }
 
 /// Makes changes while the disk hangs, so that they wait and are then made together. Returns their answers.
-async fn make(
+pub(super) async fn make(
     handle: &Handle,
     store: &Store,
     requests: Vec<(usize, Change, ChangeOptions)>,
