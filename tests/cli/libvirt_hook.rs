@@ -6,13 +6,15 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
 
 use serde_json::json;
 use support::fake::{Fake, FakeBehaviour, Received, Views};
+use support::host::await_that;
 use tempfile::TempDir;
 use tokio::sync::mpsc::UnboundedReceiver;
 use vifswitch::control::config::{Activation, Config};
-use vifswitch::control::desired::change::{Change, ErrorKind};
+use vifswitch::control::desired::change::{Change, ChangeError, ErrorKind};
 
 /// As libvirt 9.0 gives a domain to the hook: before its taps are made, and when it runs.
 const PREPARE: &str = include_str!("../golden/libvirt/prepare.xml");
@@ -123,6 +125,23 @@ fn a_domain_from_another_host_is_pinned_from_its_first_frame_on() {
     assert_eq!(activations, [Activation::FirstFrame, Activation::Immediate], "the second start is one of its own");
 }
 
+/// Also if its ports of an earlier time are deleted by a call for another domain in between: it stays one from another host.
+#[test]
+fn ports_that_are_deleted_late_do_not_make_an_incoming_domain_a_local_one() {
+    let hook = Hook::alone();
+    ended(&hook.operation("stopped", RUNNING), 0);
+    assert_eq!(ended(&hook.operation("migrate", PREPARE), 0), "");
+    let (fake, mut requests) = willing();
+    let hook = Hook { socket: fake.socket(), ..hook };
+    let other = RUNNING.replace(UUID, "6b0dd2f0-6f5c-4a41-9a0c-3c9c0f1e0002").replace("vm1-", "vm2-");
+    assert_eq!(ended(&hook.call(&["vm2", "start", "begin", "-"], &other), 0), "");
+    let record = hook.record().unwrap();
+    assert!(record.contains("\"gone\":false") && record.contains("\"incoming\":true"), "{record}");
+    assert_eq!(ended(&hook.operation("start", RUNNING), 0), "");
+    let activations: Vec<_> = asked(&mut requests).iter().map(|config| config.vms[0].ports[0].activation).collect();
+    assert_eq!(activations, [Activation::Immediate, Activation::FirstFrame]);
+}
+
 #[test]
 fn a_domain_that_cannot_be_attached_does_not_start() {
     let refused = "port \"vm1-a\" exists and has the owner \"neutron\"; use another id";
@@ -171,6 +190,28 @@ fn without_a_switch_domains_do_not_start_and_stop_all_the_same() {
         asked(&mut requests).iter().map(|config| config.vms.iter().map(|vm| vm.id.clone()).collect()).collect();
     assert_eq!(asked, [["vm3", "vm2"]], "the ports of vm1 go, those of vm3 stay");
     assert_eq!(hook.record(), None);
+}
+
+/// A domain starts although others change the switch at the same time, or it is being restarted.
+#[test]
+fn a_switch_that_is_being_changed_or_restarted_is_waited_for() {
+    let (mind, mut requests) = FakeBehaviour::willing();
+    let outdated = ChangeError::new(ErrorKind::Outdated, "generation_mismatch", "the generation is 8 by now");
+    *mind.first_answer.lock().unwrap() = Some(outdated);
+    let fake = Fake::with_behaviour(Views::default(), mind);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("api.sock");
+    let hook = Hook::at(&socket);
+    let output = thread::scope(|scope| {
+        let start = scope.spawn(|| hook.operation("start", RUNNING));
+        // The record's lock is there once the hook has begun.
+        await_that("the hook", || hook.directory.path().join("records/lock").exists().then_some(()));
+        symlink(fake.socket(), &socket).unwrap();
+        start.join().unwrap()
+    });
+    assert_eq!(ended(&output, 0), "");
+    let asked: Vec<usize> = asked(&mut requests).iter().map(|config| config.vms[0].ports.len()).collect();
+    assert_eq!(asked, [3, 3], "the same again");
 }
 
 #[test]

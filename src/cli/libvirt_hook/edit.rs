@@ -257,6 +257,19 @@ mod tests {
         assert_eq!(after(&gone, &Edit::RemoveDevice { dev: "vnet100".into() }, &none).unwrap(), gone);
     }
 
+    /// A tap that is made again is on the same port, in its place.
+    #[test]
+    fn a_port_that_is_added_again_is_replaced() {
+        let none = Stale::default();
+        let started = after(&start(), &put("b", &[port("p1", 1), port("p2", 2)]), &none).unwrap();
+        let mut again = port("p1", 1);
+        again["device"]["name"] = "vnet7".into();
+        let added = after(&started, &Edit::Add { vm: "b".into(), port: again }, &none).unwrap();
+        let ports = &added.vms.iter().find(|vm| vm.id == "b").unwrap().ports;
+        let on: Vec<_> = ports.iter().map(|port| (port.port_id.as_str(), port.device().unwrap().name())).collect();
+        assert_eq!(on, [("p1", "vnet7"), ("p2", "vnet2")]);
+    }
+
     #[test]
     fn ports_of_others_are_never_taken() {
         for edit in [put("site", &[port("s1", 1)]), put("b", &[port("by-hand", 1)]), put("b", &[port("p1", 100)])] {

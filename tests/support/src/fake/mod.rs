@@ -76,6 +76,8 @@ pub struct FakeBehaviour {
     pub happening: Happening,
     /// Authors of changes, in order.
     pub authors: Arc<Mutex<Vec<Option<Author>>>>,
+    /// Response to the first change, if another one.
+    pub first_answer: Arc<Mutex<Option<ChangeError>>>,
     /// Number of requests for the views of all ports.
     pub all_ports: Arc<AtomicUsize>,
 }
@@ -114,8 +116,9 @@ impl FakeBehaviour {
             warnings: vec!["no namespace".into()],
             ..ChangeResult::default()
         });
-        let (happening, authors, all_ports) = (Happening::default(), Arc::default(), Arc::default());
-        (FakeBehaviour { answer, requests, happening, authors, all_ports }, received)
+        let (authors, first_answer, all_ports) = (Arc::default(), Arc::default(), Arc::default());
+        let happening = Happening::default();
+        (FakeBehaviour { answer, requests, happening, authors, first_answer, all_ports }, received)
     }
 
     /// A behaviour that refuses every change.
@@ -418,7 +421,8 @@ impl Views {
                 Request::Change(change, options, reply) => {
                     mind.record(Received::Change(change, options));
                     mind.note(reply.by());
-                    drop(reply.send(mind.answer.clone()));
+                    let first = mind.first_answer.lock().unwrap().take();
+                    drop(reply.send(first.map_or_else(|| mind.answer.clone(), Err)));
                 }
                 Request::Diff(change, _, reply) => {
                     mind.record(Received::Diff(change));
