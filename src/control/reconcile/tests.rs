@@ -95,6 +95,7 @@ async fn run_prepared(
     let thread = thread::spawn(move || worker.run(Pace::Adaptive));
     let worker_handles = WorkerHandles::new(worker_set.mailboxes, worker_set.counters);
     let (notices, events) = (worker_set.notices, worker_set.events);
+    let (handle, requests) = Handle::new();
     let beginning = Startup {
         cores: vec![0],
         hash_key,
@@ -104,14 +105,13 @@ async fn run_prepared(
         probes: ProbeIdentity::from(ProbeKey::new([5; 16])),
         state: state_store,
         pool,
-        health: Health::default(),
+        health: handle.health().clone(),
         descriptors: Descriptors::default(),
         handover: Default::default(),
     };
     let mut controller = Controller::new(beginning);
     controller.begin(first).await.unwrap();
     begun(&mut controller).await;
-    let (handle, requests) = Handle::new();
     let (stop, stopped) = oneshot::channel::<()>();
     let asking = async {
         request(handle).await;

@@ -212,8 +212,8 @@ async fn changes_that_wait_are_stored_by_one_commit() {
             let [warning] = answer.warnings.as_slice() else { panic!("of its own port: {answer:?}") };
             assert!(warning.starts_with(&format!("port \"p{id}\" is down: ")), "{warning}");
         }
-        // The first does not wait; events may have been stored before it.
-        assert!(commits() - before <= 3, "{} commits", commits() - before);
+        // The first may not have waited, and events may have been stored before it.
+        assert!((1..=3).contains(&(commits() - before)), "{} commits", commits() - before);
     })
     .await;
 }
