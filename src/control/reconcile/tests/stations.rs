@@ -87,9 +87,14 @@ async fn stations_are_restored_the_youngest_first_within_the_time_given() {
         assert_eq!(controller.take_first_stations(Duration::from_millis(20), 10).await, Some(0), "the disk hangs");
         assert_eq!(learned(controller).await, [0u8; 0]);
         drop(go_on);
-        // It hangs behind the request of the first page.
+        // It hangs behind the request of the first page, which it answers when that is so.
+        let busy = hang(&store).await;
         let first = tokio::task::unconstrained(controller.take_first_stations(Duration::from_secs(2), 10));
-        let behind = tokio::task::unconstrained(hang(&store));
+        let behind = tokio::task::unconstrained(async {
+            let go_on = hang(&store).await;
+            drop(busy);
+            go_on
+        });
         let (more, go_on) = tokio::join!(biased; first, behind);
         assert_eq!(more, Some(10));
         assert_eq!(learned(controller).await, (0..10).collect::<Vec<u8>>(), "the youngest");
