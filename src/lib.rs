@@ -15,7 +15,7 @@
 //! | [`switch`] | decides per frame: forwarding configuration, FDB, verdicts. No I/O |
 //! | [`worker`] | one thread: poll loop, queues, outbox, peers, commands, idle policy |
 //! | [`control`] | desired state: configuration, validation, changes and plans, controller, state store, API and its client |
-//! | [`telemetry`] | counters with one writer, counter audit, metrics |
+//! | [`telemetry`] | counters with one writer, counter audit, metrics; what limits logs and events per source |
 //! | [`cli`], [`daemon`], [`time`] | the command line; the running switch, and `check`; the only module that reads the clock |
 //! | `sync` | atomics, by a name that `tests/loom` can exchange |
 //!

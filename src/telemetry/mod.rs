@@ -1,4 +1,4 @@
-//! Counters of ports and workers, and their exposition.
+//! Counters of ports and workers, and their exposition; and what limits the reports of each source.
 //!
 //! One thread writes a [`Counter`]; any thread reads it. Reading resets nothing. Each worker has its own
 //! counters of a port, since several workers may receive and transmit its frames; control adds them up.
