@@ -163,6 +163,31 @@ fn another_namespace_with_the_same_name_is_not_taken_for_the_one_that_has_ended(
     assert_eq!(namespace.links(), ["lo", &tap.name]);
 }
 
+/// A port of a namespace that has ended while no switch ran is in the way of no request, not even of the first one.
+#[test]
+fn a_port_can_be_attached_in_the_next_namespace_at_once_after_a_start() {
+    let Some(namespace) = Namespace::new() else { return };
+    let vif = ends(Vif::new("vm", 1, &namespace));
+    let mut daemon = running(&[]);
+    for round in 1..=3 {
+        daemon.attach(&vif);
+        daemon.await_active(&vif);
+        daemon.stop(Signal::KILL);
+        namespace.delete();
+        namespace.make();
+        daemon.start();
+        daemon.attach(&vif);
+        daemon.await_active(&vif);
+        assert_eq!(namespace.links(), ["lo", &vif.name]);
+        assert_eq!(ended(&daemon).len(), 2 * round - 1, "{:?}", daemon.events());
+        // It is bound to this one.
+        namespace.delete();
+        await_left(&daemon, &[]);
+        assert_eq!(ended(&daemon).len(), 2 * round);
+        namespace.make();
+    }
+}
+
 #[test]
 fn a_namespace_without_a_name_takes_its_port_along_when_its_last_process_ends() {
     let Some(namespace) = Namespace::new() else { return };

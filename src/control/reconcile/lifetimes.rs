@@ -5,16 +5,23 @@
 //! name no longer leads to the namespace, `namespaces` closes the device, which would keep the namespace alive. From then
 //! on the kernel is asked whether the namespace still exists. When it does not, the port is removed as a change of the
 //! switch's own, together with all others that have ended since the last check. A port never ends because something could
-//! not be read.
+//! not be read. What ended while no switch ran is found out before the first request is answered, so that one that wants
+//! the port in the next namespace of that name finds no port of the former one.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::changes::summary;
 use super::commit::Record;
 use super::results::{AfterCommit, Apply};
 use super::{Controller, Port, State};
 use crate::control::author::Author;
+use crate::control::background;
 use crate::control::compile::endpoints::{ConfigRef, Endpoint};
 use crate::control::config::{self, Config, Vm};
 use crate::control::desired::change::Change;
@@ -29,6 +36,9 @@ use crate::sys::netns_id::LastingId;
 /// Maximum ports that end in one change; the next check removes more.
 const AT_ONCE: usize = 1024;
 
+/// Maximum time for which requests wait at the start for the search for ended namespaces.
+const SEARCH_TIME: Duration = Duration::from_secs(1);
+
 /// Whether a recorded namespace exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existence {
@@ -40,12 +50,20 @@ pub enum Existence {
     Ended,
 }
 
+/// A search for ended namespaces, in the background.
+pub(super) struct Search {
+    running: JoinHandle<io::Result<()>>,
+    found: mpsc::UnboundedReceiver<LastingId>,
+}
+
 /// What is known of the namespaces of ports that end with them.
 #[derive(Debug, Default)]
 pub struct LifetimeStates {
     namespaces: HashMap<LastingId, Existence>,
     /// Why the namespace of a port cannot be recognised, or not be asked for, by key.
     troubles: HashMap<u64, String>,
+    /// Ports that ended before the start are to be removed before requests are answered.
+    precede_requests: bool,
     /// Number of the record of a port's namespace, by key.
     recorded: HashMap<u64, u64>,
     /// Number of the last record, of the last one in the commit in progress, and of the last one that is stored.
@@ -204,6 +222,39 @@ pub(super) fn bound(config: &Config, known: &Lifetimes, endpoint: &Endpoint) -> 
 }
 
 impl Controller {
+    /// Begins to find out which recorded namespaces have ended.
+    pub(super) fn search_ended(&self) -> Search {
+        let recorded: HashSet<LastingId> = self.state.lifetimes().namespaces().cloned().collect();
+        let (sender, found) = mpsc::unbounded_channel();
+        let search = move || {
+            for namespace in recorded {
+                // A namespace of which that cannot be told has not ended.
+                let has_ended = namespace.exists().is_ok_and(|exists| !exists);
+                if has_ended && sender.send(namespace).is_err() {
+                    return;
+                }
+            }
+        };
+        Search { running: tokio::spawn(background::run(search)), found }
+    }
+
+    /// Takes over what has been found. What takes longer is found out later.
+    pub(super) async fn take_ended(&mut self, search: Search) {
+        let Search { running, mut found } = search;
+        let _ = timeout(SEARCH_TIME, running).await;
+        while let Ok(namespace) = found.try_recv() {
+            self.lifetimes.namespaces.insert(namespace, Existence::Ended);
+            self.lifetimes.precede_requests = true;
+        }
+    }
+
+    /// Removes the ports whose namespaces have ended before the start.
+    pub(super) fn end_former_ports(&mut self) {
+        if self.lifetimes.precede_requests {
+            self.end_ports();
+        }
+    }
+
     /// What is to be found out at the identification of each namespace.
     pub(super) fn lifetime_jobs(&self) -> HashMap<Netns, LifetimeJob> {
         let mut jobs: HashMap<Netns, LifetimeJob> = HashMap::new();
@@ -314,7 +365,7 @@ impl Controller {
     pub(super) fn end_ports(&mut self) {
         let has_ended = |namespace: &LastingId| self.lifetimes.namespaces.get(namespace) == Some(&Existence::Ended);
         let may_change = !self.is_busy()
-            && self.waiting.is_empty()
+            && (self.waiting.is_empty() || self.lifetimes.precede_requests)
             && self.unconfirmed.is_none()
             && self.store_failure.is_none()
             && self.state.check().is_ok();
@@ -322,6 +373,7 @@ impl Controller {
             return;
         }
         let ended = self.state.lifetimes().ended(&self.config, has_ended, AT_ONCE);
+        self.lifetimes.precede_requests &= ended.len() == AT_ONCE;
         if ended.is_empty() {
             return;
         }

@@ -230,6 +230,9 @@ impl Controller {
                 }
             }
             self.recover().await;
+            if finish_by.is_none() {
+                self.end_former_ports();
+            }
             while finish_by.is_none()
                 && !self.is_busy()
                 && let Some(request) = self.waiting.pop_front()

@@ -183,6 +183,7 @@ impl Controller {
         if held_until.is_some() {
             self.workers.hold(true).await;
         }
+        let search = self.search_ended();
         self.apply(config, Apply::default()).await;
         self.commit_events();
         // Restores FDB entries while devices open, so that the first frames to known stations are not flooded.
@@ -216,6 +217,7 @@ impl Controller {
         orphans.into_iter().for_each(|orphan| self.remove_orphan(orphan));
         self.release_other_descriptors();
         self.verify_state(more);
+        self.take_ended(search).await;
         self.is_started = true;
         self.health.update(|status| status.phase = Phase::Running);
         Ok(())
