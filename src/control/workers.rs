@@ -172,8 +172,9 @@ impl WorkerHandles {
         let mut answers = Vec::new();
         for (worker, post) in self.mailboxes.iter().enumerate() {
             let mut of_worker = PortCounterTable::new();
+            let size = port_counters.clone().map(|(port, _)| port.index() + 1).max();
+            of_worker.resize_with(size.unwrap_or(0), || None);
             for (port, counters) in port_counters.clone() {
-                of_worker.resize_with(of_worker.len().max(port.index() + 1), || None);
                 of_worker[port.index()] = counters.get(worker).cloned();
             }
             let (reply, answer) = oneshot::channel();

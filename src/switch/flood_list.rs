@@ -1,7 +1,5 @@
 //! Flood lists: the ports of a network, ordered so that a flood excludes one contiguous range.
 
-use std::collections::HashMap;
-
 use super::{PortId, VmId};
 
 /// Ports of one network: siblings adjacent, uplinks last.
@@ -10,10 +8,10 @@ pub(super) struct FloodList {
     all: Box<[PortId]>,
     /// Number of ports that are not uplinks.
     vif_count: usize,
-    /// Index of each port.
-    positions: HashMap<PortId, usize>,
-    /// Range of each VM's ports.
-    siblings: HashMap<VmId, Range>,
+    /// Index of each port, sorted by port. A table would be as fast to read, and is slower to make; configurations are made often.
+    positions: Box<[(PortId, usize)]>,
+    /// Range of each VM's ports, sorted by VM.
+    siblings: Box<[(VmId, Range)]>,
 }
 
 /// An excluded range of a list.
@@ -22,19 +20,20 @@ pub(super) type Range = (usize, usize);
 impl FloodList {
     /// Creates a list of these ports in flood order, each with its VM, or `None` for an uplink.
     pub(super) fn new(ports: impl IntoIterator<Item = (PortId, Option<VmId>)>) -> FloodList {
-        let mut members = FloodList::default();
-        let mut all = Vec::new();
-        for (id, vm) in ports {
-            let at = all.len();
-            members.positions.insert(id, at);
-            if let Some(vm) = vm {
-                members.vif_count += 1;
-                members.siblings.entry(vm).or_insert((at, at)).1 = at + 1;
-            }
+        let (mut all, mut vif_count, mut siblings) = (Vec::new(), 0, Vec::<(VmId, Range)>::new());
+        for (at, (id, vm)) in ports.into_iter().enumerate() {
             all.push(id);
+            let Some(vm) = vm else { continue };
+            vif_count += 1;
+            match siblings.last_mut() {
+                Some((last, range)) if *last == vm => range.1 = at + 1,
+                _ => siblings.push((vm, (at, at + 1))),
+            }
         }
-        members.all = all.into();
-        members
+        let mut positions: Box<[(PortId, usize)]> = all.iter().enumerate().map(|(at, &id)| (id, at)).collect();
+        positions.sort_unstable();
+        siblings.sort_unstable();
+        FloodList { all: all.into(), vif_count, positions, siblings: siblings.into() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -49,12 +48,14 @@ impl FloodList {
 
     /// Range of this port alone; empty if it is not in the list.
     pub(super) fn range(&self, port: PortId) -> Range {
-        self.positions.get(&port).map_or((0, 0), |&at| (at, at + 1))
+        let found = self.positions.binary_search_by_key(&port, |&(id, _)| id);
+        found.map_or((0, 0), |index| (self.positions[index].1, self.positions[index].1 + 1))
     }
 
     /// Range of the VM's ports; empty if there are none.
     pub(super) fn siblings(&self, vm: VmId) -> Range {
-        self.siblings.get(&vm).copied().unwrap_or_default()
+        let found = self.siblings.binary_search_by_key(&vm, |&(of, _)| of);
+        found.map_or((0, 0), |index| self.siblings[index].1)
     }
 
     /// Range of the uplinks.

@@ -15,16 +15,14 @@
 //! port with sibling split horizon excludes the range of all its siblings. Only the first check of a received frame
 //! is specific to quarantine.
 
-use std::collections::HashMap;
-
 use super::flood_list::FloodList;
 use super::pinned::PinnedStations;
 use super::port::Port;
 use super::security::Bindings;
 use super::trunk::{Trunk, TrunkConfig, Trunks};
 use super::{
-    Attachment, DropReason, Flood, FloodScope, HashKey, MAX_PORTS, NetworkConfig, NetworkId, PortConfig, PortId, Role,
-    Security, Station, VmId,
+    Attachment, DropReason, Flood, FloodScope, HashKey, MAX_NETWORKS, MAX_PORTS, NetworkConfig, NetworkId, PortConfig,
+    PortId, Role, Security, Station, VmId,
 };
 use crate::wire::{AnnouncementKey, HEADER_LEN, Mac};
 
@@ -85,31 +83,37 @@ impl ForwardingConfig {
         trunks: Vec<TrunkConfig>,
     ) -> ForwardingConfig {
         // Uplinks last, siblings adjacent; the sort is stable and keeps the given order within.
-        ports.sort_by_key(|port| (port.network.index(), port.role, port.vm));
+        ports.sort_by_cached_key(|port| (port.network.index(), port.role, port.vm));
         let trunks = Trunks::new(trunks, &ports);
         let (pins, mut unpinned) =
             PinnedStations::new(hash_key, &ports, |port| port.admin_up && trunks.is_admin_up(port));
 
-        let mut members: HashMap<NetworkId, Vec<&PortConfig>> = HashMap::new();
-        for port in ports.iter().filter(|port| port.is_open() && port.worker.is_some() && trunks.allows_egress(port)) {
-            members.entry(port.network).or_default().push(port);
+        let is_member = |port: &&PortConfig| port.is_open() && port.worker.is_some() && trunks.allows_egress(port);
+        let mut of_networks: [&[PortConfig]; MAX_NETWORKS] = [&[]; MAX_NETWORKS];
+        for ports in ports.chunk_by(|a, b| a.network == b.network) {
+            of_networks[ports[0].network.index()] = ports;
         }
         let mut table: Vec<Option<Network>> = Vec::new();
         for config in networks {
             let place = config.id.index();
             table.resize_with(table.len().max(place + 1), || None);
             assert!(table[place].is_none(), "two networks at one place");
-            let members = members.remove(&config.id).unwrap_or_default();
+            let members: Vec<_> = of_networks[place].iter().filter(is_member).collect();
             table[place] = Some(Network::new(config, &members));
         }
 
-        let mut of_vms: HashMap<VmId, Vec<Mac>> = HashMap::new();
-        for port in ports.iter().filter(|port| !port.is_uplink()) {
-            of_vms.entry(port.vm).or_default().push(port.mac);
-        }
-        of_vms.values_mut().for_each(|macs| macs.sort_unstable());
+        let mut of_vms: Vec<(VmId, Mac)> =
+            ports.iter().filter(|port| !port.is_uplink()).map(|port| (port.vm, port.mac)).collect();
+        of_vms.sort_unstable();
+        let macs_of = |vm: VmId| {
+            let begin = of_vms.partition_point(|&(of, _)| of < vm);
+            let len = of_vms[begin..].partition_point(|&(of, _)| of == vm);
+            of_vms[begin..begin + len].iter().map(|&(_, mac)| mac)
+        };
 
-        let mut compiled_port: Vec<Option<Port>> = Vec::new();
+        let size = ports.iter().map(|port| port.id.index() + 1).max().unwrap_or(0);
+        let mut compiled_port: Vec<Option<Port>> = Vec::with_capacity(size);
+        compiled_port.resize_with(size, || None);
         let mut subports = 0;
         let mut open = vec![PortId::NONE; MAX_PORTS];
         for config in ports {
@@ -124,7 +128,6 @@ impl ForwardingConfig {
             #[allow(clippy::cast_possible_truncation)] // 14
             let max_len = u32::from(network.config.mtu) + HEADER_LEN as u32;
             let place = config.id.index();
-            compiled_port.resize_with(compiled_port.len().max(place + 1), || None);
             assert!(
                 compiled_port[place].is_none() && !trunks.has_other_at(place, config.own_trunk()),
                 "two ports at one place"
@@ -151,11 +154,7 @@ impl ForwardingConfig {
                 checks_source: has_source_policy || !unpinned.is_empty() || !(config.pins || config.is_uplink()),
                 unpinned: unpinned.into(),
                 allowed: allowed.into(),
-                sibling_macs: if has_source_policy {
-                    of_vms.get(&config.vm).cloned().unwrap_or_default().into()
-                } else {
-                    [].into()
-                },
+                sibling_macs: if has_source_policy { macs_of(config.vm).collect() } else { [].into() },
                 bindings: match &config.security {
                     Security::MacIp(bindings) => Some(Bindings::new(config.mac, bindings)),
                     Security::Off | Security::Mac(_) => None,

@@ -1,7 +1,7 @@
 //! Pinned stations: addresses that belong to a port by configuration, regardless of traffic. Temporary pins are
 //! called dampened.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{HashKey, PortConfig, PortId, Station};
 use crate::wire::Mac;
@@ -31,19 +31,19 @@ impl PinnedStations {
         hash_key: HashKey,
         ports: &[PortConfig],
         is_up: impl Fn(&PortConfig) -> bool,
-    ) -> (PinnedStations, HashMap<PortId, Vec<Mac>>) {
-        let mut owners: HashMap<Station, Option<&PortConfig>> = HashMap::new();
+    ) -> (PinnedStations, BTreeMap<PortId, Vec<Mac>>) {
+        let mut claims: Vec<(Station, &PortConfig)> = Vec::with_capacity(2 * ports.len());
         for port in ports.iter().filter(|port| !port.is_uplink()) {
-            for mac in std::iter::once(port.mac).chain(port.security.macs()) {
-                owners
-                    .entry(Station::new(port.network, mac))
-                    .and_modify(|vm| *vm = vm.filter(|vm| vm.id == port.id))
-                    .or_insert(Some(port));
-            }
+            let macs = std::iter::once(port.mac).chain(port.security.macs());
+            claims.extend(macs.map(|mac| (Station::new(port.network, mac), port)));
         }
-        let (mut pinned, mut unpinned) = (Vec::new(), HashMap::<PortId, Vec<Mac>>::new());
-        for (station, vm) in owners {
-            let Some(port) = vm.filter(|&vm| is_up(vm)) else { continue };
+        claims.sort_unstable_by_key(|&(station, _)| station);
+        let (mut pinned, mut unpinned) = (Vec::with_capacity(ports.len()), BTreeMap::<PortId, Vec<Mac>>::new());
+        for claims in claims.chunk_by(|a, b| a.0 == b.0) {
+            let (station, port) = claims[0];
+            if claims.iter().any(|(_, other)| other.id != port.id) || !is_up(port) {
+                continue;
+            }
             if port.pins && !port.released_pins.contains(&station.mac()) {
                 pinned.push((station, Pin { port: port.id, is_dampened: false }));
             } else {

@@ -84,7 +84,8 @@ impl Trunk {
         self.ports[usize::from(vlan) % IDS]
     }
 
-    fn new(config: TrunkConfig, all: &HashMap<PortId, &PortConfig>) -> Trunk {
+    /// `on_trunks`: all ports without a device of their own.
+    fn new(config: TrunkConfig, on_trunks: &HashMap<PortId, &PortConfig>) -> Trunk {
         let mut ports = Box::new([PortId::NONE; IDS]);
         let mut networks = Vec::new();
         let mut roles = Vec::new();
@@ -92,8 +93,7 @@ impl Trunk {
             let place = &mut ports[vlan.map_or(0, |vid| usize::from(vid.get()))];
             assert!(*place == PortId::NONE, "one port per VLAN id of a trunk");
             *place = id;
-            let port = all.get(&id).expect("the ports of a trunk exist");
-            assert!(port.attachment != Attachment::Own, "a port of a trunk has no device of its own");
+            let port = on_trunks.get(&id).expect("the ports of a trunk exist and have no device of their own");
             if port.role == Role::Uplink {
                 // The ports of an uplink share one TX batch, into which a flood puts at most one frame. A VM's port
                 // has its own.
@@ -114,13 +114,14 @@ pub(super) struct Trunks(Box<[Option<Trunk>]>);
 
 impl Trunks {
     pub(super) fn new(trunks: Vec<TrunkConfig>, ports: &[PortConfig]) -> Trunks {
-        let all = ports.iter().map(|port| (port.id, port)).collect();
+        let is_on_trunk = |port: &&PortConfig| port.attachment != Attachment::Own;
+        let on_trunks = ports.iter().filter(is_on_trunk).map(|port| (port.id, port)).collect();
         let mut table: Vec<Option<Trunk>> = Vec::new();
         for config in trunks {
             let place = config.id.index();
             table.resize_with(table.len().max(place + 1), || None);
             assert!(table[place].is_none(), "two trunks at one index");
-            table[place] = Some(Trunk::new(config, &all));
+            table[place] = Some(Trunk::new(config, &on_trunks));
         }
         let trunks = Trunks(table.into());
         for port in ports {

@@ -133,6 +133,7 @@ fn collect<'a>(
     });
     let mut input = CompileInput { networks: networks.collect(), ..CompileInput::default() };
     let endpoints: Vec<(&Endpoint, Option<u16>)> = endpoints.collect();
+    input.ports.reserve(endpoints.len());
     // Subports by index of their parent.
     let mut trunks: BTreeMap<usize, Vec<(Option<Vid>, PortId)>> = BTreeMap::new();
     for (endpoint, _) in &endpoints {
@@ -142,6 +143,7 @@ fn collect<'a>(
     }
     // By uplink: its id, and its worker if its device is open.
     let mut reached: HashMap<usize, (PortId, Option<u16>)> = HashMap::new();
+    let mut last_vm = None;
     for (index, &(endpoint, worker)) in endpoints.iter().enumerate() {
         let (worker, attachment) = match endpoint.attachment {
             EndpointAttachment::Parent { endpoint: parent, vlan, .. } => {
@@ -155,9 +157,14 @@ fn collect<'a>(
         };
         match endpoint.config_ref {
             ConfigRef::Port { vm, position, network, network_id, owner } => {
+                // Ports of a VM are adjacent.
+                if last_vm.is_none_or(|(last, _)| last != vm) {
+                    last_vm = Some((vm, policers.of_vm(&config.vms[vm].id)));
+                }
+                let of_vm = last_vm.and_then(|(_, policers)| policers);
                 let vm = &config.vms[vm];
                 let port = &vm.ports[position];
-                let (storm, vm_policer) = policers.of_port(vm, port, &config.networks[network]);
+                let (storm, vm_policer) = policers.of_port(of_vm, vm, position, &config.networks[network]);
                 input.ports.push(PortConfig {
                     id: endpoint.id,
                     network: network_id,

@@ -1,8 +1,8 @@
 //! State of storm limits, kept over changes of the forwarding configuration: one policer per port, and per VM and
 //! network, while it exists. No other change refills its bucket.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::time::Duration;
 
@@ -18,12 +18,19 @@ use crate::time::MonoTime;
 pub struct Policers {
     /// Number of workers.
     workers: u16,
-    /// By port.
-    ports: HashMap<String, PolicerState>,
-    /// By VM, of each of its networks, which are few.
-    vms: HashMap<String, Vec<(String, PolicerState)>>,
+    /// By VM.
+    vms: HashMap<String, PolicersOfVm>,
     /// By uplink group and network.
     uplinks: HashMap<(UplinkGroupName, String), PolicerState>,
+}
+
+/// Policers of a VM.
+#[derive(Debug, Clone, Default)]
+pub struct PolicersOfVm {
+    /// Of each port, in their order.
+    ports: Vec<(String, PolicerState)>,
+    /// Of each of its networks, which are few.
+    networks: Vec<(String, PolicerState)>,
 }
 
 impl Policers {
@@ -35,28 +42,23 @@ impl Policers {
     /// Creates policers for new objects of `config`, and drops those of removed ones. The policers are those of `before`.
     pub fn follow(&mut self, before: &Config, config: &Config) {
         let (old, new) = differing(&before.vms, &config.vms);
-        let ports: HashSet<&str> = new.iter().flat_map(|vm| vm.ports.iter().map(Port::id)).collect();
-        let vms: HashSet<&str> = new.iter().map(|vm| vm.id.as_str()).collect();
+        // A port may continue at another VM.
+        let (mut ports, mut networks) = (HashMap::new(), HashMap::new());
         for vm in old {
-            for gone in vm.ports.iter().map(Port::id).filter(|id| !ports.contains(id)) {
-                self.ports.remove(gone);
-            }
-            if !vms.contains(vm.id.as_str()) {
-                self.vms.remove(&vm.id);
-            }
-        }
-        for id in ports {
-            self.ports.entry(id.to_owned()).or_default();
+            let Some(of_vm) = self.vms.remove(&vm.id) else { continue };
+            ports.extend(of_vm.ports);
+            networks.insert(vm.id.as_str(), of_vm.networks);
         }
         for vm in new {
-            let networks: HashSet<&str> = vm.ports.iter().map(|port| port.network_id.as_str()).collect();
-            let policers = self.vms.entry(vm.id.clone()).or_default();
-            policers.retain(|(network, _)| networks.contains(network.as_str()));
-            for network in networks {
-                if policers.iter().all(|(known, _)| known != network) {
-                    policers.push((network.to_owned(), PolicerState::default()));
+            let known = networks.remove(vm.id.as_str()).unwrap_or_default();
+            let mut of_vm = PolicersOfVm::default();
+            for Port { port_id, network_id, .. } in &vm.ports {
+                of_vm.ports.push((port_id.clone(), ports.remove(port_id).unwrap_or_default()));
+                if find(&of_vm.networks, network_id).is_none() {
+                    of_vm.networks.push((network_id.clone(), find(&known, network_id).cloned().unwrap_or_default()));
                 }
             }
+            self.vms.insert(vm.id.clone(), of_vm);
         }
         let tagged = uplink_groups(config).into_iter().flat_map(|group| {
             group.networks(config).iter().map(|of| (group.name.clone(), of.network_id.clone())).collect::<Vec<_>>()
@@ -65,10 +67,14 @@ impl Policers {
     }
 
     /// Deficits of all policers that are not full.
-    pub fn deficits(&self, now: MonoTime) -> Deficits {
-        let vms = self.vms.iter().flat_map(|(vm, of)| of.iter().map(move |(network, state)| (vm, network, state)));
+    pub fn deficits<'a>(&'a self, now: MonoTime) -> Deficits {
+        let of_networks = |(vm, of_vm): (&'a String, &'a PolicersOfVm)| {
+            of_vm.networks.iter().map(move |(network, state)| (vm, network, state))
+        };
+        let vms = self.vms.iter().flat_map(of_networks);
+        let ports = self.vms.values().flat_map(|of_vm| &of_vm.ports);
         Deficits {
-            ports: deficits(self.ports.iter().map(|(id, state)| (id.clone(), state)), now),
+            ports: deficits(ports.map(|(id, state)| (id.clone(), state)), now),
             vms: deficits(vms.map(|(vm, network, state)| ((vm.clone(), network.clone()), state)), now),
             uplinks: deficits(self.uplinks.iter().map(|(key, state)| (key.clone(), state)), now),
         }
@@ -76,16 +82,32 @@ impl Policers {
 
     /// Sets deficits that an earlier process had `passed` ago. What no policer has a key of is ignored.
     pub fn set_deficits(&self, before: &Deficits, passed: Duration, now: MonoTime) {
-        set_deficits(|id| self.ports.get(id), &before.ports, passed, now);
-        set_deficits(|(vm, network)| self.of_vm(vm, network), &before.vms, passed, now);
+        let ports = self.vms.values().flat_map(|of_vm| &of_vm.ports);
+        let ports: HashMap<&String, &PolicerState> = ports.map(|(id, state)| (id, state)).collect();
+        set_deficits(|id| ports.get(id).copied(), &before.ports, passed, now);
+        set_deficits(|(vm, network)| self.of_vm_on(vm, network), &before.vms, passed, now);
         set_deficits(|key| self.uplinks.get(key), &before.uplinks, passed, now);
     }
 
-    /// Limits of a port on this network, and of its VM there.
-    pub fn of_port(&self, vm: &Vm, port: &Port, network: &Network) -> (PortPolicer, VmPolicer) {
+    /// Those of a VM.
+    pub fn of_vm(&self, vm: &str) -> Option<&PolicersOfVm> {
+        self.vms.get(vm)
+    }
+
+    /// Limits of the port at this position in its VM, which is on this network, and of its VM there. `of_vm`: the policers of
+    /// the VM, which are the same for all its ports.
+    pub fn of_port(
+        &self,
+        of_vm: Option<&PolicersOfVm>,
+        vm: &Vm,
+        position: usize,
+        network: &Network,
+    ) -> (PortPolicer, VmPolicer) {
+        let port = &vm.ports[position];
+        let own = of_vm.and_then(|of_vm| of_vm.ports.get(position)).filter(|(id, _)| id == port.id());
         let storm = PortPolicer {
             limits: port.storm.over(network.storm).limits(),
-            state: self.ports.get(port.id()).cloned().unwrap_or_default(),
+            state: own.map(|(_, state)| state.clone()).unwrap_or_default(),
             shared: self.workers > 1 && has_queues(vm, port),
         };
         let siblings = vm.ports.iter().filter(|sibling| sibling.network_id == port.network_id);
@@ -97,15 +119,15 @@ impl Policers {
             limits: limits.fold(common.limits(), |limits, class| limits.with(class, None)),
             copies: common.copies(),
             copies_off: StormClass::ALL.map(lifted),
-            state: self.of_vm(&vm.id, &port.network_id).cloned().unwrap_or_default(),
+            state: of_vm.and_then(|of_vm| find(&of_vm.networks, &port.network_id)).cloned().unwrap_or_default(),
             shared: self.workers > 1 && (siblings.clone().nth(1).is_some() || has_queues(vm, port)),
         };
         (storm, vm_policer)
     }
 
     /// State of a VM's limits on a network.
-    pub fn of_vm(&self, vm: &str, network: &str) -> Option<&PolicerState> {
-        self.vms.get(vm)?.iter().find(|(of, _)| of == network).map(|(_, state)| state)
+    pub fn of_vm_on(&self, vm: &str, network: &str) -> Option<&PolicerState> {
+        find(&self.vms.get(vm)?.networks, network)
     }
 
     /// Limits of an uplink group on a network, and of copies made of its frames.
@@ -156,6 +178,10 @@ fn set_deficits<'a, K>(
     }
 }
 
+fn find<'p>(policers: &'p [(String, PolicerState)], id: &str) -> Option<&'p PolicerState> {
+    policers.iter().find(|(of, _)| of == id).map(|(_, state)| state)
+}
+
 /// Keeps one policer per key.
 fn follow<K: Eq + Hash>(policers: &mut HashMap<K, PolicerState>, keys: impl Iterator<Item = K>) {
     let mut before = std::mem::take(policers);
@@ -192,7 +218,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn of_vms(policers: &Policers) -> impl Iterator<Item = &PolicerState> {
-        policers.vms.values().flatten().map(|(_, state)| state)
+        policers.vms.values().flat_map(|of_vm| &of_vm.networks).map(|(_, state)| state)
+    }
+
+    fn of_ports(policers: &Policers) -> HashMap<&str, &PolicerState> {
+        let ports = policers.vms.values().flat_map(|of_vm| &of_vm.ports);
+        ports.map(|(id, state)| (id.as_str(), state)).collect()
     }
 
     proptest! {
@@ -208,7 +239,8 @@ mod tests {
             new.follow(&Config::default(), &config);
             prop_assert_eq!(old.deficits(then), Deficits::default());
             let emptied = std::iter::repeat_n(empty, 8);
-            old.ports.values().chain(old.uplinks.values()).for_each(|state| state.set_deficits(emptied.clone(), then));
+            let others = of_ports(&old).into_values().chain(old.uplinks.values());
+            others.for_each(|state| state.set_deficits(emptied.clone(), then));
             if are_vms_empty {
                 of_vms(&old).for_each(|state| state.set_deficits(emptied.clone(), then));
             }
@@ -216,7 +248,7 @@ mod tests {
             new.set_deficits(&serde_json::from_slice(&text).unwrap(), passed, now);
             let left = empty.saturating_sub(passed);
             let vms = of_vms(&new).filter(|_| are_vms_empty);
-            for state in new.ports.values().chain(new.uplinks.values()).chain(vms) {
+            for state in of_ports(&new).into_values().chain(new.uplinks.values()).chain(vms) {
                 let expected = (!left.is_zero()).then(|| vec![left; 8]);
                 prop_assert_eq!(state.deficits(now), expected);
             }
@@ -229,14 +261,19 @@ mod tests {
         fn an_unchanged_port_keeps_its_policer((old, new) in testgen::two()) {
             let mut policers = Policers::new(2);
             policers.follow(&Config::default(), &old);
-            let (ports, outside) = (policers.ports.clone(), policers.uplinks.clone());
-            let before = Policers { workers: 2, ports: HashMap::new(), vms: policers.vms.clone(), uplinks: HashMap::new() };
+            let outside = policers.uplinks.clone();
+            let before = Policers { workers: 2, vms: policers.vms.clone(), uplinks: HashMap::new() };
             policers.follow(&old, &new);
+            let (ports_before, ports) = (of_ports(&before), of_ports(&policers));
+            let network = |id: &str| new.networks.iter().find(|network| network.id == id).unwrap();
             for (vm, port) in new.ports() {
                 let id = port.id();
-                prop_assert!(ports.get(id).is_none_or(|before| *before == policers.ports[id]));
-                let now = policers.of_vm(&vm.id, &port.network_id).unwrap();
-                prop_assert!(before.of_vm(&vm.id, &port.network_id).is_none_or(|before| before == now));
+                prop_assert!(ports_before.get(id).is_none_or(|before| *before == ports[id]));
+                let position = vm.ports.iter().position(|other| other.id() == id).unwrap();
+                let (own, _) = policers.of_port(policers.of_vm(&vm.id), vm, position, network(&port.network_id));
+                prop_assert!(own.state == *ports[id]);
+                let now = policers.of_vm_on(&vm.id, &port.network_id).unwrap();
+                prop_assert!(before.of_vm_on(&vm.id, &port.network_id).is_none_or(|before| before == now));
             }
             for group in uplink_groups(&new) {
                 for of in group.networks(&new) {
@@ -244,15 +281,15 @@ mod tests {
                     prop_assert!(outside.get(&key).is_none_or(|before| *before == policers.uplinks[&key]));
                 }
             }
-            prop_assert_eq!(policers.ports.len(), new.ports().count());
+            prop_assert_eq!(ports.len(), new.ports().count());
             let mut on_networks: Vec<(&str, &str)> =
                 new.ports().map(|(vm, port)| (vm.id.as_str(), port.network_id.as_str())).collect();
             on_networks.sort_unstable();
             on_networks.dedup();
-            prop_assert_eq!(policers.vms.values().map(Vec::len).sum::<usize>(), on_networks.len());
+            prop_assert_eq!(of_vms(&policers).count(), on_networks.len());
             prop_assert_eq!(policers.vms.len(), new.vms.len());
-            let of_vms = policers.vms.values().flatten().map(|(_, state)| state);
-            let all: Vec<&PolicerState> = policers.ports.values().chain(of_vms).chain(policers.uplinks.values()).collect();
+            let of_vms = of_vms(&policers);
+            let all: Vec<&PolicerState> = ports.into_values().chain(of_vms).chain(policers.uplinks.values()).collect();
             for (place, state) in all.iter().enumerate() {
                 prop_assert!(!all[..place].contains(state));
             }
@@ -265,7 +302,10 @@ mod tests {
             let mut policers = Policers::new(workers);
             policers.follow(&Config::default(), &config);
             let network = |id: &str| config.networks.iter().find(|network| network.id == id).unwrap();
-            let of = |vm: &Vm, port: &Port| policers.of_port(vm, port, network(&port.network_id));
+            let of = |vm: &Vm, port: &Port| {
+                let position = vm.ports.iter().position(|other| other.id() == port.id()).unwrap();
+                policers.of_port(policers.of_vm(&vm.id), vm, position, network(&port.network_id))
+            };
             for (vm, port) in config.ports() {
                 let (storm, vm_policer) = of(vm, port);
                 prop_assert!(workers > 1 || !storm.shared && !vm_policer.shared);

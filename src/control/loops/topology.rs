@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -50,7 +50,9 @@ pub struct EndpointInfo {
 /// All endpoints. Rebuilt when the configuration changes.
 #[derive(Debug, Clone, Default)]
 pub struct Topology {
-    endpoints: HashMap<Arc<Endpoint>, EndpointInfo>,
+    endpoints: Vec<(Arc<Endpoint>, EndpointInfo)>,
+    /// The same by endpoint, made when it is first needed: most configurations end without a loop.
+    by_endpoint: OnceLock<HashMap<Arc<Endpoint>, EndpointInfo>>,
     /// Probe interval by network.
     intervals: BTreeMap<String, Duration>,
     /// Name of this host, as its probes have it.
@@ -66,7 +68,7 @@ impl Topology {
         let info = |(order, (end, position)): (usize, (E, usize))| (end.into(), EndpointInfo { order, position });
         let ends = ends.into_iter().enumerate().map(info);
         let (endpoints, intervals) = (ends.collect(), networks.into_iter().collect());
-        Topology { endpoints, intervals, host: String::new() }
+        Topology { endpoints, intervals, ..Topology::default() }
     }
 
     /// The same, of a host with this name.
@@ -74,9 +76,13 @@ impl Topology {
         Topology { host: ProbeName::<MAX_HOST_NAME>::new(host).as_str().to_owned(), ..self }
     }
 
+    fn by_endpoint(&self) -> &HashMap<Arc<Endpoint>, EndpointInfo> {
+        self.by_endpoint.get_or_init(|| self.endpoints.iter().cloned().collect())
+    }
+
     /// Whether this endpoint exists, with the same VM and network. Those of other hosts do as long as probes say so.
     pub fn has(&self, end: &Endpoint) -> bool {
-        end.host.is_some() || self.endpoints.contains_key(end)
+        end.host.is_some() || self.by_endpoint().contains_key(end)
     }
 
     /// Of a port and one on another host that are connected: whether this one is to be quarantined. Both hosts compare
@@ -88,12 +94,12 @@ impl Topology {
 
     /// Its attributes.
     pub fn info(&self, end: &Endpoint) -> Option<EndpointInfo> {
-        self.endpoints.get(end).copied()
+        self.by_endpoint().get(end).copied()
     }
 
     /// Position in configuration order; last if it does not exist.
     pub fn order(&self, end: &Endpoint) -> usize {
-        self.endpoints.get(end).map_or(usize::MAX, |spot| spot.order)
+        self.info(end).map_or(usize::MAX, |spot| spot.order)
     }
 
     /// Probe interval of a port on this network.

@@ -158,10 +158,14 @@ impl Controller {
             }
         }
         self.watch_netdevs_in_use();
-        self.update_topology();
         self.follow_activations(&before);
         self.follow_lifetimes();
         self.netns_files.changed();
+        // With nothing to be closed, devices are opened while the workers get the configuration.
+        if ops.is_empty() && apply.pending_ops.is_empty() {
+            self.open_wanted();
+        }
+        self.update_topology();
         self.push_config().await;
         self.flush_ports(stricter).await;
         (0..self.ports.len()).for_each(|index| self.emit_subport(index));
@@ -170,6 +174,12 @@ impl Controller {
         apply.since = time::now();
         self.applying = Some(apply);
         self.advance().await;
+    }
+
+    /// Starts to open the devices that a change wants: no other one conflicts with them any more.
+    fn open_wanted(&mut self) {
+        self.ports.iter_mut().for_each(|port| port.open_deferred = false);
+        self.try_down_ports();
     }
 
     /// Operation on the device of a changed port, if it needs one.
@@ -296,8 +306,7 @@ impl Controller {
         }
         let Some(Apply { members, answers, wanted, to_be_confirmed, .. }) = self.applying.take() else { return };
         self.health.update(|status| status.applied_generation = self.state.generation());
-        self.ports.iter_mut().for_each(|port| port.open_deferred = false);
-        self.try_down_ports();
+        self.open_wanted();
         // They are true on every worker now. Those who made them wait for their ports.
         answers.into_iter().for_each(|(reply, answer)| drop(reply.send(answer)));
         let name = |key: &u64| self.port_index.get(key).map(|&index| self.ports[index].endpoint.name.as_str());

@@ -21,7 +21,7 @@ mod siblings;
 mod status;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tracing::debug;
@@ -54,7 +54,8 @@ pub struct Mitigation {
     topology: Topology,
     /// Ports and uplink VLANs, by id in the forwarding configuration.
     endpoints: HashMap<PortId, Arc<Endpoint>>,
-    ids: HashMap<Arc<Endpoint>, PortId>,
+    /// The same by endpoint, made when it is first needed.
+    ids: OnceLock<HashMap<Arc<Endpoint>, PortId>>,
     probed: Vec<ProbedPort>,
     /// Networks with a port that may use further addresses.
     with_pairs: HashSet<String>,
@@ -87,7 +88,7 @@ impl Mitigation {
             events,
             topology: Topology::default(),
             endpoints: HashMap::new(),
-            ids: HashMap::new(),
+            ids: OnceLock::new(),
             probed: Vec::new(),
             with_pairs: HashSet::new(),
             loops: LoopTable::default(),
@@ -123,16 +124,17 @@ impl Mitigation {
         self.loops.loops().find(|of| of.quarantined(&self.topology).contains(end))
     }
 
+    /// Id of an endpoint in the forwarding configuration.
+    fn id_of(&self, end: &Endpoint) -> Option<PortId> {
+        let ids = || self.endpoints.iter().map(|(id, end)| (end.clone(), *id)).collect();
+        self.ids.get_or_init(ids).get(end).copied()
+    }
+
     /// Measures required now.
     fn wanted(&self) -> MitigationState {
         let mitigation = self.loops.measures(&self.topology);
-        let mut quarantined: HashSet<PortId> = mitigation
-            .quarantined
-            .keys()
-            .chain(self.disabled.keys())
-            .filter_map(|end| self.ids.get(end))
-            .copied()
-            .collect();
+        let mut quarantined: HashSet<PortId> =
+            mitigation.quarantined.keys().chain(self.disabled.keys()).filter_map(|end| self.id_of(end)).collect();
         quarantined.retain(|id| self.endpoints.get(id).is_some_and(|end| end.vm.is_some()));
         let split_horizon = self.endpoints.iter().filter(|(_, end)| {
             let split_horizon = |vm: &String| mitigation.split_horizon.contains(&(vm.clone(), end.network.clone()));
@@ -165,14 +167,11 @@ impl Controller {
         let mut ends: Vec<(PortId, Arc<Endpoint>, usize)> = Vec::with_capacity(before.len() + 1);
         for port in &self.ports {
             let ConfigRef::Port { vm, position, .. } = port.endpoint.config_ref else { continue };
-            let (vm, name) = (&self.config.vms[vm], &port.endpoint.name);
-            let network = &vm.ports[position].network_id;
-            let is_same =
-                |end: &&Arc<Endpoint>| (end.vm.as_ref(), &end.network, &end.port) == (Some(&vm.id), network, name);
-            let end = before.get(&port.endpoint.id).filter(is_same).cloned();
-            let end = end.unwrap_or_else(|| {
-                let (vm, network) = (Some(vm.id.clone()), network.clone());
-                Endpoint { vm, network, port: name.clone(), host: None }.into()
+            // A port that moves to another VM or network has another id.
+            let end = before.get(&port.endpoint.id).cloned().unwrap_or_else(|| {
+                let vm = &self.config.vms[vm];
+                let (port, network) = (port.endpoint.name.clone(), vm.ports[position].network_id.clone());
+                Endpoint { vm: Some(vm.id.clone()), network, port, host: None }.into()
             });
             ends.push((port.endpoint.id, end, position));
         }
@@ -193,9 +192,9 @@ impl Controller {
         mitigation.topology = topology.on_host(mitigation.sent.host());
         let outside = ends.iter().filter(|(_, end, _)| end.vm.is_none());
         mitigation.with_uplink = outside.map(|(_, end, _)| end.network.clone()).collect();
-        mitigation.ids = ends.iter().map(|(id, end, _)| (end.clone(), *id)).collect();
+        mitigation.ids = OnceLock::new();
         mitigation.endpoints = ends.into_iter().map(|(id, end, _)| (id, end)).collect();
-        mitigation.probed = probe::probed_ports(&self.config, &self.ports, &mitigation.sent);
+        mitigation.probed = probe::probed_ports(&self.config, &self.ports, &mitigation.endpoints, &mitigation.sent);
         let with_pairs = self.config.ports().filter(|(_, port)| !port.allowed_address_pairs.is_empty());
         mitigation.with_pairs = with_pairs.map(|(_, port)| port.network_id.clone()).collect();
         mitigation.disabled.retain(|end, _| mitigation.topology.has(end));

@@ -309,7 +309,7 @@ impl Controller {
     fn take_hits(&mut self, who: StormSource, class: StormKind) {
         let (StormSource::Vm(owner, network), Some(index)) = (who, self.of(who)) else { return };
         let names = self.names(index);
-        let state = self.policers.of_vm(names.vm.unwrap_or_default(), names.network.unwrap_or_default());
+        let state = self.policers.of_vm_on(names.vm.unwrap_or_default(), names.network.unwrap_or_default());
         let hit = match (state, class) {
             (Some(state), StormKind::Vm) => state.take_hit(),
             (Some(state), StormKind::Copies) => state.take_hit_copies(),
@@ -364,7 +364,7 @@ impl Controller {
 
     /// Whether the limit for which a port is disabled still has that action.
     fn may_disable(&self, end: &Endpoint, disabled: &DisabledPort) -> bool {
-        let Some(&id) = self.mitigation.ids.get(end) else { return true };
+        let Some(id) = self.mitigation.id_of(end) else { return true };
         let Some(port) = self.ports.iter().find(|port| port.is(id)) else { return true };
         let class = OF_PORT.into_iter().chain(OF_VM).find(|class| class.name() == disabled.class);
         let ConfigRef::Port { vm, position, network, .. } = port.endpoint.config_ref else { return true };

@@ -109,7 +109,7 @@ impl Controller {
 
     /// Emits the release of a port quarantined for a storm.
     pub(super) fn emit_released(&mut self, end: &Endpoint, disabled: &DisabledPort, why: &str) {
-        let Some(index) = self.mitigation.ids.get(end).and_then(|&id| self.ports.iter().position(|port| port.is(id)))
+        let Some(index) = self.mitigation.id_of(end).and_then(|id| self.ports.iter().position(|port| port.is(id)))
         else {
             return;
         };

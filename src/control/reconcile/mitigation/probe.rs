@@ -7,6 +7,7 @@
 //! port then, so that the other host receives probes as well.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Controller, Mitigation};
@@ -35,7 +36,8 @@ pub(super) struct ProbedPort {
     mac: Mac,
     owner: VmId,
     network: NetworkId,
-    vm: String,
+    /// The same with its names.
+    end: Arc<Endpoint>,
     /// Its VM has no other port: it is probed only while it is suspect.
     is_single: bool,
     interval: Duration,
@@ -55,7 +57,12 @@ struct SharedPort {
 }
 
 /// All ports of VMs.
-pub(super) fn probed_ports(config: &Config, ports: &[Port], sent: &SentProbes) -> Vec<ProbedPort> {
+pub(super) fn probed_ports(
+    config: &Config,
+    ports: &[Port],
+    endpoints: &HashMap<PortId, Arc<Endpoint>>,
+    sent: &SentProbes,
+) -> Vec<ProbedPort> {
     let probed = ports.iter().enumerate().filter_map(|(index, port)| {
         let ConfigRef::Port { vm, position, network, network_id, owner } = port.endpoint.config_ref else {
             return None;
@@ -77,7 +84,7 @@ pub(super) fn probed_ports(config: &Config, ports: &[Port], sent: &SentProbes) -
             mac: settings.mac,
             owner,
             network: network_id,
-            vm: vm.id.clone(),
+            end: endpoints.get(&port.endpoint.id)?.clone(),
             is_single: vm.ports.len() == 1,
             interval: Duration::from_secs(u64::from(network.probe_seconds)),
             shared,
@@ -231,7 +238,7 @@ impl Mitigation {
 
     /// Whether to tell other hosts that frames seem to circulate through a port.
     fn is_suspect_to_others(&self, port: &ProbedPort, now: MonoTime) -> bool {
-        let Some(end) = self.endpoints.get(&port.id) else { return false };
+        let end = &*port.end;
         let storms = self.refused.contains_key(end) && self.with_uplink.contains(&end.network);
         let flaps = self.suspects.get(port.id, now).is_some_and(|suspicion| suspicion.by_uplink);
         storms || flaps || self.loops.is_cross_host(end)
@@ -243,20 +250,20 @@ impl Controller {
     pub(super) async fn send_probes(&mut self, now: MonoTime) {
         let mut probes = Vec::new();
         // Result for the last VM: ports of one VM are contiguous.
-        let mut last: Option<(&str, bool)> = None;
+        let mut last: Option<(VmId, bool)> = None;
         let mut due = Vec::new();
-        let Mitigation { probed, loops, ticks, monitor, suspects, endpoints, with_uplink, .. } = &self.mitigation;
+        let Mitigation { probed, loops, ticks, monitor, suspects, with_uplink, .. } = &self.mitigation;
         for (place, port) in probed.iter().enumerate() {
+            let vm = port.end.vm.as_deref().unwrap_or_default();
             let vm_suspected = match last {
-                Some((vm, suspected)) if vm == port.vm => suspected,
-                _ => loops.is_active(&port.vm, now) || monitor.storms(port.owner),
+                Some((vm, suspected)) if vm == port.owner => suspected,
+                _ => loops.is_active(vm, now) || monitor.storms(port.owner),
             };
-            last = Some((&port.vm, vm_suspected));
+            last = Some((port.owner, vm_suspected));
             let (mut suspected, mut is_probed) = (suspects.get(port.id, now).is_some(), true);
             if port.is_single {
-                let network = endpoints.get(&port.id).map(|end| &end.network);
-                let is_in_loop = network.is_some_and(|network| loops.is_suspect(&port.vm, network));
-                let is_outside = network.is_some_and(|network| with_uplink.contains(network));
+                let is_in_loop = loops.is_suspect(vm, &port.end.network);
+                let is_outside = with_uplink.contains(&port.end.network);
                 suspected |= vm_suspected && (is_in_loop || is_outside);
                 is_probed = suspected || is_in_loop;
             } else {
