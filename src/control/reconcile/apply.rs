@@ -1,11 +1,13 @@
 //! Applies a committed change to ports, devices and workers.
 //!
 //! Removals come first: workers get a configuration without the removed ports, return their queues, and the devices are
-//! closed. Then devices are opened, because a device to be closed may conflict with one to be opened. Meanwhile
-//! requests are answered, and another change waits. The reply is sent once each port to be opened has succeeded, failed
-//! or timed out; other changes may start before. A close that does not return also times out.
+//! closed. Then devices are opened, because a device to be closed may conflict with one to be opened. A change that only
+//! adds ports opens their devices at once, and workers get its configuration when they are open. Meanwhile requests are
+//! answered, and another change waits. The reply is sent once each port to be opened has succeeded, failed or timed out;
+//! other changes may start before. A close that does not return also times out.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use tracing::warn;
@@ -25,6 +27,9 @@ use crate::device::Settings;
 use crate::switch::PortId;
 use crate::time::{self, MonoTime};
 use crate::worker::{Flush, RxQueue};
+
+/// Maximum time for which the workers' configuration waits for devices to be open.
+pub(super) const MAX_DEFERRAL: Duration = Duration::from_millis(20);
 
 /// A change that is applied except for ports still being opened. Other changes may start.
 #[derive(Debug)]
@@ -92,7 +97,7 @@ impl Controller {
         let places = self.places(&before, &old);
         let old_places: HashMap<(Kind, String), usize> = places_before(&places, &old);
         let key = |(kind, name): (Kind, &str)| (kind, name.to_owned());
-        let (mut ops, mut stricter) = (Vec::new(), Vec::new());
+        let (mut ops, mut stricter, mut has_new_subport) = (Vec::new(), Vec::new(), false);
         for place in places {
             let endpoint = match place {
                 Place::Unchanged { before, vm, firsts } => {
@@ -107,6 +112,7 @@ impl Controller {
             let found = old_places.get(&key(endpoint.key())).and_then(|&place| old[place].take());
             let Some(mut port) = found else {
                 let port = self.new_port(endpoint);
+                has_new_subport |= port.endpoint.device().is_none();
                 apply.wanted.extend(port.endpoint.device().map(|_| port.key));
                 self.ports.push(port);
                 continue;
@@ -138,6 +144,7 @@ impl Controller {
         );
         self.port_index = self.ports.iter().enumerate().map(|(index, port)| (port.key, index)).collect();
         // In configuration order, so that events have a defined order.
+        let has_removed = old.iter().any(Option::is_some);
         for port in old.into_iter().flatten() {
             let has_ended = apply.ended.contains(&port.endpoint.name);
             if has_ended {
@@ -161,14 +168,20 @@ impl Controller {
         self.follow_activations(&before);
         self.follow_lifetimes();
         self.netns_files.changed();
-        // With nothing to be closed, devices are opened while the workers get the configuration.
-        if ops.is_empty() && apply.pending_ops.is_empty() {
+        self.update_topology();
+        let closes_nothing = ops.is_empty() && apply.pending_ops.is_empty();
+        if closes_nothing {
             self.open_wanted();
         }
-        self.update_topology();
-        self.push_config().await;
-        self.flush_ports(stricter).await;
-        (0..self.ports.len()).for_each(|index| self.emit_subport(index));
+        // Workers need the configuration again when the devices are open. If that is all that changes, once is sufficient.
+        let only_opens = closes_nothing && stricter.is_empty() && !has_removed && !has_new_subport;
+        if self.is_started && only_opens && self.opens_any(&apply.wanted) {
+            self.config_due = Some(time::now() + MAX_DEFERRAL);
+        } else {
+            self.push_config().await;
+            self.flush_ports(stricter).await;
+            (0..self.ports.len()).for_each(|index| self.emit_subport(index));
+        }
         let closings = join_all(ops.into_iter().map(|op| self.run_device_op(op))).await;
         self.close(closings.into_iter().flatten().collect());
         apply.since = time::now();
@@ -180,6 +193,22 @@ impl Controller {
     fn open_wanted(&mut self) {
         self.ports.iter_mut().for_each(|port| port.open_deferred = false);
         self.try_down_ports();
+    }
+
+    /// Whether any of these ports is being opened.
+    fn opens_any(&self, ports: &HashSet<u64>) -> bool {
+        let index = |key| self.port_index.get(key).copied();
+        ports.iter().filter_map(index).any(|index| self.ports[index].attempt.is_some())
+    }
+
+    /// Sends the workers the configuration of the change in progress, if none of its devices is being opened any more or
+    /// that takes too long.
+    pub(super) async fn push_due_config(&mut self) {
+        let Some(due) = self.config_due else { return };
+        let is_opening = self.applying.as_ref().is_some_and(|apply| self.opens_any(&apply.wanted));
+        if time::now() >= due || !is_opening {
+            self.push_config().await;
+        }
     }
 
     /// Operation on the device of a changed port, if it needs one.
@@ -286,6 +315,9 @@ impl Controller {
     pub(super) async fn advance(&mut self) {
         let now = time::now();
         let Some(apply) = &mut self.applying else { return };
+        if self.config_due.is_some() {
+            return;
+        }
         if !apply.pending_ops.is_empty() {
             if now.since(apply.since) < OVERDUE_AFTER {
                 return;

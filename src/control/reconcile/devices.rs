@@ -190,6 +190,7 @@ impl Controller {
             let ended = time::now();
             self.next_opened = ended + (ended.since(begun) * PAUSE).min(MAX_PAUSE);
         }
+        self.push_due_config().await;
         self.advance().await;
         self.try_down_ports();
         self.answer_pending();
@@ -375,6 +376,7 @@ impl Controller {
 
     /// Compiles the forwarding configuration and sends it to all workers.
     pub(super) async fn push_config(&mut self) {
+        self.config_due = None;
         self.choose_uplinks();
         let ports = self.ports.iter().map(|port| match port.state {
             State::Up { worker, .. } => (&port.endpoint, Some(worker)),

@@ -178,6 +178,8 @@ pub struct Controller {
     commit_begun: MonoTime,
     /// Change being applied.
     applying: Option<Apply>,
+    /// When workers get its configuration at the latest, if they do not have it yet.
+    config_due: Option<MonoTime>,
     /// Changes that are applied except for ports still being opened.
     pending: Vec<PendingApply>,
     /// Requests queued behind the change in progress.
@@ -248,6 +250,7 @@ impl Controller {
             let announced = self.announcements.due().map(|due| due.since(time::now()));
             let next = self.next_attempt.map(|at| at.since(time::now()));
             let opened = self.opened_due();
+            let config_due = self.config_due.map(|due| due.since(time::now()));
             tokio::select! {
                 () = &mut stop, if finish_by.is_none() => {
                     finish_by = Some(time::now() + FINISH_TIMEOUT);
@@ -261,6 +264,7 @@ impl Controller {
                 }
                 Some(outcome) = self.device_events.recv() => self.receive(outcome).await,
                 () = sleep(opened.unwrap_or_default()), if opened.is_some() => self.receive_opened().await,
+                () = sleep(config_due.unwrap_or_default()), if config_due.is_some() => self.receive_opened().await,
                 Some(notice) = self.notices.recv() => self.handle_device_gone(notice).await,
                 Some(event) = self.mitigation.next() => self.handle_event(event).await,
                 _ = tick.tick() => self.mitigate().await,

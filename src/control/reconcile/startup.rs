@@ -145,6 +145,7 @@ impl Controller {
             device_event_sender,
             commit: None,
             commit_begun: time::now(),
+            config_due: None,
             applying: None,
             pending: Vec::new(),
             waiting: VecDeque::new(),

@@ -1,18 +1,20 @@
-//! Opened devices are taken over together while others are being opened, and at once if none is.
+//! Opened devices are taken over together while others are being opened, and at once if none is. Workers get the
+//! configuration with new ports when their devices are open.
 
 use super::*;
 use crate::control::config::parse_json;
+use crate::control::reconcile::apply::MAX_DEFERRAL;
 use crate::control::reconcile::devices::MAX_PAUSE;
 use crate::control::reconcile::jobs::Ticket;
 use crate::device::OpenError;
 
-/// Two ports whose namespace does not exist.
-fn two_ports() -> Config {
-    let port = |id: &str, mac: &str| {
-        json!({"port_id": id, "network_id": "a", "mac_address": mac,
-            "device": {"kind": "tap", "name": id, "netns": "no-such-netns"}})
+/// So many ports of a VM, whose namespace does not exist.
+fn ports(count: usize) -> Config {
+    let port = |number: usize| {
+        json!({"port_id": format!("p{number}"), "network_id": "a", "mac_address": format!("02:00:00:00:00:0{number}"),
+            "device": {"kind": "tap", "name": format!("p{number}"), "netns": "no-such-netns"}})
     };
-    let ports = [port("p1", "02:00:00:00:00:01"), port("p2", "02:00:00:00:00:02")];
+    let ports: Vec<_> = (1..=count).map(port).collect();
     let text = json!({"networks": [{"id": "a"}], "vms": [{"id": "v", "ports": ports}]});
     parse_json(&text.to_string(), "x").unwrap()
 }
@@ -27,7 +29,7 @@ fn result(port: &Port) -> OpenResult {
 #[tokio::test]
 async fn results_wait_for_others_for_a_bounded_time_and_none_waits_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let begun_with = begin(two_ports(), &dir.path().join("state.db")).await;
+    let begun_with = begin(ports(2), &dir.path().join("state.db")).await;
     let begun = async |controller: &mut Controller| {
         assert_eq!(controller.opened_due(), None);
         let opening = State::Opening { reason: Reason::default() };
@@ -52,6 +54,41 @@ async fn results_wait_for_others_for_a_bounded_time_and_none_waits_alone() {
         assert_eq!(controller.opened_due(), Some(Duration::ZERO));
         controller.receive_opened().await;
         assert!(matches!(controller.ports[1].state, State::Down { .. }), "{:?}", controller.ports[1].state);
+    };
+    run_prepared(begun_with, begun, async |_| {}).await;
+}
+
+#[tokio::test]
+async fn a_configuration_waits_for_the_devices_of_new_ports_for_a_bounded_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let begun_with = begin(ports(1), &dir.path().join("state.db")).await;
+    let begun = async |controller: &mut Controller| {
+        let (count, later) =
+            (|of: &Controller| of.forwarding.ports().count(), || time::now() + Duration::from_secs(3600));
+        // The time is over while devices are being opened.
+        controller.apply(ports(3), Apply::default()).await;
+        assert!(controller.config_due.is_some_and(|due| due <= time::now() + MAX_DEFERRAL));
+        controller.receive_opened().await;
+        assert!(count(controller) == 3 || controller.applying.is_some(), "no answer before");
+        controller.config_due = controller.config_due.map(|_| time::now());
+        controller.receive_opened().await;
+        assert_eq!((count(controller), controller.config_due), (3, None));
+        assert!(controller.applying.is_none());
+        // None is being opened any more.
+        controller.apply(ports(4), Apply::default()).await;
+        controller.config_due = controller.config_due.map(|_| later());
+        assert_eq!(count(controller), 3);
+        while controller.config_due.is_some() {
+            let outcome = controller.device_events.recv().await.unwrap();
+            controller.receive(outcome).await;
+        }
+        assert!(count(controller) == 4 && controller.applying.is_none());
+        // What also removes a port waits for nothing.
+        let mut other = ports(5);
+        other.vms[0].ports.remove(0);
+        controller.apply(other, Apply::default()).await;
+        assert_eq!((count(controller), controller.config_due), (4, None));
+        assert!(controller.forwarding.ports().all(|port| port.mac != "02:00:00:00:00:01".parse().unwrap()));
     };
     run_prepared(begun_with, begun, async |_| {}).await;
 }
