@@ -103,3 +103,73 @@ impl<K: Eq + Hash, T> SourceLimiter<K, T> {
         self.sources.retain(|_, source| source.held.0.is_some() || now.since(source.since) < self.window);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const WINDOW: Duration = Duration::from_secs(1);
+
+    /// Reports of one source.
+    #[derive(Default)]
+    struct Reports {
+        made: u64,
+        last_made: usize,
+        /// Those that were admitted or due, and those that they count.
+        accounted: u64,
+        last: usize,
+        times: Vec<MonoTime>,
+    }
+
+    impl Reports {
+        fn pass(&mut self, number: usize, before: u64, now: MonoTime) {
+            self.accounted += 1 + before;
+            self.last = number;
+            self.times.push(now);
+        }
+    }
+
+    proptest! {
+        /// Each report passes or is counted by a later one of its source, the last one passes, and in any window pass at most
+        /// two bursts.
+        #[test]
+        fn no_report_is_lost_and_few_pass(
+            steps in prop::collection::vec((0usize..3, 0u64..1500, any::<bool>()), 1..300), burst in 1u32..5,
+        ) {
+            let mut limiter: SourceLimiter<usize, (usize, usize)> = SourceLimiter::new(burst, WINDOW);
+            let mut sources: [Reports; 3] = Default::default();
+            let mut now = MonoTime::from_secs(1);
+            for (number, (source, millis, is_asked)) in steps.into_iter().enumerate() {
+                now = now + Duration::from_millis(if is_asked { millis } else { millis / 30 });
+                if is_asked {
+                    let is_due = limiter.next_due().is_some_and(|due| due <= now);
+                    let due = limiter.due(now, false);
+                    prop_assert_eq!(!due.is_empty(), is_due);
+                    for ((source, number), before) in due {
+                        sources[source].pass(number, before, now);
+                    }
+                }
+                (sources[source].made, sources[source].last_made) = (sources[source].made + 1, number);
+                match limiter.admit(source, now) {
+                    None => sources[source].pass(number, 0, now),
+                    Some(held) => {
+                        held.replace((source, number));
+                    }
+                }
+                prop_assert!(limiter.contains(&source));
+            }
+            for ((source, number), before) in limiter.due(now, true) {
+                sources[source].pass(number, before, now + WINDOW);
+            }
+            prop_assert_eq!(limiter.next_due(), None);
+            for Reports { made, last_made, accounted, last, times } in sources {
+                prop_assert_eq!((accounted, last), (made, last_made));
+                for (index, &begin) in times.iter().enumerate() {
+                    let within = times[index..].iter().take_while(|time| time.since(begin) < WINDOW).count();
+                    prop_assert!(within <= 2 * burst as usize, "{within} of {burst}");
+                }
+            }
+        }
+    }
+}

@@ -115,9 +115,10 @@ fn the_service_works_without_root() {
     let mut daemon = Daemon::new();
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &vifs));
     daemon.give_to(NOBODY);
-    // The build directory may be inaccessible to other users.
+    // The build directory may be inaccessible to other users. Copied by another process: a child that another test starts
+    // meanwhile would have our copy open for writing, and it could not be executed.
     let program = daemon.file().with_file_name("vifswitch");
-    fs::copy(support::host::program(), &program).unwrap();
+    assert!(Command::new("cp").arg(support::host::program()).arg(&program).status().unwrap().success());
     let mut command = with_tun_for_all(daemon.file().parent().unwrap());
     let rights = rights_of_unit();
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]);

@@ -81,10 +81,18 @@ fn source(path: &Path) -> Result<Source, String> {
 
 /// What is known of the state file without opening it as a switch does.
 pub(super) fn state_file(config: &Path) -> Content {
-    let settings = source(config).ok().and_then(|source| source.config().ok());
-    let settings = settings.map_or_else(SwitchSettings::default, |config| config.switch);
-    let Some(path) = settings.state else { return Ok(b"the configuration file keeps no state\n".to_vec()) };
+    let source = source(config).ok();
+    let valid = source.as_ref().and_then(|source| source.config().ok()).map(|config| config.switch.state);
     let mut text = String::new();
+    let path = valid.unwrap_or_else(|| {
+        // An invalid configuration may still name the state.
+        let named = source.and_then(|source| source.to_json().ok());
+        let named = named.and_then(|json| Some(PathBuf::from(json["switch"]["state"].as_str()?)));
+        let which = if named.is_some() { "the state that it names" } else { "the default state" };
+        let _ = writeln!(text, "the configuration file is invalid or cannot be read; this is {which}");
+        named.map_or_else(|| SwitchSettings::default().state, |path| Some(path).filter(|path| path != Path::new("")))
+    });
+    let Some(path) = path else { return Ok(b"the configuration file keeps no state\n".to_vec()) };
     for beside in ["", "-wal", "-shm"] {
         let mut file = path.clone().into_os_string();
         file.push(beside);
@@ -214,6 +222,22 @@ mod tests {
         fs::write(&state, "not a database, but long enough to be taken for one by its size").unwrap();
         let text = String::from_utf8(state_file(&file).unwrap()).unwrap();
         assert!(text.contains("63 bytes") && text.contains("not readable"), "{text}");
+    }
+
+    #[test]
+    fn the_state_of_an_invalid_configuration_is_the_one_that_it_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, state) = (directory.path().join("vifswitch.toml"), directory.path().join("state.db"));
+        let described = |text: &str| {
+            fs::write(&file, text).unwrap();
+            String::from_utf8(state_file(&file).unwrap()).unwrap()
+        };
+        let text = described(&format!("[switch]\nstate = {:?}\nframes = -1\n", state.display().to_string()));
+        assert!(text.contains("the state that it names") && text.contains(&state.display().to_string()), "{text}");
+        assert_eq!(described("[switch]\nstate = \"\"\nframes = -1\n"), "the configuration file keeps no state\n");
+        let text = described("[switch");
+        let default = SwitchSettings::default().state.unwrap();
+        assert!(text.contains("the default state") && text.contains(&default.display().to_string()), "{text}");
     }
 
     #[test]
