@@ -163,7 +163,7 @@ fn another_namespace_with_the_same_name_is_not_taken_for_the_one_that_has_ended(
     assert_eq!(namespace.links(), ["lo", &tap.name]);
 }
 
-/// A port of a namespace that has ended while no switch ran is in the way of no request, not even of the first one.
+/// A port of a namespace that has ended while no switch ran is in the way of no change, not even of the first one.
 #[test]
 fn a_port_can_be_attached_in_the_next_namespace_at_once_after_a_start() {
     let Some(namespace) = Namespace::new() else { return };

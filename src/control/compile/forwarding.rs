@@ -311,8 +311,12 @@ mod tests {
             for endpoint in &endpoints {
                 let ConfigRef::Port { vm, position, network, .. } = endpoint.config_ref else { continue };
                 let port = &config.vms[vm].ports[position];
-                prop_assert_eq!(forwarding.port(endpoint.id).unwrap().mac, port.mac);
+                let compiled = forwarding.port(endpoint.id).unwrap();
+                prop_assert_eq!(compiled.mac, port.mac);
                 prop_assert_eq!(&config.networks[network].id, &port.network_id);
+                let (vm, of_vm) = (&config.vms[vm], policers.of_vm(&config.vms[vm].id));
+                let (storm, vm_policer) = policers.of_port(of_vm, vm, position, &config.networks[network]);
+                prop_assert_eq!((&compiled.storm, &compiled.vm_policer), (&storm, &Some(vm_policer)));
             }
         }
 

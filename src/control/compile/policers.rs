@@ -67,11 +67,9 @@ impl Policers {
     }
 
     /// Deficits of all policers that are not full.
-    pub fn deficits<'a>(&'a self, now: MonoTime) -> Deficits {
-        let of_networks = |(vm, of_vm): (&'a String, &'a PolicersOfVm)| {
-            of_vm.networks.iter().map(move |(network, state)| (vm, network, state))
-        };
-        let vms = self.vms.iter().flat_map(of_networks);
+    pub fn deficits(&self, now: MonoTime) -> Deficits {
+        let vms = self.vms.iter();
+        let vms = vms.flat_map(|(vm, of_vm)| of_vm.networks.iter().map(move |(network, state)| (vm, network, state)));
         let ports = self.vms.values().flat_map(|of_vm| &of_vm.ports);
         Deficits {
             ports: deficits(ports.map(|(id, state)| (id.clone(), state)), now),

@@ -175,7 +175,7 @@ impl Controller {
         }
         // Workers need the configuration again when the devices are open. If that is all that changes, once is sufficient.
         let only_opens = closes_nothing && stricter.is_empty() && !has_removed && !has_new_subport;
-        if self.is_started && only_opens && self.opens_any(&apply.wanted) {
+        if self.is_started && only_opens && self.any_is_opening(&apply.wanted) {
             self.config_due = Some(time::now() + MAX_DEFERRAL);
         } else {
             self.push_config().await;
@@ -196,7 +196,7 @@ impl Controller {
     }
 
     /// Whether any of these ports is being opened.
-    fn opens_any(&self, ports: &HashSet<u64>) -> bool {
+    fn any_is_opening(&self, ports: &HashSet<u64>) -> bool {
         let index = |key| self.port_index.get(key).copied();
         ports.iter().filter_map(index).any(|index| self.ports[index].attempt.is_some())
     }
@@ -205,7 +205,7 @@ impl Controller {
     /// that takes too long.
     pub(super) async fn push_due_config(&mut self) {
         let Some(due) = self.config_due else { return };
-        let is_opening = self.applying.as_ref().is_some_and(|apply| self.opens_any(&apply.wanted));
+        let is_opening = self.applying.as_ref().is_some_and(|apply| self.any_is_opening(&apply.wanted));
         if time::now() >= due || !is_opening {
             self.push_config().await;
         }

@@ -5,8 +5,8 @@
 //! name no longer leads to the namespace, `namespaces` closes the device, which would keep the namespace alive. From then
 //! on the kernel is asked whether the namespace still exists. When it does not, the port is removed as a change of the
 //! switch's own, together with all others that have ended since the last check. A port never ends because something could
-//! not be read. What ended while no switch ran is found out before the first request is answered, so that one that wants
-//! the port in the next namespace of that name finds no port of the former one.
+//! not be read. What ended while no switch ran is found out before the first change is made, so that one that wants the
+//! port in the next namespace of that name finds no port of the former one.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -36,7 +36,7 @@ use crate::sys::netns_id::LastingId;
 /// Maximum ports that end in one change; the next check removes more.
 const AT_ONCE: usize = 1024;
 
-/// Maximum time for which requests wait at the start for the search for ended namespaces.
+/// Maximum time for which changes wait at the start for the search for ended namespaces.
 const SEARCH_TIME: Duration = Duration::from_secs(1);
 
 /// Whether a recorded namespace exists.
@@ -62,8 +62,8 @@ pub struct LifetimeStates {
     namespaces: HashMap<LastingId, Existence>,
     /// Why the namespace of a port cannot be recognised, or not be asked for, by key.
     troubles: HashMap<u64, String>,
-    /// Ports that ended before the start are to be removed before requests are answered.
-    precede_requests: bool,
+    /// Ports that ended before the start are to be removed before other changes are made.
+    precede_changes: bool,
     /// Number of the record of a port's namespace, by key.
     recorded: HashMap<u64, u64>,
     /// Number of the last record, of the last one in the commit in progress, and of the last one that is stored.
@@ -244,13 +244,13 @@ impl Controller {
         let _ = timeout(SEARCH_TIME, running).await;
         while let Ok(namespace) = found.try_recv() {
             self.lifetimes.namespaces.insert(namespace, Existence::Ended);
-            self.lifetimes.precede_requests = true;
+            self.lifetimes.precede_changes = true;
         }
     }
 
     /// Removes the ports whose namespaces have ended before the start.
     pub(super) fn end_former_ports(&mut self) {
-        if self.lifetimes.precede_requests {
+        if self.lifetimes.precede_changes {
             self.end_ports();
         }
     }
@@ -365,7 +365,7 @@ impl Controller {
     pub(super) fn end_ports(&mut self) {
         let has_ended = |namespace: &LastingId| self.lifetimes.namespaces.get(namespace) == Some(&Existence::Ended);
         let may_change = !self.is_busy()
-            && (self.waiting.is_empty() || self.lifetimes.precede_requests)
+            && (self.waiting.is_empty() || self.lifetimes.precede_changes)
             && self.unconfirmed.is_none()
             && self.store_failure.is_none()
             && self.state.check().is_ok();
@@ -373,7 +373,7 @@ impl Controller {
             return;
         }
         let ended = self.state.lifetimes().ended(&self.config, has_ended, AT_ONCE);
-        self.lifetimes.precede_requests &= ended.len() == AT_ONCE;
+        self.lifetimes.precede_changes &= ended.len() == AT_ONCE;
         if ended.is_empty() {
             return;
         }
