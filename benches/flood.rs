@@ -6,6 +6,7 @@
 mod running;
 
 use std::cell::LazyCell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -26,11 +27,12 @@ fn network(members: usize, memory: RxMemory, limited: bool) -> Lab {
     let loopback = LoopbackCapacity { blocks: 2, block_bytes: 1 << 17 };
     let mut lab = Lab::new(Setup { capacity: loopback, memory, ..Setup::default() }, &port_specs);
     if limited {
-        let limits = StormLimits([Some(ClassLimit::frames(PLENTY)); 3]);
+        let limits = Arc::new(StormLimits([Some(ClassLimit::frames(PLENTY)); 3]));
         lab.change_ports(|ports| {
             for port in ports {
-                port.storm = PortPolicer { limits, ..PortPolicer::default() };
-                port.vm_policer = Some(VmPolicer { limits, copies: Some(PLENTY), ..VmPolicer::default() });
+                port.storm = PortPolicer { limits: limits.clone(), ..PortPolicer::default() };
+                port.vm_policer =
+                    Some(VmPolicer { limits: limits.clone(), copies: Some(PLENTY), ..VmPolicer::default() });
             }
         });
     }

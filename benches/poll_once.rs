@@ -140,8 +140,8 @@ fn limited_lab(ports: usize) -> Lab {
     let mut lab = secured_lab(ports, "mac");
     lab.change_ports(|ports| {
         for port in ports {
-            port.storm = PortPolicer { limits: StormLimits::VM_DEFAULT, ..PortPolicer::default() };
-            port.vm_policer = Some(VmPolicer { limits: StormLimits::VM_DEFAULT, ..VmPolicer::default() });
+            port.storm = PortPolicer { limits: StormLimits::VM_DEFAULT.into(), ..PortPolicer::default() };
+            port.vm_policer = Some(VmPolicer { limits: StormLimits::VM_DEFAULT.into(), ..VmPolicer::default() });
         }
     });
     lab

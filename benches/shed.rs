@@ -89,7 +89,7 @@ fn run(sheds: bool, len: usize, long: Duration) -> Option<Figures> {
         tap
     });
     let mut lab = Lab::new(Setup { slots: 16384, ..Setup::default() }, &[PortSpec::new(0, 0), PortSpec::new(0, 1)]);
-    lab.change_ports(|ports| ports[0].storm.limits = StormLimits::VM_DEFAULT);
+    lab.change_ports(|ports| ports[0].storm.limits = StormLimits::VM_DEFAULT.into());
     for (name, port) in ["storm", "other"].into_iter().zip(lab.ports.clone()) {
         let settings = Settings {
             name: name.into(),

@@ -235,8 +235,8 @@ impl PolicerState {
 /// Storm limits of a port.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PortPolicer {
-    /// Limits.
-    pub limits: StormLimits,
+    /// Limits. Ports mostly have the same, and share them.
+    pub limits: Arc<StormLimits>,
     /// Their state.
     pub state: PolicerState,
     /// Whether several workers decide frames of this port.
@@ -260,7 +260,7 @@ impl PortPolicer {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct VmPolicer {
     /// Limits.
-    pub limits: StormLimits,
+    pub limits: Arc<StormLimits>,
     /// Copies per second.
     pub copies: Option<Rate>,
     /// By class: whether copies are not counted, because the port's limit is off.

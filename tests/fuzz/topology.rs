@@ -2,6 +2,7 @@
 //! in a simple form for the oracle.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use vifswitch::device::loopback::{LoopbackCapacity, RxMemory};
 use vifswitch::switch::{
@@ -80,12 +81,12 @@ const NETS: usize = 3;
 const OWNERS: usize = 5;
 
 /// Storm limits with these bursts, at rates that refill little between two bursts of a test.
-fn storm_limits(storm: Option<[u64; 3]>) -> StormLimits {
-    let Some(bursts) = storm else { return StormLimits::OFF };
+fn storm_limits(storm: Option<[u64; 3]>) -> Arc<StormLimits> {
+    let Some(bursts) = storm else { return StormLimits::OFF.into() };
     let with = |limits: StormLimits, (class, burst)| {
         limits.with(class, Some(ClassLimit::frames(Rate::new(50 * burst, burst))))
     };
-    StormClass::ALL.into_iter().zip(bursts).fold(StormLimits::OFF, with)
+    StormClass::ALL.into_iter().zip(bursts).fold(StormLimits::OFF, with).into()
 }
 
 /// Addresses that are no port's own and that many use.

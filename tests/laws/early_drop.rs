@@ -84,10 +84,15 @@ impl EarlyDropLab {
             (0..=owners.iter().copied().max().unwrap()).map(|_| PolicerState::default()).collect();
         early_drop_lab.lab.change_ports(|ports| {
             for port in ports {
-                port.storm = PortPolicer { state: PolicerState::default(), limits: StormLimits::OFF, shared: false };
+                port.storm =
+                    PortPolicer { state: PolicerState::default(), limits: StormLimits::OFF.into(), shared: false };
                 let state = vm_policers[port.vm.0 as usize].clone();
-                port.vm_policer =
-                    Some(VmPolicer { limits: StormLimits::OFF, state, shared: workers > 1, ..VmPolicer::default() });
+                port.vm_policer = Some(VmPolicer {
+                    limits: StormLimits::OFF.into(),
+                    state,
+                    shared: workers > 1,
+                    ..VmPolicer::default()
+                });
             }
         });
         early_drop_lab
@@ -101,10 +106,10 @@ impl EarlyDropLab {
         };
         self.lab.change_ports(|ports| {
             for port in ports {
-                port.storm.limits = of(ClassLimit { frames: limits.frames, bytes: limits.bytes });
+                port.storm.limits = of(ClassLimit { frames: limits.frames, bytes: limits.bytes }).into();
                 let vm_policer = port.vm_policer.as_mut().unwrap();
                 (vm_policer.limits, vm_policer.copies) =
-                    (of(ClassLimit { frames: limits.common, bytes: None }), limits.copies);
+                    (of(ClassLimit { frames: limits.common, bytes: None }).into(), limits.copies);
             }
         });
     }

@@ -42,14 +42,14 @@ fn limit_port(lab: &mut Lab, port: usize, limits: StormLimits) {
     let (id, shared) = (lab.ports[port], lab.workers.len() > 1);
     lab.change_ports(|ports| {
         for config in ports.iter_mut().filter(|config| config.id == id) {
-            config.storm = PortPolicer { limits, shared, state: config.storm.state.clone() };
+            config.storm = PortPolicer { limits: limits.into(), shared, state: config.storm.state.clone() };
         }
     });
 }
 
 /// Sets limits that all ports of VM 0 share.
 fn limit_vm(lab: &mut Lab, limits: StormLimits, copies: Option<Rate>) {
-    let vm_policer = VmPolicer { limits, copies, shared: lab.workers.len() > 1, ..VmPolicer::default() };
+    let vm_policer = VmPolicer { limits: limits.into(), copies, shared: lab.workers.len() > 1, ..VmPolicer::default() };
     lab.change_ports(|ports| {
         ports
             .iter_mut()
@@ -361,7 +361,7 @@ fn subports_and_uplink_networks_have_their_own_limits() {
     let limits = only(StormClass::Broadcast, Rate::new(1, 3));
     lab.change_ports(|ports| {
         for config in ports.iter_mut().filter(|config| config.id.index() < 2 || config.is_uplink()) {
-            config.storm = PortPolicer { limits, ..PortPolicer::default() };
+            config.storm = PortPolicer { limits: limits.into(), ..PortPolicer::default() };
         }
     });
     let outside = port_specs.len();

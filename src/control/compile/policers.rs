@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::control::compile::uplink_groups::{UplinkGroup, UplinkGroupName, uplink_groups};
-use crate::control::config::{Config, Device, Network, Port, Storm, Uplink, Vm, differing};
-use crate::switch::{PolicerState, PortPolicer, StormClass, VmPolicer};
+use crate::control::config::{Config, Device, Network, Port, Storm, StormPolicy, Uplink, Vm, differing};
+use crate::switch::{PolicerState, PortPolicer, StormClass, StormLimits, VmPolicer};
 use crate::time::MonoTime;
 
 /// All policers.
@@ -93,29 +94,32 @@ impl Policers {
     }
 
     /// Limits of the port at this position in its VM, which is on this network, and of its VM there. `of_vm`: the policers of
-    /// the VM, which are the same for all its ports.
-    pub fn of_port(
+    /// the VM, which are the same for all its ports. `shared`: limits of the ports before it.
+    pub fn of_port<'c>(
         &self,
         of_vm: Option<&PolicersOfVm>,
         vm: &Vm,
         position: usize,
-        network: &Network,
+        network: &'c Network,
+        shared: &mut SharedLimits<'c>,
     ) -> (PortPolicer, VmPolicer) {
         let port = &vm.ports[position];
         let own = of_vm.and_then(|of_vm| of_vm.ports.get(position)).filter(|(id, _)| id == port.id());
         let storm = PortPolicer {
-            limits: port.storm.over(network.storm).limits(),
+            limits: shared.of_ports.of(port.storm, network),
             state: own.map(|(_, state)| state.clone()).unwrap_or_default(),
             shared: self.workers > 1 && has_queues(vm, port),
         };
         let siblings = vm.ports.iter().filter(|sibling| sibling.network_id == port.network_id);
-        let common = vm.storm.over(network.storm);
         // Lifting a limit of the port means that its frames pass: they count in no other limit either.
         let lifted = |class| port.storm.disables(class);
-        let limits = StormClass::ALL.into_iter().filter(|&class| lifted(class));
+        let mut common = vm.storm;
+        for class in StormClass::ALL.into_iter().filter(|&class| lifted(class)) {
+            common.classes[class as usize] = Some(StormPolicy::Off);
+        }
         let vm_policer = VmPolicer {
-            limits: limits.fold(common.limits(), |limits, class| limits.with(class, None)),
-            copies: common.copies(),
+            limits: shared.of_vms.of(common, network),
+            copies: common.over(network.storm).copies(),
             copies_off: StormClass::ALL.map(lifted),
             state: of_vm.and_then(|of_vm| find(&of_vm.networks, &port.network_id)).cloned().unwrap_or_default(),
             shared: self.workers > 1 && (siblings.clone().nth(1).is_some() || has_queues(vm, port)),
@@ -146,7 +150,33 @@ impl Policers {
             shared,
             ..VmPolicer::default()
         });
-        (PortPolicer { limits: storm.limits(), state, shared }, copies)
+        (PortPolicer { limits: storm.limits().into(), state, shared }, copies)
+    }
+}
+
+/// Limits that were compiled last: most ports have those of their neighbours.
+#[derive(Debug, Default)]
+pub struct SharedLimits<'c> {
+    of_ports: LastLimits<'c>,
+    of_vms: LastLimits<'c>,
+}
+
+/// Network, what is set beside its policies, and the limits.
+#[derive(Debug, Default)]
+struct LastLimits<'c>(Option<(&'c Network, Storm, Arc<StormLimits>)>);
+
+impl<'c> LastLimits<'c> {
+    /// Limits by these policies, completed from those of the network.
+    fn of(&mut self, storm: Storm, network: &'c Network) -> Arc<StormLimits> {
+        if let Some((of, own, limits)) = &self.0
+            && std::ptr::eq(*of, network)
+            && *own == storm
+        {
+            return limits.clone();
+        }
+        let limits = Arc::new(storm.over(network.storm).limits());
+        self.0 = Some((network, storm, limits.clone()));
+        limits
     }
 }
 
@@ -268,7 +298,9 @@ mod tests {
                 let id = port.id();
                 prop_assert!(ports_before.get(id).is_none_or(|before| *before == ports[id]));
                 let position = vm.ports.iter().position(|other| other.id() == id).unwrap();
-                let (own, _) = policers.of_port(policers.of_vm(&vm.id), vm, position, network(&port.network_id));
+                let network = network(&port.network_id);
+                let alone = &mut SharedLimits::default();
+                let (own, _) = policers.of_port(policers.of_vm(&vm.id), vm, position, network, alone);
                 prop_assert!(own.state == *ports[id]);
                 let now = policers.of_vm_on(&vm.id, &port.network_id).unwrap();
                 prop_assert!(before.of_vm_on(&vm.id, &port.network_id).is_none_or(|before| before == now));
@@ -302,7 +334,8 @@ mod tests {
             let network = |id: &str| config.networks.iter().find(|network| network.id == id).unwrap();
             let of = |vm: &Vm, port: &Port| {
                 let position = vm.ports.iter().position(|other| other.id() == port.id()).unwrap();
-                policers.of_port(policers.of_vm(&vm.id), vm, position, network(&port.network_id))
+                let alone = &mut SharedLimits::default();
+                policers.of_port(policers.of_vm(&vm.id), vm, position, network(&port.network_id), alone)
             };
             for (vm, port) in config.ports() {
                 let (storm, vm_policer) = of(vm, port);

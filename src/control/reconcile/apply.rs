@@ -165,14 +165,15 @@ impl Controller {
             }
         }
         self.watch_netdevs_in_use();
-        self.follow_activations(&before);
         self.follow_lifetimes();
         self.netns_files.changed();
-        self.update_topology();
         let closes_nothing = ops.is_empty() && apply.pending_ops.is_empty();
         if closes_nothing {
+            // First, as the kernel makes the netdevs meanwhile.
             self.open_wanted();
         }
+        self.follow_activations(&before);
+        self.update_topology();
         // Workers need the configuration again when the devices are open. If that is all that changes, once is sufficient.
         let only_opens = closes_nothing && stricter.is_empty() && !has_removed && !has_new_subport;
         if self.is_started && only_opens && self.any_is_opening(&apply.wanted) {

@@ -13,7 +13,7 @@ use tracing::debug;
 
 use super::lifetimes::{Bound, bound};
 use super::results::{DeviceEvent, NamespaceIdentity};
-use super::{Controller, State};
+use super::{Controller, Port, State};
 use crate::control::reason::{Reason, ReasonCode};
 use crate::control::reconcile::backoff::Backoff;
 use crate::device::{OpenError, Settings};
@@ -90,6 +90,13 @@ impl Namespaces {
     }
 }
 
+/// Namespaces of devices. Neighbours mostly have the same one, which comes once then.
+pub(super) fn in_use(ports: &[Port]) -> impl Iterator<Item = &Netns> {
+    let mut last = None;
+    let all = ports.iter().filter_map(|port| Some(port.endpoint.device()?.netns()));
+    all.filter(move |&netns| last.replace(netns) != Some(netns))
+}
+
 async fn report_changes(mut names: NetnsNames, report: mpsc::UnboundedSender<Vec<Name>>) {
     let ended: io::Result<()> = async {
         loop {
@@ -110,8 +117,7 @@ impl Controller {
     pub(super) fn poll_namespaces(&mut self) {
         self.namespaces.watch();
         let now = time::now();
-        let devices = self.ports.iter().filter_map(|port| port.endpoint.device());
-        let wanted: HashSet<&Netns> = devices.map(|device| device.netns()).filter(|&of| *of != Netns::Host).collect();
+        let wanted: HashSet<&Netns> = in_use(&self.ports).filter(|&netns| *netns != Netns::Host).collect();
         let mut lifetimes = self.lifetime_jobs();
         self.namespaces.known.retain(|netns, _| wanted.contains(netns));
         for netns in wanted {

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tracing::debug;
 
+use super::namespaces::in_use;
 use super::results::{DeviceEvent, NetdevReadings};
 use super::{Controller, Port, State};
 use crate::control::reason::Reason;
@@ -214,14 +215,8 @@ pub(super) fn watched(port: &Port) -> Option<(Netns, String)> {
 impl Controller {
     /// Opens and closes watchers to match the ports.
     pub(super) fn watch_netdevs_in_use(&mut self) {
-        let known = self.ports.iter().filter_map(|port| self.netns_of(port)).collect();
-        self.watchers.watch(known, &self.jobs);
-    }
-
-    /// Namespace of a port, if its name leads to one.
-    fn netns_of<'a>(&self, port: &'a Port) -> Option<(&'a Netns, Option<Identity>)> {
-        let netns = port.endpoint.device()?.netns();
-        Some((netns, self.namespaces.identity(netns)?))
+        let known = in_use(&self.ports).filter_map(|netns| Some((netns, self.namespaces.identity(netns)?)));
+        self.watchers.watch(known.collect(), &self.jobs);
     }
 
     /// Handles an event and those queued behind it: reads the netdevs named.

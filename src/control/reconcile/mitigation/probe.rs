@@ -42,7 +42,7 @@ pub(super) struct ProbedPort {
     is_single: bool,
     interval: Duration,
     /// As other hosts know it; `None` if they do not recognise its probes.
-    shared: Option<SharedPort>,
+    shared: Option<Box<SharedPort>>,
 }
 
 /// A port as probes name it to other hosts.
@@ -63,7 +63,8 @@ pub(super) fn probed_ports(
     endpoints: &HashMap<PortId, Arc<Endpoint>>,
     sent: &SentProbes,
 ) -> Vec<ProbedPort> {
-    let probed = ports.iter().enumerate().filter_map(|(index, port)| {
+    let mut probed = Vec::with_capacity(ports.len());
+    probed.extend(ports.iter().enumerate().filter_map(|(index, port)| {
         let ConfigRef::Port { vm, position, network, network_id, owner } = port.endpoint.config_ref else {
             return None;
         };
@@ -71,13 +72,14 @@ pub(super) fn probed_ports(
         let settings = vm.ports.get(position)?;
         // A network with a tiny MTU has no room for the names.
         let fits = usize::from(network.mtu) + HEADER_LEN >= HostProbe::MAX_LEN;
-        let shared = sent.identity.keys.shared.filter(|_| fits).map(|key| SharedPort {
+        let shared = |key: HostKey| SharedPort {
             key,
             network: key.digest(&network.id),
             host: ProbeName::new(&sent.identity.host),
             vm: ProbeName::new(&vm.id),
             port: ProbeName::new(&settings.port_id),
-        });
+        };
+        let shared = sent.identity.keys.shared.filter(|_| fits).map(|key| shared(key).into());
         Some(ProbedPort {
             index,
             id: port.endpoint.id,
@@ -89,16 +91,15 @@ pub(super) fn probed_ports(
             interval: Duration::from_secs(u64::from(network.probe_seconds)),
             shared,
         })
-    });
-    probed.collect()
+    }));
+    probed
 }
 
 impl ProbedPort {
     /// The frame of a probe.
     fn frame(&self, probe: &Probe, sent: &SentProbes, (is_quarantined, is_suspect): (bool, bool)) -> ProbeFrame {
-        let Some(SharedPort { key, network, host, vm, port }) = self.shared else {
-            return probe.write(&sent.identity.keys.own).into();
-        };
+        let Some(shared) = &self.shared else { return probe.write(&sent.identity.keys.own).into() };
+        let SharedPort { key, network, host, vm, port } = **shared;
         let wall_millis = time::unix_millis(time::wall());
         let probe =
             HostProbe { probe: *probe, start: 0, wall_millis, network, is_quarantined, is_suspect, host, vm, port };
