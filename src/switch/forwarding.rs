@@ -416,6 +416,24 @@ mod tests {
         HashKey::new([3; 16])
     }
 
+    /// Addresses of siblings are those of the ports of the own VM, on any network, and of no other one.
+    #[test]
+    fn siblings_are_the_ports_of_one_vm() {
+        let vms = [7, 5, 6, 5, 7, 6, 5];
+        let ports: Vec<_> = (0..).zip(vms).map(|(index, vm)| port(index, index % 2, vm, &[])).collect();
+        let uplink = uplink(10, 0);
+        let trunk = trunk(20, std::slice::from_ref(&uplink));
+        let all = ports.iter().cloned().chain([uplink]).collect();
+        let forwarding = ForwardingConfig::compile(hash_key(), vec![network(0), network(1)], all, vec![trunk]);
+        for of in &ports {
+            let compiled = forwarding.compiled_port(of.id).unwrap();
+            for other in &ports {
+                assert_eq!(compiled.is_of_sibling(other.mac), other.vm == of.vm, "{:?} at {:?}", other.mac, of.id);
+            }
+            assert!(!compiled.is_of_sibling(Mac::ZERO), "uplinks belong to no VM");
+        }
+    }
+
     #[test]
     fn a_flood_excludes_only_its_source() {
         let ports = vec![port(0, 0, 1, &[]), port(1, 0, 2, &[]), port(2, 0, 1, &[]), port(3, 1, 1, &[])];
