@@ -160,6 +160,10 @@ fn described(descriptor: &OwnedFd) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use rustix::net::{AddressFamily, SocketAddrUnix};
+
     use super::*;
 
     #[test]
@@ -170,5 +174,42 @@ mod tests {
         for unit in ["vifswitch.socket", "api", "", "unknown"] {
             assert!(!is_kept(unit), "{unit}");
         }
+    }
+
+    fn passed(socket: OwnedFd) -> Passed {
+        Passed { is_store: false, sockets: vec![("api".to_owned(), socket)], devices: HashMap::new(), error: None }
+    }
+
+    /// A unix socket bound to a path, listening or not.
+    fn bound(path: &Path, kind: SocketType, listens: bool) -> OwnedFd {
+        let socket = rustix::net::socket(AddressFamily::UNIX, kind, None).unwrap();
+        rustix::net::bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+        if listens {
+            rustix::net::listen(&socket, 1).unwrap();
+        }
+        socket
+    }
+
+    #[tokio::test]
+    async fn only_a_listening_socket_at_the_path_is_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let [path, elsewhere] = ["api.sock", "other.sock"].map(|name| directory.path().join(name));
+        for (at, kind, listens, is_used) in [
+            (&path, SocketType::STREAM, true, true),
+            (&path, SocketType::STREAM, false, false),
+            (&elsewhere, SocketType::STREAM, true, false),
+        ] {
+            let mut all = passed(bound(at, kind, listens));
+            let socket = all.unix(Callers::Group, &path).unwrap();
+            assert_eq!(all.sockets.is_empty(), is_used, "{at:?}, {kind:?}, listens: {listens}");
+            UnixStream::connect(&path).expect("a socket listens in any case");
+            drop(socket);
+            // A socket that was passed leaves its file.
+            let _ = std::fs::remove_file(&path);
+        }
+        // Nothing tells whether its owner has ended.
+        let mut all = passed(bound(&path, SocketType::DGRAM, false));
+        let refused = all.unix(Callers::Group, &path).unwrap_err();
+        assert!(refused.to_string().contains("api.sock"), "{refused}");
     }
 }
