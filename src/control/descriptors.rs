@@ -182,6 +182,19 @@ mod tests {
     #[derive(Clone, Default)]
     struct Calls(Arc<Mutex<Vec<(String, usize)>>>);
 
+    /// A store that cannot keep anything.
+    struct Full(Calls);
+
+    impl DescriptorStore for Full {
+        fn store(&self, _: &str, _: Vec<OwnedFd>) -> bool {
+            false
+        }
+
+        fn remove(&self, name: &str) {
+            self.0.remove(name);
+        }
+    }
+
     impl DescriptorStore for Calls {
         fn store(&self, name: &str, descriptors: Vec<OwnedFd>) -> bool {
             self.0.lock().unwrap().push((name.to_owned(), descriptors.len()));
@@ -262,5 +275,18 @@ mod tests {
         assert_eq!(calls.take(), []);
         descriptors.record_opened(1, A, Keep::New(files(1)));
         assert_eq!(calls.take(), [(name(A), 1)]);
+    }
+
+    #[test]
+    fn what_the_store_refuses_is_not_kept() {
+        let calls = Calls::default();
+        let inherited = HashMap::from([(name(A), files(1))]);
+        let mut descriptors = Descriptors::new(Box::new(Full(calls.clone())), inherited);
+        let _ = descriptors.take(1, A);
+        descriptors.record_opened(1, A, Keep::New(files(1)));
+        assert_eq!(calls.take(), [(name(A), 0)], "those before are of another device");
+        assert!(!descriptors.is_stored(1));
+        descriptors.release(1);
+        assert_eq!((calls.take(), descriptors.len()), (vec![], 0));
     }
 }
