@@ -21,9 +21,11 @@ static FREE: Semaphore = Semaphore::const_new(THREADS);
 pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let permit = FREE.acquire().await.map_err(io::Error::other)?;
     let (done, result) = oneshot::channel();
-    thread::Builder::new().name("vifswitch-bg".into()).spawn(move || {
+    // Boxed, so that starting a thread is compiled once.
+    let work: Box<dyn FnOnce() + Send> = Box::new(move || {
         let _ = done.send(work());
         drop(permit);
-    })?;
+    });
+    thread::Builder::new().name("vifswitch-bg".into()).spawn(work)?;
     result.await.map_err(io::Error::other)
 }

@@ -165,14 +165,20 @@ pub(super) fn within_file<T: Send>(
         }
         return Ok(work());
     }
+    let mut result = None;
+    in_a_thread(Box::new(|| {
+        let entered = file.map_or(Ok(()), |file| enter(netns, file));
+        result = Some(entered.map(|()| work()));
+    }))?;
+    result.expect("the thread has ended")
+}
+
+/// Runs `work` in a thread of its own, and waits for it. Not generic, so that it is compiled once.
+fn in_a_thread(work: Box<dyn FnOnce() + Send + '_>) -> io::Result<()> {
     thread::scope(|scope| {
-        let visitor = thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
-            if let Some(file) = file {
-                enter(netns, file)?;
-            }
-            Ok(work())
-        })?;
-        visitor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let visitor = thread::Builder::new().name("netns".into()).spawn_scoped(scope, work)?;
+        visitor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok(())
     })
 }
 
