@@ -12,14 +12,14 @@ use vifswitch::worker::{DeviceGone, RxQueue};
 use crate::builders::KINDS;
 use crate::fault::{Fault, Faults};
 use crate::generators::{header, tcp, wild};
-use support::lab::{Lab, PortSpec, Setup, frame, mac};
+use support::lab::{Lab, MANY_BURSTS, PortSpec, Setup, frame, mac};
 
 fn port_specs(count: u32) -> Vec<PortSpec> {
     (0..count).map(|owner| PortSpec::new(0, owner)).collect()
 }
 
 fn setup(workers: u16, memory: RxMemory) -> Setup {
-    Setup { workers, memory, ..Setup::default() }
+    Setup { workers, memory, capacity: MANY_BURSTS, ..Setup::default() }
 }
 
 /// A frame whose bytes 46 and 47 look like a TCP data offset.
@@ -314,8 +314,8 @@ fn a_flood_leaves_room_for_unicast_in_a_peers_ring() {
 #[test]
 fn frames_without_a_slot_are_counted() {
     for to in [mac(1), Mac::BROADCAST] {
-        let mut lab =
-            Lab::new(Setup { workers: 2, slots: 64, memory: RxMemory::Lent, ..Setup::default() }, &port_specs(4));
+        let setup = Setup { slots: 64, ..setup(2, RxMemory::Lent) };
+        let mut lab = Lab::new(setup, &port_specs(4));
         for _ in 0..100 {
             assert!(lab.send(0, &frame(to, mac(0), 0x88b5, &[])));
             lab.workers[0].poll_once(lab.now);
