@@ -46,6 +46,24 @@ class Running(unittest.TestCase):
         self.neutron.add(name, **keys)
         self.agent.hint_port(name, {"host1"})
 
+    def watch_agent(self):
+        """Ids of the events that the agent has seen, and whether a pass has failed since."""
+        seen, failed, on_event, once = [], threading.Event(), self.agent.on_event, self.agent.once
+
+        def note_event(event):
+            seen.append(event["id"])
+            on_event(event)
+
+        def note_failure():
+            try:
+                once()
+            except Exception:
+                failed.set()
+                raise
+
+        self.agent.on_event, self.agent.once = note_event, note_failure
+        return seen, failed
+
     def test_a_hint_attaches_the_port_and_an_event_reports_it(self):
         self.switch.status["p1"] = DOWN, "no_carrier"
         self.add("p1")
@@ -73,10 +91,15 @@ class Running(unittest.TestCase):
         self.until(lambda: self.switch.port("p1")[0])
 
     def test_a_restarted_switch_without_its_state_is_filled_again_and_events_continue(self):
+        seen, failed = self.watch_agent()
         self.add("p1")
         self.until(lambda: self.neutron.reported("up"))
         last = 99 + len(self.switch.events)
+        self.until(lambda: last in seen)
         self.switch.kill()
+        # A pass that has read the configuration before must not read the ports afterwards: they are gone then.
+        self.agent.hint(look=True)
+        self.until(failed.is_set)
         self.switch.vms, self.switch.networks = [], {}
         self.switch.restart()
         self.until(lambda: self.switch.port("p1")[0])

@@ -218,8 +218,9 @@ impl Controller {
                 // An identification that began before the device was opened may be outdated.
                 State::Up { .. } if port.namespace != identity && began > port.opened => {
                     let then = match bound(&self.config, self.state.lifetimes(), &port.endpoint) {
-                        Bound::No => "the device is reopened when it is back",
-                        Bound::ToAny | Bound::To(_) => "the port ends with the namespace",
+                        // Without a record nothing tells this namespace from the next one of its name.
+                        Bound::No | Bound::ToAny => "the device is reopened when it is back",
+                        Bound::To(_) => "the port ends with the namespace",
                     };
                     let why = format!("{netns} has been deleted; {then}");
                     lost.push((index, Reason::new(ReasonCode::NoNamespace, why)));
