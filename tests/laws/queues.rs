@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use vifswitch::device::Device;
-use vifswitch::device::loopback::{RxMemory, loopback};
+use vifswitch::device::loopback::{LoopbackCapacity, RxMemory, loopback};
 use vifswitch::frame::Magazine;
 use vifswitch::switch::{DropReason, PortId};
 use vifswitch::wire::{Mac, Offload};
@@ -12,14 +12,14 @@ use vifswitch::worker::{DeviceGone, RxQueue};
 use crate::builders::KINDS;
 use crate::fault::{Fault, Faults};
 use crate::generators::{header, tcp, wild};
-use support::lab::{Lab, MANY_BURSTS, PortSpec, Setup, frame, mac};
+use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 fn port_specs(count: u32) -> Vec<PortSpec> {
     (0..count).map(|owner| PortSpec::new(0, owner)).collect()
 }
 
 fn setup(workers: u16, memory: RxMemory) -> Setup {
-    Setup { workers, memory, capacity: MANY_BURSTS, ..Setup::default() }
+    Setup { workers, memory, capacity: LoopbackCapacity::default(), ..Setup::default() }
 }
 
 /// A frame whose bytes 46 and 47 look like a TCP data offset.

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use vifswitch::device::loopback::LoopbackCapacity;
 use vifswitch::switch::{Attachment, DropReason};
 use vifswitch::wire::{Mac, Offload, Priority, is_without_vlan};
 
 use crate::builders::{KINDS, done, sent, tagged};
 use crate::generators::{self, Sketch, any_frame, header, tcp, wild};
-use support::lab::{Lab, MANY_BURSTS, PortSpec, Setup, mac};
+use support::lab::{Lab, PortSpec, Setup, mac};
 
 /// The parent, and its subports: two on its own network with VLANs 101 and 102, and one on another network with VLAN
 /// 4094.
@@ -222,8 +223,10 @@ fn a_burst_is_flooded_to_every_subport() {
     for (workers, memory) in KINDS {
         let mut port_specs = vec![PortSpec::new(0, 0), PortSpec::new(0, 1)];
         port_specs.extend((0..100).map(|number| PortSpec::new(0, 0).subport_of(0, 1000 + number)));
-        let mut lab =
-            Lab::new(Setup { workers, memory, slots: 32_768, capacity: MANY_BURSTS, ..Setup::default() }, &port_specs);
+        let mut lab = Lab::new(
+            Setup { workers, memory, slots: 32_768, capacity: LoopbackCapacity::default(), ..Setup::default() },
+            &port_specs,
+        );
         for number in 0..100u8 {
             assert!(lab.ends[1].stage(&tagged(ALL, mac(1), &[], &[number; 46]), Offload::NONE));
         }

@@ -6,7 +6,7 @@ use crate::control::compile::activation::Activations;
 use crate::control::compile::endpoints::{ConfigRef, Endpoint, EndpointAttachment, Labels};
 use crate::control::compile::failover::Groups;
 use crate::control::compile::ids::{IdAllocator, UPLINK_VM};
-use crate::control::compile::policers::{Policers, SharedLimits};
+use crate::control::compile::policers::{LimitsCache, Policers};
 use crate::control::compile::uplink_groups::{UplinkGroup, uplink_groups};
 use crate::control::config::{Config, Port, PortSecurity, UnknownUnicast};
 use crate::switch::{
@@ -143,7 +143,7 @@ fn collect<'a>(
     }
     // By uplink: its id, and its worker if its device is open.
     let mut reached: HashMap<usize, (PortId, Option<u16>)> = HashMap::new();
-    let (mut last_vm, mut shared) = (None, SharedLimits::default());
+    let (mut last_vm, mut cache) = (None, LimitsCache::default());
     for (index, &(endpoint, worker)) in endpoints.iter().enumerate() {
         let (worker, attachment) = match endpoint.attachment {
             EndpointAttachment::Parent { endpoint: parent, vlan, .. } => {
@@ -164,7 +164,7 @@ fn collect<'a>(
                 let of_vm = last_vm.and_then(|(_, policers)| policers);
                 let vm = &config.vms[vm];
                 let port = &vm.ports[position];
-                let (storm, vm_policer) = policers.of_port(of_vm, vm, position, &config.networks[network], &mut shared);
+                let (storm, vm_policer) = policers.of_port(of_vm, vm, position, &config.networks[network], &mut cache);
                 input.ports.push(PortConfig {
                     id: endpoint.id,
                     network: network_id,
@@ -315,8 +315,8 @@ mod tests {
                 prop_assert_eq!(compiled.mac, port.mac);
                 prop_assert_eq!(&config.networks[network].id, &port.network_id);
                 let (vm, of_vm) = (&config.vms[vm], policers.of_vm(&config.vms[vm].id));
-                let alone = &mut SharedLimits::default();
-                let (storm, vm_policer) = policers.of_port(of_vm, vm, position, &config.networks[network], alone);
+                let cache = &mut LimitsCache::default();
+                let (storm, vm_policer) = policers.of_port(of_vm, vm, position, &config.networks[network], cache);
                 prop_assert_eq!((&compiled.storm, &compiled.vm_policer), (&storm, &Some(vm_policer)));
             }
         }

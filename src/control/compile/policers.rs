@@ -94,19 +94,19 @@ impl Policers {
     }
 
     /// Limits of the port at this position in its VM, which is on this network, and of its VM there. `of_vm`: the policers of
-    /// the VM, which are the same for all its ports. `shared`: limits of the ports before it.
+    /// the VM, which are the same for all its ports. `cache`: limits of the ports before it.
     pub fn of_port<'c>(
         &self,
         of_vm: Option<&PolicersOfVm>,
         vm: &Vm,
         position: usize,
         network: &'c Network,
-        shared: &mut SharedLimits<'c>,
+        cache: &mut LimitsCache<'c>,
     ) -> (PortPolicer, VmPolicer) {
         let port = &vm.ports[position];
         let own = of_vm.and_then(|of_vm| of_vm.ports.get(position)).filter(|(id, _)| id == port.id());
         let storm = PortPolicer {
-            limits: shared.of_ports.of(port.storm, network),
+            limits: cache.of_ports.of(port.storm, network),
             state: own.map(|(_, state)| state.clone()).unwrap_or_default(),
             shared: self.workers > 1 && has_queues(vm, port),
         };
@@ -118,7 +118,7 @@ impl Policers {
             common.classes[class as usize] = Some(StormPolicy::Off);
         }
         let vm_policer = VmPolicer {
-            limits: shared.of_vms.of(common, network),
+            limits: cache.of_vms.of(common, network),
             copies: common.over(network.storm).copies(),
             copies_off: StormClass::ALL.map(lifted),
             state: of_vm.and_then(|of_vm| find(&of_vm.networks, &port.network_id)).cloned().unwrap_or_default(),
@@ -156,7 +156,7 @@ impl Policers {
 
 /// Limits that were compiled last: most ports have those of their neighbours.
 #[derive(Debug, Default)]
-pub struct SharedLimits<'c> {
+pub struct LimitsCache<'c> {
     of_ports: LastLimits<'c>,
     of_vms: LastLimits<'c>,
 }
@@ -299,8 +299,8 @@ mod tests {
                 prop_assert!(ports_before.get(id).is_none_or(|before| *before == ports[id]));
                 let position = vm.ports.iter().position(|other| other.id() == id).unwrap();
                 let network = network(&port.network_id);
-                let alone = &mut SharedLimits::default();
-                let (own, _) = policers.of_port(policers.of_vm(&vm.id), vm, position, network, alone);
+                let cache = &mut LimitsCache::default();
+                let (own, _) = policers.of_port(policers.of_vm(&vm.id), vm, position, network, cache);
                 prop_assert!(own.state == *ports[id]);
                 let now = policers.of_vm_on(&vm.id, &port.network_id).unwrap();
                 prop_assert!(before.of_vm_on(&vm.id, &port.network_id).is_none_or(|before| before == now));
@@ -334,8 +334,8 @@ mod tests {
             let network = |id: &str| config.networks.iter().find(|network| network.id == id).unwrap();
             let of = |vm: &Vm, port: &Port| {
                 let position = vm.ports.iter().position(|other| other.id() == port.id()).unwrap();
-                let alone = &mut SharedLimits::default();
-                policers.of_port(policers.of_vm(&vm.id), vm, position, network(&port.network_id), alone)
+                let cache = &mut LimitsCache::default();
+                policers.of_port(policers.of_vm(&vm.id), vm, position, network(&port.network_id), cache)
             };
             for (vm, port) in config.ports() {
                 let (storm, vm_policer) = of(vm, port);

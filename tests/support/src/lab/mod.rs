@@ -118,19 +118,14 @@ pub struct Setup {
     pub warm: bool,
 }
 
-/// Capacity of devices that hold hundreds of bursts. Their memory is written when it is first used, which takes time.
-pub const MANY_BURSTS: LoopbackCapacity = LoopbackCapacity { blocks: 256, ..FEW_BURSTS };
-
-/// The default: few tests leave more bursts in a device.
-const FEW_BURSTS: LoopbackCapacity = LoopbackCapacity { blocks: 64, block_bytes: 1 << 17 };
-
 impl Default for Setup {
     fn default() -> Setup {
         Setup {
             workers: 1,
             slots: 2048,
             stations: 4096,
-            capacity: FEW_BURSTS,
+            // Few bursts: memory of devices is zeroed for each case of a test.
+            capacity: LoopbackCapacity { blocks: 64, ..LoopbackCapacity::default() },
             memory: RxMemory::Owned,
             limits: Limits::default(),
             mtu: 1500,
