@@ -170,7 +170,7 @@ fn interfaces_are_exchanged(on: &[DeviceKind], cycles: u32) {
     let Some((spaces, vifs)) = guests(&["a", "b", "fw", "fw"], on, 1500) else { return };
     let daemon = with_state(&vifs[..3]);
     let stream = Stream::between((&spaces[0], &vifs[0]), (&spaces[1], &vifs[1]));
-    let Some(mut streams) = Streams::new(10_000, vec![stream]) else { return };
+    let Some(mut streams) = Streams::through(&daemon, 10_000, vec![stream]) else { return };
     let nic = Nic::new(&spaces[1], &vifs[1].name);
     let (mut first, mut second) = (2, 3);
     let mut gaps = Vec::new();

@@ -29,7 +29,7 @@ fn is_contained_named_and_released(on: DeviceKind, scene: &Scenario) {
         talk.request();
         scene.events_of("loop_start").into_iter().next()
     });
-    let detected = time::now().since(begin);
+    let detected = talk.took(begin);
     talk.assert_within(&format!("{on:?}: the loop is detected"), Duration::from_secs(2), detected);
     scene.names_the_culprit(&event, "net1");
     // mitigation is in force when its event is emitted; frames in flight arrive, and no further copies are made

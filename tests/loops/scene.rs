@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 use vifswitch::control::api::responses::UplinkView;
-use vifswitch::time;
+use vifswitch::time::{self, MonoTime};
 use vifswitch::wire::Mac;
 
+use support::host::core_waits::CoreWaits;
 use support::host::daemon::{Daemon, Vif, config};
 use support::host::nic::{Nic, experiment, frame};
 use support::host::setup::{DeviceKind, lay};
@@ -310,7 +311,9 @@ pub struct Talk<'a> {
     nics: [Nic; 2],
     control: [Nic; 2],
     _veth: Namespace,
-    /// Longest time from a request to its reply, through the switch and over the veth.
+    waits: CoreWaits,
+    /// Longest time from a request to its reply, through the switch, without the time for which workers waited for a
+    /// core, and over the veth.
     longest: [Duration; 2],
     macs: [Mac; 2],
     requests: u32,
@@ -325,7 +328,8 @@ impl<'a> Talk<'a> {
     pub fn new(scene: &'a Scenario, macs: [Mac; 2]) -> Talk<'a> {
         let (_veth, control) = veth().expect("the scene has namespaces");
         let nics = [scene.nic("a", 0), scene.nic("b", 0)];
-        Talk { scene, nics, control, _veth, longest: [Duration::ZERO; 2], macs, requests: 0, seeds: 0, copies: 0 }
+        let (waits, longest) = (CoreWaits::of(scene.daemon.pid()), [Duration::ZERO; 2]);
+        Talk { scene, nics, control, _veth, waits, longest, macs, requests: 0, seeds: 0, copies: 0 }
     }
 
     /// They send from their own addresses.
@@ -350,9 +354,10 @@ impl<'a> Talk<'a> {
     pub fn request(&mut self) {
         let [here, there] = self.macs;
         let frames = [request(there, here, self.requests), request(here, there, self.requests)];
+        self.waits.sample();
         let start = time::now();
         (0..2).for_each(|from| self.transfer(from, &frames[from]));
-        let took = time::now().since(start);
+        let took = self.waits.without(start);
         let start = time::now();
         for (from, frame) in frames.iter().enumerate() {
             self.control[from].send(frame);
@@ -361,6 +366,11 @@ impl<'a> Talk<'a> {
         let control = time::now().since(start);
         self.longest = [self.longest[0].max(took), self.longest[1].max(control)];
         self.requests += 1;
+    }
+
+    /// Time since `begin`, less that for which workers waited for a core in the last two seconds.
+    pub fn took(&self, begin: MonoTime) -> Duration {
+        self.waits.without(begin)
     }
 
     /// Asserts that no request waited for its reply longer than a loaded machine explains.

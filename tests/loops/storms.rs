@@ -134,7 +134,7 @@ fn admitted_frames_meet_the_rate(on: DeviceKind, switch: &str, trunk: bool, limi
     };
     let senders: Vec<Sender> = (0..SIBLINGS).map(sender).collect();
     let known = Stream::between((&spaces[SIBLINGS], &vifs[SIBLINGS]), (&spaces[SIBLINGS + 1], &vifs[SIBLINGS + 1]));
-    let Some(mut streams) = Streams::new(500, vec![known]) else { return };
+    let Some(mut streams) = Streams::through(&daemon, 500, vec![known]) else { return };
     let count = |daemon: &Daemon| {
         let mut counts = Counts::default();
         let ports = daemon.await_idle();

@@ -301,7 +301,7 @@ fn a_port_is_changed_under_traffic_without_frame_loss() {
         let Some(scene) = Scenario::new(on, &["fw", "peer"], "") else { return };
         let at = |index: usize| (&scene.spaces[index], &scene.vifs[index]);
         let both_ways = vec![Stream::between(at(0), at(1)), Stream::between(at(1), at(0))];
-        let Some(mut streams) = Streams::new(5_000, both_ways) else { return };
+        let Some(mut streams) = Streams::through(&scene.daemon, 5_000, both_ways) else { return };
         let gaps: Vec<Gaps> = (0..5)
             .map(|number| {
                 streams.gaps_during(|| {

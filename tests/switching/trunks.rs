@@ -127,7 +127,7 @@ fn subports_are_added_and_removed_under_traffic() {
         let subports: Vec<Vif> = subports.collect();
         let at = |index: usize| (&spaces[index], &vifs[index]);
         let both_ways = vec![Stream::between(at(0), at(1)), Stream::between(at(1), at(0))];
-        let Some(mut streams) = Streams::new(2000, both_ways) else { return };
+        let Some(mut streams) = Streams::through(&daemon, 2000, both_ways) else { return };
         let gaps = (0..5).map(|_| {
             streams.gaps_during(|| {
                 for _ in 0..2 {

@@ -2,6 +2,7 @@
 
 mod groups;
 mod history;
+mod namespaces;
 mod opened;
 mod spent;
 mod stations;

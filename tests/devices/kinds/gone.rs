@@ -42,7 +42,7 @@ fn a_netdev_is_deleted(on: DeviceKind, times: u32) {
     let to_victim = experiment(victim.mac, friend.mac, b"are you there?");
     let noise = setup.nic(3);
     let stream = Stream::between((&setup.spaces[0], &setup.vifs[0]), (&setup.spaces[1], &setup.vifs[1]));
-    let Some(mut streams) = Streams::new(4000, vec![stream]) else { return };
+    let Some(mut streams) = Streams::through(&setup.daemon, 4000, vec![stream]) else { return };
     let (mut took, mut laid) = (Vec::new(), Vec::new());
     let gaps = thread::scope(|scope| {
         scope.spawn(|| {

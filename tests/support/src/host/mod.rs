@@ -1,5 +1,6 @@
 //! Test hosts: namespaces, the switch as a process, and guests. Everything is removed when the test ends. Needs root.
 
+pub mod core_waits;
 pub mod daemon;
 pub mod disk;
 pub mod fd_store;

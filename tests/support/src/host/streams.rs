@@ -10,7 +10,8 @@ use rustix::thread::nanosleep;
 use vifswitch::time::{self, MonoTime};
 use vifswitch::wire::Mac;
 
-use super::daemon::Vif;
+use super::core_waits::CoreWaits;
+use super::daemon::{Daemon, Vif};
 use super::nic::{Nic, experiment};
 use super::{Finally, Namespace, await_that};
 
@@ -20,8 +21,8 @@ const INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
 /// Maximum frames of a stream at once: a sender that was not scheduled does not catch up.
 const BURST: u64 = 32;
 
-/// What a gap may be longer than promised, besides twice the gap of the control: a veth does not show stalls of the
-/// switch's threads, which other load on the machine causes.
+/// What a gap may be longer than promised, besides twice the gap of the control. How long workers waited for a core is
+/// not part of a gap; but other load takes time from the kernel's threads, too.
 const TOLERANCE: Duration = Duration::from_millis(500);
 
 /// The same for the shortest of several times: what the switch causes recurs each time.
@@ -91,7 +92,7 @@ impl Stream {
         self.sent += 1;
     }
 
-    fn read(&mut self) {
+    fn read(&mut self, waits: Option<&CoreWaits>) {
         let (to, from) = self.addresses;
         let header = [to.octets(), from.octets()].concat();
         while let Some(frame) = self.receiver.try_take() {
@@ -106,13 +107,16 @@ impl Stream {
             self.missing += number - self.came;
             self.came = number + 1;
             let now = time::now();
-            self.longest_gap = self.longest_gap.max(now.since(self.last));
+            if now.since(self.last) > self.longest_gap {
+                let gap = waits.map_or(now.since(self.last), |waits| waits.without(self.last));
+                self.longest_gap = self.longest_gap.max(gap);
+            }
             self.last = now;
         }
     }
 }
 
-/// Longest gaps during an operation.
+/// Longest gaps during an operation, without the time for which workers waited for a core.
 #[derive(Debug)]
 pub struct Gaps {
     /// Of each stream through the switch, and the longest of them.
@@ -144,6 +148,8 @@ pub struct Streams {
     pub switch: Vec<Stream>,
     control: Stream,
     _veth: Namespace,
+    /// Of the switch, unless it is started again.
+    waits: Option<CoreWaits>,
     /// Frames per second of each stream.
     rate: u64,
     /// Maximum frames of each stream in flight: as many as any queue holds, or more where frames are lost.
@@ -151,11 +157,16 @@ pub struct Streams {
 }
 
 impl Streams {
-    /// Streams of `rate` frames per second. `None` if the host cannot run the test.
+    /// Streams of `rate` frames per second through a switch that is a process. `None` if the host cannot run the test.
+    pub fn through(daemon: &Daemon, rate: u64, switch: Vec<Stream>) -> Option<Streams> {
+        Streams::new(rate, switch).map(|streams| Streams { waits: Some(CoreWaits::of(daemon.pid())), ..streams })
+    }
+
+    /// The same, through a switch that is part of the test.
     pub fn new(rate: u64, switch: Vec<Stream>) -> Option<Streams> {
         let (veth, [from, to]) = veth()?;
         let control = Stream::new(from, to, switch[0].addresses);
-        Some(Streams { switch, control, _veth: veth, rate, window: 2 * BURST })
+        Some(Streams { switch, control, _veth: veth, waits: None, rate, window: 2 * BURST })
     }
 
     /// The same, to be interrupted: frames are sent whether earlier ones have arrived or not.
@@ -165,6 +176,11 @@ impl Streams {
 
     fn each(&mut self, work: impl FnMut(&mut Stream)) {
         self.switch.iter_mut().chain([&mut self.control]).for_each(work);
+    }
+
+    fn read(&mut self) {
+        self.switch.iter_mut().for_each(|stream| stream.read(self.waits.as_ref()));
+        self.control.read(None);
     }
 
     /// Longest gaps while another thread does `work`.
@@ -189,14 +205,17 @@ impl Streams {
                 self.each(|stream| {
                     (0..burst.min(window.saturating_sub(stream.sent - stream.came))).for_each(|_| stream.send());
                 });
-                self.each(Stream::read);
+                self.read();
+                if let Some(waits) = &mut self.waits {
+                    waits.sample();
+                }
                 behind += u32::from(done.load(Ordering::Relaxed) && burst > 0);
                 let _ = nanosleep(&INTERVAL);
             }
             work.join().unwrap();
         });
         await_that("the last frames of all streams", || {
-            self.each(Stream::read);
+            self.read();
             let has_ended = |stream: &Stream| stream.came == stream.sent;
             (self.switch.iter().all(has_ended) && has_ended(&self.control)).then_some(())
         });
