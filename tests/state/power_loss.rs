@@ -39,8 +39,8 @@ const OTHERS: usize = 400;
 /// written back.
 const LARGE: &str = "heavy";
 
-/// Its addresses.
-const ADDRESSES: usize = 32_000;
+/// Its addresses: long ones, as reading and writing each takes longer than its bytes do.
+const ADDRESSES: usize = 11_000;
 
 /// Maximum ports beside that one.
 const PORTS: usize = 5;
@@ -363,7 +363,7 @@ impl Recorded {
             first: None,
         };
         let others = (0..OTHERS).map(|number| format!("[[vms]]\nid = \"other-{number}\"\nshare_mac = true\n"));
-        let address = |number: usize| format!("\"10.9.{}.{}\"", number / 256, number % 256);
+        let address = |number: usize| format!("\"fd00:1111:1111:1111:1111:1111:1111:{:x}\"", 0x1000 + number);
         let addresses = (0..ADDRESSES).map(address).collect::<Vec<_>>().join(",");
         let heavy = format!(
             "[[vms]]\nid = \"vm\"\n[[vms.ports]]\nport_id = {LARGE:?}\nnetwork_id = \"net1\"\n\

@@ -1,6 +1,7 @@
 //! A guest's network card without a guest: a packet socket on a netdev, or the file of a tap. Sends what the switch
 //! receives, and receives what it sends.
 
+use std::cell::RefCell;
 use std::io::{self, ErrorKind};
 use std::time::Duration;
 
@@ -13,6 +14,11 @@ use super::{EXPERIMENT, Namespace, TEST_TIMEOUT, await_that, readable};
 
 /// Receive buffer: more than any test sends at once.
 const ROOM: usize = 64 << 20;
+
+thread_local! {
+    /// Where frames are received: longer than any, and made once, as zeroing it takes longer than receiving.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; 70_000]);
+}
 
 pub struct Nic {
     end: End,
@@ -79,29 +85,28 @@ impl Nic {
 
     /// Next pending frame of any kind. Restores a tag stripped by the kernel.
     pub fn try_take_any(&self) -> Option<Vec<u8>> {
-        let mut frame = vec![0u8; 70_000];
-        let socket = match &self.end {
-            End::Netdev(socket) => socket,
-            End::OwnedTap(tap) => {
-                let len = match tap.recv(&mut frame) {
+        BUFFER.with_borrow_mut(|buffer| {
+            let (len, tag) = match &self.end {
+                End::Netdev(socket) => {
+                    let received = socket.receive(buffer).unwrap_or_else(|e| {
+                        // A deleted netdev causes one error, and no further frames.
+                        assert_eq!(e.kind(), ErrorKind::NetworkDown, "{e}");
+                        None
+                    })?;
+                    (received.len, received.tag)
+                }
+                End::OwnedTap(tap) => match tap.recv(buffer) {
                     Err(e) if e.kind() == ErrorKind::WouldBlock => return None,
-                    done => done.unwrap(),
-                };
-                frame.truncate(len);
-                return Some(frame);
+                    done => (done.unwrap(), None),
+                },
+            };
+            let mut frame = buffer[..len].to_vec();
+            if let Some(tag) = tag {
+                let at = self.header + Tag::AT;
+                frame.splice(at..at, tag.bytes());
             }
-        };
-        let received = socket.receive(&mut frame).unwrap_or_else(|e| {
-            // A deleted netdev causes one error, and no further frames.
-            assert_eq!(e.kind(), ErrorKind::NetworkDown, "{e}");
-            None
-        })?;
-        frame.truncate(received.len);
-        if let Some(tag) = received.tag {
-            let at = self.header + Tag::AT;
-            frame.splice(at..at, tag.bytes());
-        }
-        Some(frame)
+            Some(frame)
+        })
     }
 
     /// Waits for the next frame.
