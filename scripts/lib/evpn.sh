@@ -121,7 +121,7 @@ lay_underlay() {
     for leaf in "${leaves[@]}"; do on "$(leaf "$leaf")" sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0; done
 }
 
-# Of each network: a VXLAN netdev and one end of a veth on a bridge. The other end, swN, is for the switch.
+# Of each network: a bridge with a VXLAN netdev. The switch has a tap on it, swN, which it creates and which stays.
 lay_overlay() {
     local space network number=$1
     space=$(host "$number")
@@ -132,9 +132,7 @@ lay_overlay() {
         ip -n "$space" link add "vx$network" type vxlan id "10$network" dstport 4789 local "10.255.0.$number" nolearning
         ip -n "$space" link set "vx$network" mtu 1500 master "br$network"
         ip -n "$space" link set "vx$network" type bridge_slave neigh_suppress on learning off
-        ip -n "$space" link add "sw$network" type veth peer name "swp$network"
-        ip -n "$space" link set "swp$network" master "br$network"
-        for netdev in br vx sw swp; do ip -n "$space" link set "$netdev$network" up; done
+        for netdev in br vx; do ip -n "$space" link set "$netdev$network" up; done
     done
 }
 

@@ -163,8 +163,10 @@ pub fn inspect(location: &DeviceLocation) -> Report {
         let tags = TagCapabilities::of(&location.device, &link);
         let own_program = link.xdp.is_some_and(|attached| bpf::is_ours(attached.program).unwrap_or(false));
         let stack = stack::host_stack(&location.device, link.index, &stack::addresses().unwrap_or_default());
-        let (tunnels, driver) =
-            (vxlan::find(&location.device, &link, peer.as_ref()), ethtool::driver(&location.device));
+        let (tunnels, driver) = (
+            vxlan::find(&location.device, &link, peer.as_ref(), link.tap.is_some()),
+            ethtool::driver(&location.device),
+        );
         Ok(Facts { queues, features, driver, tags, own_program, stack, link, peer, tunnels })
     });
     let mut report = match facts {

@@ -185,13 +185,16 @@ pub fn open_kept(
 /// `adds_tags`: the switch adds a VLAN tag to frames that it transmits by the device. Blocks.
 pub fn preflight(settings: &Settings, adds_tags: bool) -> Result<Vec<String>, OpenError> {
     let mut warnings = match settings {
-        // `open` creates the netdev with the wanted properties.
-        Settings::Tap(tap) => return tap::preflight(tap),
+        Settings::Tap(tap) => tap::preflight(tap),
         Settings::Xdp(xdp) => xdp::preflight(xdp),
         Settings::Packet(packet) => packet::preflight(packet, adds_tags),
     }?;
-    let now = properties::read(settings).ok().flatten();
-    warnings.extend(now.map(|now| properties::warnings(settings, &now)).unwrap_or_default());
+    let Ok(Some(now)) = properties::read(settings) else { return Ok(warnings) };
+    match settings {
+        // `open` gives the netdev the wanted properties.
+        Settings::Tap(_) => warnings.extend(properties::tunnel_warnings(settings, &now)),
+        Settings::Xdp(_) | Settings::Packet(_) => warnings.extend(properties::warnings(settings, false, &now)),
+    }
     Ok(warnings)
 }
 

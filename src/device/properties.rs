@@ -7,11 +7,12 @@
 //! |---|---|---|
 //! | created by the switch, in the host's namespace | MAC address, MTU, link state | restored |
 //! | created by the switch, in another namespace | all | reported: its owner may change them |
-//! | any tap | name, master | reported |
+//! | any tap | name | reported |
+//! | any tap, but of an uplink | master | reported |
+//! | any, with VXLAN | its MTU and that of the underlay | reported |
 //! | foreign (`packet`, `xdp`) | MTU, link state, queues | followed: the device is reopened |
 //! | foreign | offload features, limits of GSO packets | followed while open (`packet`) |
 //! | foreign | MAC address, master | reported |
-//! | foreign, with VXLAN | its MTU and that of the underlay | reported |
 
 use std::io;
 
@@ -39,7 +40,7 @@ pub struct Properties {
     pub stack: HostStack,
     /// The other end of a veth. For `packet`.
     pub peer: Option<Peer>,
-    /// VXLAN netdevs that its frames pass. Of foreign netdevs.
+    /// VXLAN netdevs that its frames pass.
     pub tunnels: Vec<Tunnel>,
     /// Offloads accepted for transmit. For `packet`; `None` if they cannot be read.
     pub offloads: Option<OffloadSet>,
@@ -113,7 +114,7 @@ impl Properties {
             Settings::Packet(packet) => packet::egress_set(packet, &link).ok(),
             Settings::Tap(_) | Settings::Xdp(_) => None,
         };
-        let tunnels = if settings.is_foreign() { vxlan::find(&name, &link, peer.as_ref()) } else { Vec::new() };
+        let tunnels = vxlan::find(&name, &link, peer.as_ref(), matches!(settings, Settings::Tap(_)));
         let peer = peer.filter(|_| matches!(settings, Settings::Packet(_)));
         let link = LinkState::from(&link);
         Properties { name, link, master, peer, tunnels, queues, offloads, features, stack: HostStack::default() }
@@ -223,8 +224,9 @@ pub fn changes(settings: &Settings, was: &Properties, now: &Properties) -> Vec<S
     changes
 }
 
-/// Differences between netdev and port, as text with a remedy.
-pub fn warnings(settings: &Settings, now: &Properties) -> Vec<String> {
+/// Differences between netdev and port, as text with a remedy. `of_uplink`: the port is an uplink, whose tap may be a port of
+/// a bridge, which leads elsewhere.
+pub fn warnings(settings: &Settings, of_uplink: bool, now: &Properties) -> Vec<String> {
     let (location, name) = (settings.at(), &now.name);
     let mut warnings = Vec::new();
     if let Settings::Tap(tap) = settings {
@@ -249,12 +251,13 @@ pub fn warnings(settings: &Settings, now: &Properties) -> Vec<String> {
             ));
         }
     }
-    if let Some(master) = &now.master {
-        let effect = match settings {
-            Settings::Tap(_) => "it is a port of its master as well",
-            Settings::Packet(_) => "its master forwards each frame as well",
-            Settings::Xdp(_) => "frames that its master sends by it bypass the switch",
-        };
+    let effect = match settings {
+        Settings::Tap(_) if of_uplink => None,
+        Settings::Tap(_) => Some("it is a port of its master as well"),
+        Settings::Packet(_) => Some("its master forwards each frame as well"),
+        Settings::Xdp(_) => Some("frames that its master sends by it bypass the switch"),
+    };
+    if let Some((master, effect)) = now.master.as_ref().zip(effect) {
         warnings.push(format!(
             "{location} has master {master}, port has none; {effect}; remove it there with `ip link set dev {name} nomaster`"
         ));
@@ -264,8 +267,13 @@ pub fn warnings(settings: &Settings, now: &Properties) -> Vec<String> {
         warnings.extend(oversize.into_iter().map(|said| format!("{location}: {said}")));
     }
     warnings.extend(shared_with(&now.stack, name).map(|said| format!("{location}: {said}")));
-    warnings.extend(now.tunnels.iter().filter_map(|tunnel| tunnel.warning(&location, settings.mtu().into())));
+    warnings.extend(tunnel_warnings(settings, now));
     warnings
+}
+
+/// Warnings about VXLAN netdevs that frames of the port pass.
+pub fn tunnel_warnings(settings: &Settings, now: &Properties) -> impl Iterator<Item = String> {
+    now.tunnels.iter().filter_map(|tunnel| tunnel.warning(&settings.at(), settings.mtu().into()))
 }
 
 /// Warnings that a netdev may deliver GSO packets which exceed a receive buffer: built by its GRO, or sent by the other end
@@ -425,11 +433,11 @@ mod tests {
     fn each_changed_property_of_a_tap_is_named_with_values_and_remedy() {
         let tap = tap(Netns::Named("blue".into()));
         let right = of(&tap);
-        assert_eq!(warnings(&tap, &right), [""; 0]);
+        assert_eq!(warnings(&tap, false, &right), [""; 0]);
         let said = |change: fn(&mut Properties), iovecs: &[&str]| {
             let mut now = right.clone();
             change(&mut now);
-            let [warning] = &warnings(&tap, &now)[..] else { panic!("{:?}", warnings(&tap, &now)) };
+            let [warning] = &warnings(&tap, false, &now)[..] else { panic!("{:?}", warnings(&tap, false, &now)) };
             assert!(iovecs.iter().all(|piece| warning.contains(piece)), "{warning}");
         };
         let address = "has MAC address 02:00:00:00:00:63, port has 02:00:00:00:00:01";
@@ -437,6 +445,8 @@ mod tests {
         said(|now| now.link.mtu = 900, &["has MTU 900, port has 1500", "ip link set dev tap1 mtu 1500"]);
         said(|now| now.name = "b0".into(), &["has name b0, port has tap1", "ip link set dev b0 name tap1"]);
         said(|now| now.master = Some("br0".into()), &["has master br0, port has none", "nomaster"]);
+        let on_bridge = Properties { master: Some("br0".into()), ..right.clone() };
+        assert_eq!(warnings(&tap, true, &on_bridge), [""; 0], "an uplink may lead to a bridge");
     }
 
     #[test]
@@ -452,7 +462,7 @@ mod tests {
     fn each_gro_limit_beyond_64_kib_is_named_with_its_value_and_the_remedy() {
         let mut now = of(&packet());
         (now.link.gro_max_size, now.link.gro_ipv4_max_size) = (65_536, 65_536);
-        assert_eq!(warnings(&packet(), &now), [""; 0]);
+        assert_eq!(warnings(&packet(), false, &now), [""; 0]);
         for (size, ipv4_size, found, remedy) in [
             (185_000, 65_536, "gro_max_size 185000", "gro_max_size 65536"),
             (65_536, 65_537, "gro_ipv4_max_size 65537", "gro_ipv4_max_size 65536"),
@@ -464,11 +474,13 @@ mod tests {
             ),
         ] {
             (now.link.gro_max_size, now.link.gro_ipv4_max_size) = (size, ipv4_size);
-            let [warning] = &warnings(&packet(), &now)[..] else { panic!("{:?}", warnings(&packet(), &now)) };
+            let [warning] = &warnings(&packet(), false, &now)[..] else {
+                panic!("{:?}", warnings(&packet(), false, &now))
+            };
             let has = |piece: &str| assert!(warning.contains(piece), "{warning}");
             has(&format!("eth1 in the host's namespace: it has {found},"));
             has(&format!("`ip link set dev eth1 {remedy}`"));
-            assert_eq!(warnings(&xdp(), &Properties { name: "eth1".into(), ..now.clone() }), [""; 0]);
+            assert_eq!(warnings(&xdp(), false, &Properties { name: "eth1".into(), ..now.clone() }), [""; 0]);
         }
     }
 

@@ -1,7 +1,8 @@
 //! Checks that full-size frames fit through VXLAN netdevs. Encapsulation adds headers; packets longer than the underlay
 //! MTU are fragmented, at a tenth of the throughput. Reads netdevs, routes and FDBs; changes nothing.
 //!
-//! A port leads to a VXLAN netdev if it is one, or if it is a veth whose other end is on a bridge with one, as with EVPN.
+//! A port leads to a VXLAN netdev if it is one, or if its frames arrive at a bridge with one, as with EVPN: the bridge has its
+//! tap, or the other end of its veth.
 //! The underlay is the route to each remote: the one of the netdev, and those in its FDB. Without remotes it is the netdev
 //! that the packets will leave by.
 
@@ -60,13 +61,14 @@ impl Underlay {
     }
 }
 
-/// The VXLAN netdevs that frames of the netdev `link` pass, in the calling thread's namespace. `peer`: the other end of a
-/// veth.
-pub(super) fn find(name: &str, link: &Link, peer: Option<&Peer>) -> Vec<Tunnel> {
+/// The VXLAN netdevs that frames pass which are sent to the netdev `link`, in the calling thread's namespace. `peer`: the
+/// other end of a veth. `is_own_tap`: they are received by it, and not sent.
+pub(super) fn find(name: &str, link: &Link, peer: Option<&Peer>, is_own_tap: bool) -> Vec<Tunnel> {
     if link.vxlan.is_some() {
         return tunnel(name, link, None).into_iter().collect();
     }
-    let Some(bridge) = peer.map(|peer| peer.master).filter(|&master| master > 0) else { return Vec::new() };
+    let arrives_at = if is_own_tap { Some(link.master) } else { peer.map(|peer| peer.master) };
+    let Some(bridge) = arrives_at.filter(|&master| master > 0) else { return Vec::new() };
     let found = tunnels::on_bridge(bridge).unwrap_or_default();
     if found.is_empty() {
         return Vec::new();

@@ -1,8 +1,9 @@
 //! MTU of ports whose frames pass a VXLAN netdev: compared with the route to each remote, over IPv4 and IPv6, and with a
 //! remedy that causes no fragments. Needs root; makes its own namespaces.
 
-use support::host::daemon::{Daemon, Vif};
+use support::host::daemon::{Daemon, Vif, config};
 use support::host::{Namespace, await_that};
+use vifswitch::control::api::responses::UplinkView;
 
 /// A host with an underlay to another one.
 struct Underlay {
@@ -155,4 +156,48 @@ fn a_tunnel_behind_a_bridge_is_found() {
     await_reason(&daemon, &vif, &[&named, "longer frames are dropped; set it with `ip link set dev vx1 mtu 1500`"]);
     underlay.host.ip("link set dev vx1 mtu 1500");
     await_silence(&daemon, &vif);
+}
+
+/// The same with an uplink whose tap is a port of the bridge, where it belongs.
+#[test]
+fn a_tunnel_behind_a_bridge_with_an_uplinks_tap_is_found() {
+    let Some(underlay) = Underlay::new(1500) else { return };
+    underlay.add_tunnel("local 10.7.0.1", 1450);
+    for arguments in ["link add br1 type bridge mcast_snooping 0", "link set dev vx1 master br1", "link set dev br1 up"]
+    {
+        underlay.host.ip(arguments);
+    }
+    let vif = Vif { name: "sw1".into(), ..Vif::new("none", 90, &underlay.host) };
+    let written = |vif: &Vif, daemon: &Daemon| {
+        let text = config(&daemon.socket(), "", &[("net1", 1500)], &[]);
+        format!("{text}[[uplinks]]\nid = \"up0\"\n{}\nnetworks = [{{ network_id = \"net1\" }}]\n", vif.base())
+    };
+    let mut daemon = Daemon::new();
+    daemon.configure(&written(&vif, &daemon));
+    daemon.start();
+    let uplink = || daemon.get::<Vec<UplinkView>>("/v1/uplinks").remove(0);
+    await_that("the uplink", || uplink().active.then_some(()));
+    underlay.host.ip("link set dev sw1 master br1");
+    let named = format!("vx1, to which bridge br1 connects sw1 in namespace {},", underlay.host.0);
+    let await_reason = |parts: &[&str]| {
+        let has = |reason: &str| parts.iter().all(|part| reason.contains(part));
+        await_that(&format!("{parts:?}"), || Some(uplink().status_reason).filter(|reason| has(reason)))
+    };
+    let reason = await_reason(&[&named, "under has MTU 1500", "MTU to 1550, or the network's to 1450"]);
+    assert!(!reason.contains("nomaster"), "{reason}");
+    assert!(underlay.doctor(&daemon, "sw1").contains(&named));
+    underlay.add_remote("10.7.0.2");
+    await_reason(&[&named, "the route to 10.7.0.2 has MTU 1500"]);
+    underlay.set_mtu(1550);
+    await_reason(&[&named, "longer frames are dropped; set it with `ip link set dev vx1 mtu 1500`"]);
+    underlay.host.ip("link set dev vx1 mtu 1500");
+    await_that("no word of an MTU", || (!uplink().status_reason.contains("MTU")).then_some(()));
+    // `check` looks behind a tap that exists.
+    for arguments in ["link set dev vx1 mtu 1400", "tuntap add dev sw2 mode tap", "link set dev sw2 master br1"] {
+        underlay.host.ip(arguments);
+    }
+    let stopped = Daemon::new();
+    stopped.configure(&written(&Vif { name: "sw2".into(), ..vif }, &stopped));
+    let said = String::from_utf8(stopped.try_command(&["check", stopped.file().to_str().unwrap()]).stdout).unwrap();
+    assert!(said.contains("vx1, to which bridge br1 connects sw2") && said.contains("frames are dropped"), "{said}");
 }

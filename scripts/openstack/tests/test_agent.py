@@ -171,7 +171,8 @@ class Running(unittest.TestCase):
             self.add("p1")
             self.until(lambda: any("will try again" in line for line in logged.output))
             self.neutron.failing = None
-        self.assertTrue(all(line.splitlines()[0].endswith(": PendingRollbackError: rolled back") for line in logged.output), logged.output)
+        errors = [line for line in logged.output if "will try again" in line]  # others may come from a busy machine
+        self.assertTrue(all(line.splitlines()[0].endswith(": PendingRollbackError: rolled back") for line in errors), errors)
 
 
 class Waiting(unittest.TestCase):

@@ -30,7 +30,7 @@ use crate::time;
 const MAX_MEMBERS: usize = 64;
 
 /// Maximum time of computing a group, in which nothing else is done. Its first change may take longer.
-const MAX_TIME: Duration = Duration::from_millis(20);
+pub(super) const MAX_GROUP_TIME: Duration = Duration::from_millis(20);
 
 /// A change that waits.
 struct Waiting {
@@ -128,7 +128,7 @@ impl Controller {
                 return;
             }
             let may_grow = group.concerned.is_some() && group.members.len() + group.answers.len() < MAX_MEMBERS;
-            if may_grow && time::now().since(begun) < MAX_TIME {
+            if may_grow && time::now().since(begun) < self.max_group_time {
                 next = self.next_change();
             }
         }

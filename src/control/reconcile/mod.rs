@@ -184,6 +184,8 @@ pub struct Controller {
     pending: Vec<PendingApply>,
     /// Requests queued behind the change in progress.
     waiting: VecDeque<Request>,
+    /// Maximum time of computing a group of changes.
+    max_group_time: Duration,
     /// Provisional change, reverted unless confirmed in time.
     unconfirmed: Option<UnconfirmedChange>,
     /// The initial configuration has been applied.

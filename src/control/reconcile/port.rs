@@ -122,7 +122,7 @@ impl Port {
     /// Warnings about its netdev; `None` while its properties are unknown.
     pub(super) fn netdev_warnings(&self) -> Option<Vec<String>> {
         let (device, now) = (self.endpoint.device()?, self.netdev.as_ref()?);
-        let mut warnings = properties::warnings(device, now);
+        let mut warnings = properties::warnings(device, self.endpoint.is_uplink(), now);
         warnings.extend(self.observed.iter().flat_map(|observed| observed.warnings(device)));
         warnings.extend(properties::refusals(device, now).filter(|_| self.refusals() > self.refused_before));
         Some(warnings)

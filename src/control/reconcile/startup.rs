@@ -10,6 +10,7 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use super::announce::AnnounceState;
+use super::group::MAX_GROUP_TIME;
 use super::jobs::Jobs;
 use super::lifetimes::LifetimeStates;
 use super::mitigation::Mitigation;
@@ -149,6 +150,7 @@ impl Controller {
             applying: None,
             pending: Vec::new(),
             waiting: VecDeque::new(),
+            max_group_time: MAX_GROUP_TIME,
             unconfirmed: None,
             saving_stations: None,
             verification: None,

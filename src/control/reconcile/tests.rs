@@ -111,6 +111,8 @@ async fn run_prepared(
         handover: Default::default(),
     };
     let mut controller = Controller::new(beginning);
+    // However slow the machine is, what waits together is made together.
+    controller.max_group_time = Duration::MAX;
     controller.begin(first).await.unwrap();
     begun(&mut controller).await;
     let (stop, stopped) = oneshot::channel::<()>();

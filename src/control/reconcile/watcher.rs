@@ -311,7 +311,9 @@ impl Controller {
         self.ports.iter().filter_map(|port| port.observed.as_ref()).for_each(Observed::request_samples);
         let is_polled = |port: &&Port| {
             let is_of_others = port.endpoint.device().is_some_and(Settings::is_foreign);
-            matches!(port.state, State::Up { .. }) && (is_of_others || port.drift.is_missed())
+            // A bridge may lead to a VXLAN netdev, whose underlay is elsewhere.
+            let is_on_bridge = port.netdev.as_ref().is_some_and(|netdev| netdev.master.is_some());
+            matches!(port.state, State::Up { .. }) && (is_of_others || is_on_bridge || port.drift.is_missed())
         };
         let netdevs = self.ports.iter().filter(is_polled).filter_map(watched).collect();
         self.read_netdevs_of(netdevs);
