@@ -8,7 +8,7 @@ import socket
 from xml.etree import ElementTree
 
 from guests import Failed, run, wait_for
-from openstack_services import LIB, RUN, Process, Rest, eventually, listens, write
+from openstack_services import RUN, Process, Rest, eventually, listens, write
 
 NOVA_CONF = f"""[DEFAULT]
 host = compute1
@@ -117,9 +117,7 @@ class Compute:
             "OS_GLANCE_CONFIG_DIR": etc,
             "OS_NOVA_CONFIG_DIR": etc,
             "OS_NOVA_CONFIG_FILES": "nova-paste.ini;nova.conf",
-            "PYTHONPATH": f"{RUN}/site:{LIB}",
         }
-        self.python = [f"{venv}/bin/python", f"{LIB}/openstack_wsgi.py"]
 
     def service(self, name, *command):
         process = Process(name, command, self.env)
@@ -127,7 +125,7 @@ class Compute:
         return process.start()
 
     def wsgi(self, name, module, port):
-        return self.service(name, *self.python, module, str(port))
+        return self.service(name, *self.lab.wsgi, module, str(port))
 
     def nova_program(self, name):
         return self.service(name, f"{self.lab.venv}/bin/{name}", "--config-file", f"{RUN}/etc/nova.conf")

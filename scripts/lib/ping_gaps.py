@@ -1,6 +1,6 @@
 """Measures how long a VM does not answer, for scripts/libvirt-lab.
 
-    libvirt.py gaps ADDRESS SECONDS SPACE… -- COMMAND…
+    ping_gaps.py ADDRESS SECONDS SPACE… -- COMMAND…
 
 Pings ADDRESS 50 times per second from each network namespace. When each has got ten answers, it runs COMMAND, and then waits until
 each has got fifty more. Prints the longest time without an answer from each namespace. Fails if one is longer than SECONDS, or if
@@ -64,5 +64,4 @@ def gaps(address, limit, *rest):
 
 
 if __name__ == "__main__":
-    known = {work.__name__: work for work in (gaps,)}
-    sys.exit(0 if known[sys.argv[1]](*sys.argv[2:]) else 1)
+    sys.exit(0 if gaps(*sys.argv[1:]) else 1)
