@@ -163,10 +163,9 @@ pub fn inspect(location: &DeviceLocation) -> Report {
         let tags = TagCapabilities::of(&location.device, &link);
         let own_program = link.xdp.is_some_and(|attached| bpf::is_ours(attached.program).unwrap_or(false));
         let stack = stack::host_stack(&location.device, link.index, &stack::addresses().unwrap_or_default());
-        let (tunnels, driver) = (
-            vxlan::find(&location.device, &link, peer.as_ref(), link.tap.is_some()),
-            ethtool::driver(&location.device),
-        );
+        // The netdev of a tap receives what its port sends.
+        let bridge = if link.tap.is_some() { link.master } else { peer.as_ref().map_or(0, |peer| peer.master) };
+        let (tunnels, driver) = (vxlan::find(&location.device, &link, bridge), ethtool::driver(&location.device));
         Ok(Facts { queues, features, driver, tags, own_program, stack, link, peer, tunnels })
     });
     let mut report = match facts {

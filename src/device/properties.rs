@@ -114,7 +114,12 @@ impl Properties {
             Settings::Packet(packet) => packet::egress_set(packet, &link).ok(),
             Settings::Tap(_) | Settings::Xdp(_) => None,
         };
-        let tunnels = vxlan::find(&name, &link, peer.as_ref(), matches!(settings, Settings::Tap(_)));
+        let bridge = match settings {
+            // The netdev receives what the switch sends.
+            Settings::Tap(_) => link.master,
+            Settings::Packet(_) | Settings::Xdp(_) => peer.as_ref().map_or(0, |peer| peer.master),
+        };
+        let tunnels = vxlan::find(&name, &link, bridge);
         let peer = peer.filter(|_| matches!(settings, Settings::Packet(_)));
         let link = LinkState::from(&link);
         Properties { name, link, master, peer, tunnels, queues, offloads, features, stack: HostStack::default() }

@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 
 use super::DeviceLocation;
-use crate::sys::link::{self, Link, Peer, Vxlan, tunnels};
+use crate::sys::link::{self, Link, Vxlan, tunnels};
 use crate::sys::stack;
 
 /// Bytes that VXLAN adds to a frame, as the MTU counts them: inner Ethernet header, VXLAN, UDP and IPv4 (RFC 7348); or
@@ -61,14 +61,15 @@ impl Underlay {
     }
 }
 
-/// The VXLAN netdevs that frames pass which are sent to the netdev `link`, in the calling thread's namespace. `peer`: the
-/// other end of a veth. `is_own_tap`: they are received by it, and not sent.
-pub(super) fn find(name: &str, link: &Link, peer: Option<&Peer>, is_own_tap: bool) -> Vec<Tunnel> {
+/// The VXLAN netdevs that frames pass which the switch sends by the netdev `link`, in the calling thread's namespace.
+/// `bridge`: interface index of the bridge at which they arrive, if it is one; 0 for none.
+pub(super) fn find(name: &str, link: &Link, bridge: u32) -> Vec<Tunnel> {
     if link.vxlan.is_some() {
         return tunnel(name, link, None).into_iter().collect();
     }
-    let arrives_at = if is_own_tap { Some(link.master) } else { peer.map(|peer| peer.master) };
-    let Some(bridge) = arrives_at.filter(|&master| master > 0) else { return Vec::new() };
+    if bridge == 0 {
+        return Vec::new();
+    }
     let found = tunnels::on_bridge(bridge).unwrap_or_default();
     if found.is_empty() {
         return Vec::new();
