@@ -113,8 +113,8 @@ need_rust() {
     need cc:gcc
 }
 
-# find_vifswitch PROFILE: sets `vifswitch` to the binary named in $VIFSWITCH, or builds one with PROFILE: "ci" (quick to
-# build) or "release" (for measurements).
+# find_vifswitch PROFILE: sets `vifswitch` to the binary named in $VIFSWITCH, or builds one with PROFILE: "demo" (built in the
+# least time, not optimised), "ci" (the release without link-time optimisation) or "release" (for measurements).
 find_vifswitch() {
     vifswitch=${VIFSWITCH:-}
     if [[ -n $vifswitch ]]; then
