@@ -17,6 +17,7 @@ use vifswitch::sys::tun::{Flags, Queue};
 use vifswitch::time::{self, MonoTime};
 use vifswitch::wire::Mac;
 
+use support::host::core_waits::CoreWaits;
 use support::host::daemon::{Daemon, Vif};
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, lay, two_workers};
@@ -184,7 +185,7 @@ pub struct Stream {
     /// Frames received out of order.
     pub wrong: Vec<u32>,
     last: Option<MonoTime>,
-    /// Longest pause between two received frames.
+    /// Longest pause between two received frames, without the time for which workers waited for a core.
     max_gap: Duration,
 }
 
@@ -197,15 +198,18 @@ impl Stream {
         experiment(to, from, &payload)
     }
 
-    fn came(&mut self, number: u32) {
+    fn came(&mut self, number: u32, waits: Option<&CoreWaits>) {
         if number != self.came {
             self.wrong.push(number);
         }
         self.came = number + 1;
         self.count += 1;
         let now = time::now();
-        if let Some(last) = self.last.replace(now) {
-            self.max_gap = self.max_gap.max(now.since(last));
+        if let Some(last) = self.last.replace(now)
+            && now.since(last) > self.max_gap
+        {
+            let gap = waits.map_or(now.since(last), |waits| waits.without(last));
+            self.max_gap = self.max_gap.max(gap);
         }
     }
 }
@@ -214,12 +218,19 @@ impl Stream {
 pub struct Receiver {
     mac: Mac,
     nic: Nic,
+    /// Of the switch between.
+    waits: Option<CoreWaits>,
     pub streams: BTreeMap<Mac, Stream>,
 }
 
 impl Receiver {
     pub fn new(mac: Mac, nic: Nic) -> Receiver {
-        Receiver { mac, nic, streams: BTreeMap::new() }
+        Receiver { mac, nic, waits: None, streams: BTreeMap::new() }
+    }
+
+    /// The same, behind a switch.
+    fn behind(daemon: &Daemon, mac: Mac, nic: Nic) -> Receiver {
+        Receiver { waits: Some(CoreWaits::of(daemon.pid())), ..Receiver::new(mac, nic) }
     }
 
     /// Next frame from a sender.
@@ -230,12 +241,15 @@ impl Receiver {
     /// Receives pending frames. Whether there were any.
     pub fn read(&mut self) -> bool {
         let mut any = false;
+        if let Some(waits) = &mut self.waits {
+            waits.sample();
+        }
         while let Some(frame) = self.nic.try_take_any() {
             let number = frame.get(14..18).filter(|_| frame[12..14] == [0x88, 0xb5]);
             let Some(&[a, b, c, d]) = number else { continue };
             let from = Mac::new(frame[6..12].try_into().unwrap());
             if let Some(stream) = self.streams.get_mut(&from) {
-                stream.came(u32::from_be_bytes([a, b, c, d]));
+                stream.came(u32::from_be_bytes([a, b, c, d]), self.waits.as_ref());
                 any = true;
             }
         }
@@ -304,7 +318,8 @@ impl Pairs {
         let daemon = Daemon::with(switch, &[("net1", 1500)], &vifs);
         vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
         let nic = |index: usize| Nic::new(&spaces[index], &vifs[index].name);
-        let mut receivers: Vec<Receiver> = (0..3).map(|index| Receiver::new(vifs[index].mac, nic(index))).collect();
+        let mut receivers: Vec<Receiver> =
+            (0..3).map(|index| Receiver::behind(&daemon, vifs[index].mac, nic(index))).collect();
         receivers.push(Receiver::new(Mac::from_bits(0x0200_0000_0ca1), Nic::new(&host, "cable1")));
         let bystanders = (3..6).map(|index| (vifs[index].mac, nic(index))).collect();
         let socket = |index: usize| Hostile::Socket(Nic::with_header(&spaces[index], &vifs[index].name));
@@ -337,8 +352,8 @@ impl Pairs {
     }
 
     /// Bystanders and one hostile guest send to each receiver for some milliseconds; in between the hostile guest
-    /// sends each a bad frame. Returns the longest pause at a receiver, which receiver it was, and the longest pause
-    /// on the veth, which carries the same load at the same time.
+    /// sends each a bad frame. Returns the longest pause at a receiver, without the time for which workers waited for a
+    /// core, which receiver it was, and the longest pause on the veth, which carries the same load at the same time.
     fn silence(&mut self, source: usize, kind: usize) -> (Duration, String, Duration) {
         let streams = self.receivers.iter_mut().flat_map(|receiver| receiver.streams.values_mut());
         streams.for_each(|stream| (stream.last, stream.max_gap) = (None, Duration::ZERO));
@@ -377,7 +392,7 @@ fn lay_cable(host: &Namespace) {
 /// Maximum difference between the pause at a port and on the veth.
 const SILENCE: Duration = Duration::from_millis(10);
 
-/// Number of attempts with a longer pause. The veth does not show stalls of the switch's threads, which other load on
+/// Number of attempts with a longer pause. The veth does not show all stalls of the switch's threads, which other load on
 /// the machine causes now and then; a pause caused by a frame recurs with each such frame.
 const TRIES: usize = 8;
 
@@ -474,7 +489,7 @@ fn a_frame_that_halts_a_ring_does_not_interrupt_its_port() {
             let daemon = Daemon::with(switch, &[("net1", 1500)], &[receiver.clone(), vif.clone()]);
             daemon.await_active(&receiver);
             daemon.await_active(&vif);
-            let mut ports = [Receiver::new(receiver.mac, Nic::new(&namespace, &receiver.name))];
+            let mut ports = [Receiver::behind(&daemon, receiver.mac, Nic::new(&namespace, &receiver.name))];
             let cable = Nic::new(&host, "cable0");
             let mut cables = [Receiver::new(receiver.mac, Nic::new(&host, "cable1"))];
             let (_, header, fragments) =

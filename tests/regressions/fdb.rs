@@ -113,8 +113,8 @@ const TRIES: usize = 8;
 const RATE: u64 = 2000;
 
 /// Work that must cost no frame: gap, gap of the control, and allowed difference.
-fn compared(streams: &mut Streams, work: impl FnOnce() + Send) -> (Duration, Duration, Duration) {
-    let gaps = streams.gaps_during(work);
+fn compared(daemon: &Daemon, streams: &mut Streams, work: impl FnOnce() + Send) -> (Duration, Duration, Duration) {
+    let gaps = streams.gaps_of(daemon, work);
     assert_eq!(gaps.missing, 0, "frames of the stream");
     (gaps.switch, gaps.control, GAP)
 }
@@ -174,18 +174,18 @@ fn showing_flushing_and_restoring_262144_stations_delays_no_frames() {
             panic!("{what}; gaps of stream and control: {tried:?}");
         };
     measure("shown as a table", &mut |daemon, streams| {
-        compared(streams, || {
+        compared(daemon, streams, || {
             let lines = daemon.done(&["show", "fdb"], "").lines().count() as u64;
             assert!(lines > STATIONS, "{lines}");
         })
     });
     measure("shown as JSON", &mut |daemon, streams| {
         let learned = "\"learned\"";
-        compared(streams, || assert_eq!(daemon.page("/v1/fdb").matches(learned).count() as u64, STATIONS))
+        compared(daemon, streams, || assert_eq!(daemon.page("/v1/fdb").matches(learned).count() as u64, STATIONS))
     });
     measure("flushed", &mut |daemon, streams| {
         let all = format!("{{\"flushed\":{STATIONS}}}");
-        compared(streams, || assert_eq!(daemon.done(&["flush", "--json"], "").trim(), all))
+        compared(daemon, streams, || assert_eq!(daemon.done(&["flush", "--json"], "").trim(), all))
     });
     let restart = |daemon: &mut Daemon| {
         daemon.stop(Signal::TERM);
@@ -201,6 +201,6 @@ fn showing_flushing_and_restoring_262144_stations_delays_no_frames() {
     });
     measure("taken back", &mut |daemon, streams| {
         restart(daemon);
-        compared(streams, || await_that("all stations", || (learned(daemon) == STATIONS).then_some(())))
+        compared(daemon, streams, || await_that("all stations", || (learned(daemon) == STATIONS).then_some(())))
     });
 }

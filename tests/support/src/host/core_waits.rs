@@ -68,12 +68,17 @@ impl CoreWaits {
         self.samples.push(self.now());
     }
 
-    /// The part of the time since `begin` in which workers had a core or did not want one.
-    pub fn without(&self, begin: MonoTime) -> Duration {
+    /// How long workers have waited since `begin`.
+    pub fn waited(&self, begin: MonoTime) -> Duration {
         let now = self.now();
         let before = self.samples.iter().rev().find(|sample| sample.at <= begin).unwrap_or(&self.samples[0]);
-        let waited = (now.waited - before.waited).saturating_sub(now.others_ran.saturating_sub(before.others_ran));
-        now.at.since(begin).saturating_sub(waited)
+        (now.waited - before.waited).saturating_sub(now.others_ran.saturating_sub(before.others_ran))
+    }
+
+    /// The part of the time since `begin` in which workers had a core or did not want one.
+    pub fn without(&self, begin: MonoTime) -> Duration {
+        let waited = self.waited(begin);
+        time::now().since(begin).saturating_sub(waited)
     }
 }
 

@@ -183,6 +183,14 @@ impl Streams {
         self.control.read(None);
     }
 
+    /// Longest gaps while another thread does `work`, of a switch that is a process and goes on running.
+    pub fn gaps_of(&mut self, daemon: &Daemon, work: impl FnOnce() + Send) -> Gaps {
+        self.waits = Some(CoreWaits::of(daemon.pid()));
+        let gaps = self.gaps_during(work);
+        self.waits = None;
+        gaps
+    }
+
     /// Longest gaps while another thread does `work`.
     pub fn gaps_during(&mut self, work: impl FnOnce() + Send) -> Gaps {
         let start = time::now();
