@@ -84,9 +84,12 @@ need() {
 
 # Installs Debian packages without starting their services: policy-rc.d forbids it (invoke-rc.d(8)).
 install_packages() {
-    local policy=/usr/sbin/policy-rc.d code=0 ours=
+    local policy=/usr/sbin/policy-rc.d code=0 ours= lock
     local how="apt-get install --no-install-recommends $*"
     say "installing missing packages: $*"
+    # another script may be installing, beside this one
+    exec {lock}</var/lib/dpkg
+    flock "$lock"
     if [[ ! -e $policy ]]; then
         ours=$policy
         printf '#!/bin/sh\n# of %s, which deletes it after installing packages\nexit 101\n' "$self" >"$policy"
@@ -95,6 +98,7 @@ install_packages() {
     # the package lists may be outdated or missing
     { DEBIAN_FRONTEND=noninteractive $how -y || { apt-get update && DEBIAN_FRONTEND=noninteractive $how -y; }; } >&2 || code=1
     if [[ -n $ours ]]; then rm -f "$ours"; fi
+    exec {lock}<&-
     ((code == 0)) || die "missing: $*, and they could not be installed (no network?); by hand: $how"
 }
 
