@@ -84,7 +84,7 @@ need() {
 
 # Installs Debian packages without starting their services: policy-rc.d forbids it (invoke-rc.d(8)).
 install_packages() {
-    local policy=/usr/sbin/policy-rc.d code=0 ours= lock
+    local policy=/usr/sbin/policy-rc.d code=0 lock ours=
     local how="apt-get install --no-install-recommends $*"
     say "installing missing packages: $*"
     # another script may be installing, beside this one
