@@ -15,8 +15,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts")
 }
 
-#[test]
-fn each_script_prints_help_and_refuses_an_unknown_option() {
+fn scripts() -> Vec<PathBuf> {
     let scripts: Vec<PathBuf> = fs::read_dir(folder())
         .unwrap()
         .map(|entry| entry.unwrap())
@@ -24,7 +23,31 @@ fn each_script_prints_help_and_refuses_an_unknown_option() {
         .map(|entry| entry.path())
         .collect();
     assert!(scripts.len() >= 8, "{scripts:?}");
-    for script in scripts {
+    scripts
+}
+
+/// Tests give scripts the program in `$VIFSWITCH`; without it they build it, with a profile.
+#[test]
+fn each_profile_that_a_script_builds_with_exists() {
+    let manifest = fs::read_to_string(folder().join("../Cargo.toml")).unwrap();
+    let mut profiles = BTreeSet::new();
+    for script in scripts() {
+        let text = fs::read_to_string(&script).unwrap();
+        for line in text.lines().filter_map(|line| line.strip_prefix("find_vifswitch ")) {
+            // `"$(if …; then say ci; else say release; fi)"` names two
+            let said = line.split("say ").skip(1).filter_map(|rest| rest.split(';').next());
+            profiles.extend(said.chain([line]).filter(|word| !word.contains('$')).map(str::to_owned));
+        }
+    }
+    assert!(profiles.len() >= 3, "{profiles:?}");
+    for profile in profiles {
+        assert!(manifest.contains(&format!("\n[profile.{profile}]\n")), "Cargo.toml has no profile {profile:?}");
+    }
+}
+
+#[test]
+fn each_script_prints_help_and_refuses_an_unknown_option() {
+    for script in scripts() {
         let with = |option| -> Output { Command::new(&script).arg(option).output().unwrap() };
         let help = with("--help");
         let text = String::from_utf8_lossy(&help.stdout);
