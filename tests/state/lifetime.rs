@@ -173,7 +173,7 @@ fn a_port_can_be_attached_in_the_next_namespace_at_once_after_a_start() {
         daemon.attach(&vif);
         daemon.await_active(&vif);
         daemon.stop(Signal::KILL);
-        namespace.delete();
+        namespace.end();
         namespace.make();
         daemon.start();
         daemon.attach(&vif);
