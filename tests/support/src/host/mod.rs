@@ -83,11 +83,11 @@ impl Namespace {
     /// The same, and waits until the kernel has ended it, which it does in the background. Until then it exists without a
     /// name.
     pub fn end(&self) {
-        let witness = Namespace::new().expect("it has permitted this one");
+        let outside = Namespace::new().expect("it has permitted this one");
         // goes with its other end, after the namespace's id
-        witness.ip(&format!("link add here type veth peer name there netns {}", self.0));
+        outside.ip(&format!("link add here type veth peer name there netns {}", self.0));
         self.delete();
-        await_that("the namespace to end", || (witness.links() == ["lo"]).then_some(()));
+        await_that("the namespace to end", || (outside.links() == ["lo"]).then_some(()));
     }
 
     pub fn netns(&self) -> Netns {
