@@ -17,7 +17,7 @@ use vifswitch::sys::tun::{Flags, Queue};
 use vifswitch::time::{self, MonoTime};
 use vifswitch::wire::Mac;
 
-use support::host::core_waits::CoreWaits;
+use support::host::core_waits::{CoreWaits, longer};
 use support::host::daemon::{Daemon, Vif};
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, lay, two_workers};
@@ -205,11 +205,8 @@ impl Stream {
         self.came = number + 1;
         self.count += 1;
         let now = time::now();
-        if let Some(last) = self.last.replace(now)
-            && now.since(last) > self.max_gap
-        {
-            let gap = waits.map_or(now.since(last), |waits| waits.without(last));
-            self.max_gap = self.max_gap.max(gap);
+        if let Some(last) = self.last.replace(now) {
+            self.max_gap = longer(self.max_gap, (last, now), waits);
         }
     }
 }

@@ -82,6 +82,12 @@ impl CoreWaits {
     }
 }
 
+/// The longer one of `longest` and the gap from `last` to `now`, which is now, without what the workers behind it waited.
+pub fn longer(longest: Duration, (last, now): (MonoTime, MonoTime), waits: Option<&CoreWaits>) -> Duration {
+    let gap = now.since(last);
+    if gap <= longest { longest } else { longest.max(waits.map_or(gap, |waits| waits.without(last))) }
+}
+
 /// Two numbers of a line, from this field on.
 fn numbers(file: &File, first: usize) -> [u64; 2] {
     let mut text = [0; 512];

@@ -10,7 +10,7 @@ use rustix::thread::nanosleep;
 use vifswitch::time::{self, MonoTime};
 use vifswitch::wire::Mac;
 
-use super::core_waits::CoreWaits;
+use super::core_waits::{CoreWaits, longer};
 use super::daemon::{Daemon, Vif};
 use super::nic::{Nic, experiment};
 use super::{Finally, Namespace, await_that};
@@ -107,10 +107,7 @@ impl Stream {
             self.missing += number - self.came;
             self.came = number + 1;
             let now = time::now();
-            if now.since(self.last) > self.longest_gap {
-                let gap = waits.map_or(now.since(self.last), |waits| waits.without(self.last));
-                self.longest_gap = self.longest_gap.max(gap);
-            }
+            self.longest_gap = longer(self.longest_gap, (self.last, now), waits);
             self.last = now;
         }
     }
