@@ -225,7 +225,8 @@ fn reporting(here: &Namespace, away: &Namespace, watchdog: &str) -> (Daemon, u64
 
 /// The next message, which is awaited.
 fn note(daemon: &Daemon) -> String {
-    daemon.note_within(TEST_TIMEOUT).unwrap().trim_end().to_owned()
+    let note = daemon.note_within(TEST_TIMEOUT).unwrap_or_else(|| panic!("no message:\n{}", daemon.log()));
+    note.trim_end().to_owned()
 }
 
 /// The next status line. Other messages before it are those of the watchdog; there are fewer than `most`.
@@ -259,14 +260,14 @@ fn the_status_line_is_sent_when_it_changes() {
         (String::new(), |up, generation| format!("{up} of 2 ports and uplinks up, generation {generation}"));
     await_status(&daemon, &mut last, &line(1, generation));
     // 25 messages of the watchdog take 2.5 s.
-    assert_eq!(status_line(&daemon, 25), None, "nothing has changed");
+    assert_eq!(status_line(&daemon, 25), None, "nothing has changed:\n{}", daemon.log());
     daemon.done(&["set", "port-1", "port_security=off"], "");
     await_status(&daemon, &mut last, &line(1, generation + 1));
     away.make();
     await_status(&daemon, &mut last, &line(2, generation + 1));
     daemon.signal(Signal::TERM);
     let rest: Vec<String> = std::iter::repeat_with(|| note(&daemon)).take_while(|note| note != "STOPPING=1").collect();
-    assert!(rest.iter().all(|note| note == "WATCHDOG=1"), "{rest:?}");
+    assert!(rest.iter().all(|note| note == "WATCHDOG=1"), "{rest:?}\n{}", daemon.log());
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
