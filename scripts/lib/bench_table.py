@@ -96,10 +96,10 @@ def rows():
                 Peer("Open vSwitch, afxdp", f"cost.ovs-{rate}.{what}", goals.get("ovs"), "ovs"),
             ])
     for kind in "xdp", "packet":
-        yield Row("cost", f"500 000 frames/s, `{kind}`, `adaptive`, generator that sleeps: CPU of both cores, %",
-                  f"cost.{kind}-adaptive.cores", False,
-                  [Peer(f"{bridge}, netfilter hooks off", "cost.bridge.cores"),
-                   Peer(f"{bridge}, hooks off, RPS to core 1", "cost.bridge-rps.cores")])
+        peers = [(f"{bridge}, netfilter hooks off", "cost.bridge"), (f"{bridge}, hooks off, RPS to core 1", "cost.bridge-rps")]
+        for what, figure, higher in ("frames that arrive, Mpps", "mpps", True), ("time of both cores per frame that arrives, ns", "both", False):
+            yield Row("cost", f"500 000 frames/s, `{kind}`, `adaptive`, generator that sleeps: {what}",
+                      f"cost.{kind}-adaptive.{figure}", higher, [Peer(name, f"{key}.{figure}") for name, key in peers])
     yield Row("guest", "`xdp` on 2 taps of a guest at full speed: time of the switch's core per frame, ns", "guest.two.ns", False,
               [Peer("testpmd, af_xdp", "guest.testpmd.ns", 1.15, "testpmd")])
     yield Row("guest", "the same on 64 taps, ns", "guest.many.ns", False, [Peer("on 2 taps", "guest.two.ns")])
@@ -164,6 +164,15 @@ class Results:
                 if distance:  # not of a constant
                     distances.append(distance)
         self.usual = statistics.median_low(distances) if distances else 0
+        self.add_costs()
+
+    def add_costs(self):
+        """What both cores spent on a frame that arrived, in ns, of each run that has both figures."""
+        for key in [key for key in self.runs if key.endswith(".mpps")]:
+            name, rates = key.rsplit(".", 1)[0], self.runs[key]
+            spent = self.runs.get(f"{name}.cores", [])
+            if len(spent) == len(rates) and all(rate[0] for rate in rates):
+                self.runs[f"{name}.both"] = [(10 * percent[0] / rate[0], *rate[1:]) for percent, rate in zip(spent, rates)]
 
     def counts(self, run):
         return run[1] <= FOREIGN_MAX and run[2] <= 2 * self.usual

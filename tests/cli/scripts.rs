@@ -114,6 +114,16 @@ fn the_bench_fails_if_a_row_misses_its_target_or_was_not_measured() {
     }
 }
 
+/// A switch that loses half of the frames spends twice as much on each of the others.
+#[test]
+fn the_bench_divides_what_cores_spend_by_the_frames_that_arrive() {
+    let figures = |name: &str, arrived: &str| format!("cost.{name}.mpps {arrived} 0 50\ncost.{name}.cores 100 0 50\n");
+    let results = format!("= part cost\n{}{}", figures("xdp-adaptive", "0.25"), figures("bridge", "0.5"));
+    let (_, output) = evaluate("bench_table.py", &["table", "/dev/stdin"], &results);
+    let row = output.lines().find(|line| line.contains("per frame that arrives") && line.contains("xdp")).unwrap();
+    assert!(row.contains("4000") && row.contains("2000") && row.contains("2.00"), "{row}");
+}
+
 /// Every row of the README's table with verdicts has a part of the script that measures it.
 #[test]
 fn the_rows_of_the_speed_table_of_the_readme_are_those_of_the_bench() {
