@@ -174,6 +174,26 @@ fn mutate(input: &[u8], others: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
     bytes
 }
 
+/// Its tag is removed before the quarantine drops it, and its checksum would begin in that tag: it counts as one frame, not as
+/// its segments.
+#[test]
+fn a_super_frame_that_no_longer_fits_its_header_counts_once_at_a_quarantined_subport() {
+    let (seed, world, epoch) = (20_261_130, 2, 17);
+    let World { topology, .. } = World::new(seed, world, epoch);
+    let place = topology.port_at(0, 5).expect("a subport of VLAN 5");
+    assert!(topology.bases[0].trunk && topology.places[place].quarantined && topology.is_enabled(place));
+    let head = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 0x81, 0, 0, 5, 0x86, 0xdd];
+    let shot = SentFrame {
+        base: 0,
+        bytes: [&head[..], &[0; 5000]].concat(),
+        // a checksum from byte 16 on, segments of TCP over IPv6 of 1000 bytes (virtio 1.x, 5.1.6)
+        offload: [1, 4, 0, 0, 0xe8, 3, 16, 0, 132, 0, 0, 0],
+        class: 0,
+        honest: false,
+    };
+    assert_eq!(alone(seed, world, epoch, &shot).err(), None);
+}
+
 #[test]
 fn no_frame_is_delivered_that_policy_forbids() {
     let (seed, frames) = (number("SEED").unwrap_or(SEED), number("FRAMES").unwrap_or(SHORT));

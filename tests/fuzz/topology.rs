@@ -304,8 +304,13 @@ impl Topology {
 
     /// Whether a port can send and receive.
     pub fn is_up(&self, place: usize) -> bool {
-        let PortModel { up, quarantined, base, .. } = self.places[place];
-        up && !quarantined && !self.bases[base].is_backup && (base >= self.vifs || self.places[base].up)
+        self.is_enabled(place) && !self.places[place].quarantined
+    }
+
+    /// The same, but for a quarantine.
+    pub fn is_enabled(&self, place: usize) -> bool {
+        let PortModel { up, base, .. } = self.places[place];
+        up && !self.bases[base].is_backup && (base >= self.vifs || self.places[base].up)
     }
 
     /// Storm limits of a port's VM on its network.
