@@ -97,7 +97,7 @@ def rows():
             ])
     for kind in "xdp", "packet":
         peers = [(f"{bridge}, netfilter hooks off", "cost.bridge"), (f"{bridge}, hooks off, RPS to core 1", "cost.bridge-rps")]
-        for what, figure, higher in ("frames that arrive, Mpps", "mpps", True), ("time of both cores per frame that arrives, ns", "both", False):
+        for what, figure, higher in ("frames that arrive, Mpps", "mpps", True), ("time of both cores per frame that arrives, ns", "cores_ns", False):
             yield Row("cost", f"500 000 frames/s, `{kind}`, `adaptive`, generator that sleeps: {what}",
                       f"cost.{kind}-adaptive.{figure}", higher, [Peer(name, f"{key}.{figure}") for name, key in peers])
     yield Row("guest", "`xdp` on 2 taps of a guest at full speed: time of the switch's core per frame, ns", "guest.two.ns", False,
@@ -172,7 +172,7 @@ class Results:
             name, rates = key.rsplit(".", 1)[0], self.runs[key]
             spent = self.runs.get(f"{name}.cores", [])
             if len(spent) == len(rates) and all(rate[0] for rate in rates):
-                self.runs[f"{name}.both"] = [(10 * percent[0] / rate[0], *rate[1:]) for percent, rate in zip(spent, rates)]
+                self.runs[f"{name}.cores_ns"] = [(10 * percent[0] / rate[0], *rate[1:]) for percent, rate in zip(spent, rates)]
 
     def counts(self, run):
         return run[1] <= FOREIGN_MAX and run[2] <= 2 * self.usual

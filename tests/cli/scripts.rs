@@ -114,6 +114,23 @@ fn the_bench_fails_if_a_row_misses_its_target_or_was_not_measured() {
     }
 }
 
+/// Whoever keeps only the end of a long output finds there why a step failed.
+#[test]
+fn the_test_script_repeats_the_last_lines_of_failed_steps() {
+    let functions = r#"sed -n "/^keep_end()/,/^}/p; /^step()/,/^}/p" "$0""#;
+    let run = format!(
+        r#"set -euo pipefail; ends= steps=() log=$(mktemp); eval "$({functions})"
+        step good seq 500 >/dev/null
+        step bad sh -c 'seq 600 900; exit 1' >/dev/null || printf '%s' "$ends"
+        rm "$log""#
+    );
+    let output = Command::new("bash").arg("-c").arg(run).arg(folder().join("test")).output().unwrap();
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+    assert!(output.status.success() && lines.first() == Some(&"== how bad failed"), "{output:?}");
+    assert_eq!((lines.get(1), lines.last()), (Some(&"781"), Some(&"900")));
+}
+
 /// A switch that loses half of the frames spends twice as much on each of the others.
 #[test]
 fn the_bench_divides_what_cores_spend_by_the_frames_that_arrive() {

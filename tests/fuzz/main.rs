@@ -174,8 +174,8 @@ fn mutate(input: &[u8], others: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
     bytes
 }
 
-/// Its tag is removed before the quarantine drops it, and its checksum would begin in that tag: it counts as one frame, not as
-/// its segments.
+/// The tag is removed before the quarantine drops the frame. A checksum that would begin in that tag makes the offload header
+/// invalid, so the frame counts as one, not as its segments.
 #[test]
 fn a_super_frame_that_no_longer_fits_its_header_counts_once_at_a_quarantined_subport() {
     let (seed, world, epoch) = (20_261_130, 2, 17);

@@ -307,7 +307,7 @@ impl Topology {
         self.is_enabled(place) && !self.places[place].quarantined
     }
 
-    /// The same, but for a quarantine.
+    /// Whether a port could send and receive if it were not quarantined.
     pub fn is_enabled(&self, place: usize) -> bool {
         let PortModel { up, base, .. } = self.places[place];
         up && !self.bases[base].is_backup && (base >= self.vifs || self.places[base].up)

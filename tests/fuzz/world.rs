@@ -455,7 +455,7 @@ fn counts(topology: &Topology, shot: &SentFrame) -> u64 {
         && leave.pulled(4).is_none()
     {
         let vid = u16::from_be_bytes([bytes[14], bytes[15]]) & 0xfff;
-        // A quarantine drops it behind that.
+        // A quarantine drops frames after untagging.
         let place = topology.port_at(shot.base, vid).filter(|&place| topology.is_enabled(place));
         if place.is_some_and(|place| !(topology.places[place].uplink && is_link_local_group(bytes))) {
             return 1;
