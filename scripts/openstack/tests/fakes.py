@@ -136,10 +136,11 @@ class FakeSwitch:
         body = json.loads(http_request.rfile.read(length)) if length else None
         path, _, query = http_request.path.partition("?")
         query = dict(urllib.parse.parse_qsl(query))
-        self.queries.append((path, query))
+        at = int(query["after"]) - 99 if "after" in query else len(self.events)
+        self.queries.append((path, query))  # from here on, a test may count on later events
         self.requests.append(http_request.command)
         if path == "/v1/events":
-            return self.stream(http_request, query)
+            return self.stream(http_request, at)
         try:
             with self.condition:
                 status, answer = self.answer(http_request, path, query, body)
@@ -152,9 +153,8 @@ class FakeSwitch:
         http_request.end_headers()
         http_request.wfile.write(text)
 
-    def stream(self, http_request, query):
+    def stream(self, http_request, at):
         server = self.server
-        at = int(query["after"]) - 99 if "after" in query else len(self.events)
         http_request.send_response(200)
         http_request.send_header("Content-Type", "text/event-stream")
         http_request.send_header("Connection", "close")
