@@ -264,7 +264,7 @@ class Soak:
         pair = [(name, name, mac(number), "mac", "tap", "soak-r") for number, name in enumerate(("r0", "r1"))]
         write_config(f"{directory}/second", pair)
         self.main, self.second = Switch(program, f"{directory}/main"), Switch(program, f"{directory}/second")
-        self.api = Api(f"{directory}/main/api.sock")
+        self.api, self.second_api = (Api(f"{directory}/{name}/api.sock") for name in ("main", "second"))
         self.samples = []
         self.restarts = []
         self.churned = itertools.count()
@@ -273,8 +273,9 @@ class Soak:
         self.kinds = itertools.cycle(("packet", "xdp"))
         self.random = random.Random(1)
 
-    def active(self, *ports):
-        return all(self.api("GET", f"/v1/ports/{port}")["status"] == "ACTIVE" for port in ports)
+    def active(self, *ports, api=None):
+        api = api or self.api
+        return all(api("GET", f"/v1/ports/{port}")["status"] == "ACTIVE" for port in ports)
 
     def start(self):
         self.main.start()
@@ -299,9 +300,8 @@ class Soak:
             }
             for number, name in enumerate(names)
         ]
-        attached = self.api("POST", "/v1/vms/churned/ports", ports)["ports"]
-        if [port["status"] for port in attached] != ["ACTIVE"] * len(names):
-            raise RuntimeError(f"attached, but not ACTIVE: {attached}")
+        self.api("POST", "/v1/vms/churned/ports", ports)
+        wait_for("attached ports", lambda: self.active(*names))
         port = open_port("soak-c", "c0", 0)
         for _ in range(8):
             port.send(frame(B, b"\x0a\x01" + self.random.randbytes(4)))
@@ -358,6 +358,8 @@ class Soak:
         if events > EVENTS:
             raise RuntimeError(f"the state has {events} events, of which {EVENTS} are kept")
         self.second.start()
+        # On a busy machine it is ready before its ports are.
+        wait_for("ports of the restarted switch", lambda: self.active("r0", "r1", api=self.second_api))
         sender, receiver = (Port("soak-r", name) for name in ("r0", "r1"))
         greeting = experiment(BROADCAST, mac(0), 60, "restarted")
         sender.send(greeting)

@@ -434,8 +434,11 @@ impl Daemon {
         self.await_port("ACTIVE", vif, |port| port.status == Status::Active)
     }
 
+    /// Waits until the port is down and it is known why: on a busy machine an opening may take so long that this is what
+    /// the port says first.
     pub fn await_down(&self, vif: &Vif) -> PortView {
-        self.await_port("DOWN", vif, |port| port.status == Status::Down && !port.status_reason.is_empty())
+        let is_known = |port: &PortView| !port.status_reason.is_empty() && port.status_code != "open_overdue";
+        self.await_port("DOWN", vif, |port| port.status == Status::Down && is_known(port))
     }
 
     /// Waits until no frame is in flight and all are counted, and returns the ports. Between two readings each worker
