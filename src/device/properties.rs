@@ -44,8 +44,8 @@ pub struct Properties {
     pub tunnels: Vec<Tunnel>,
     /// Offloads accepted for transmit. For `packet`; `None` if they cannot be read.
     pub offloads: Option<OffloadSet>,
-    /// Active offload features that the kind of device depends on.
-    pub features: Vec<String>,
+    /// Active offload features that the kind of device depends on. `None` if they cannot be read: the netdev may be vanishing.
+    pub features: Option<Vec<String>>,
 }
 
 /// A netdev to read.
@@ -88,7 +88,9 @@ pub fn read(settings: &Settings) -> io::Result<Option<Properties>> {
 pub fn when_opened(settings: &Settings, before: Option<Properties>, after: Option<Properties>) -> Option<Properties> {
     match (settings, before, after) {
         // Features that opening itself has turned off are no change.
-        (Settings::Xdp(_), Some(before), Some(after)) => Some(Properties { features: after.features, ..before }),
+        (Settings::Xdp(_), Some(before), Some(after)) => {
+            Some(Properties { features: after.features.or(before.features), ..before })
+        }
         (_, None, after) => after,
         // A later change may not have been in effect yet.
         (_, before, _) => before,
@@ -103,12 +105,10 @@ impl Properties {
             Settings::Xdp(_) => ethtool::receive_queues(&name).unwrap_or(None).or(link.tap.map(|tap| tap.queues)),
             Settings::Tap(_) | Settings::Packet(_) => None,
         };
-        let features = match is_relevant(settings) {
-            Some(is_relevant) => ethtool::features(&name)
-                .map(|features| features.active().filter(|name| is_relevant(name)).map(str::to_owned).collect())
-                .unwrap_or_default(),
-            None => Vec::new(),
-        };
+        let features = is_relevant(settings).and_then(|is_relevant| {
+            let features = ethtool::features(&name).ok()?;
+            Some(features.active().filter(|name| is_relevant(name)).map(str::to_owned).collect())
+        });
         let queues = queues.filter(|&queues| queues > 0);
         let offloads = match settings {
             Settings::Packet(packet) => packet::egress_set(packet, &link).ok(),
@@ -123,6 +123,12 @@ impl Properties {
         let peer = peer.filter(|_| matches!(settings, Settings::Packet(_)));
         let link = LinkState::from(&link);
         Properties { name, link, master, peer, tunnels, queues, offloads, features, stack: HostStack::default() }
+    }
+
+    /// With earlier values of what could not be read this time, so that the next reading is compared with them.
+    pub fn or_known(self, was: &Properties) -> Properties {
+        let (queues, features) = (self.queues.or(was.queues), self.features.or_else(|| was.features.clone()));
+        Properties { queues, features, ..self }
     }
 }
 
@@ -190,7 +196,7 @@ fn changed(settings: &Settings, was: &Properties, now: &Properties) -> Option<St
     }
     // Stripping was turned on. Turning it off loses no tags.
     let is_xdp = matches!(settings, Settings::Xdp(_));
-    let stripped = missing(&now.features, &was.features).find(|_| is_xdp)?;
+    let stripped = missing(now.features.as_ref()?, was.features.as_ref()?).find(|_| is_xdp)?;
     Some(format!("its netdev now strips VLAN tags ({stripped} on); reopening"))
 }
 
@@ -200,8 +206,9 @@ fn missing<'a>(of: &'a [String], from: &'a [String]) -> impl Iterator<Item = &'a
 }
 
 fn feature_changes(was: &Properties, now: &Properties) -> Vec<String> {
-    let off = missing(&was.features, &now.features).map(|feature| format!("{feature} off"));
-    let on = missing(&now.features, &was.features).map(|feature| format!("{feature} on"));
+    let (Some(was), Some(now)) = (&was.features, &now.features) else { return Vec::new() };
+    let off = missing(was, now).map(|feature| format!("{feature} off"));
+    let on = missing(now, was).map(|feature| format!("{feature} on"));
     off.chain(on).collect()
 }
 
@@ -429,6 +436,10 @@ mod tests {
         })
     }
 
+    fn features(names: &[&str]) -> Option<Vec<String>> {
+        Some(names.iter().map(|name| (*name).into()).collect())
+    }
+
     fn of(settings: &Settings) -> Properties {
         let link = LinkState { index: 7, up: true, carrier: true, mtu: 1500, mac: mac(1), ..LinkState::default() };
         Properties { name: settings.name().into(), link, ..Properties::default() }
@@ -505,7 +516,7 @@ mod tests {
     #[test]
     fn a_foreign_device_is_reopened_only_if_necessary() {
         for settings in [packet(), xdp()] {
-            let up = Properties { queues: Some(1), features: vec!["a".into(), "b".into()], ..of(&settings) };
+            let up = Properties { queues: Some(1), features: features(&["a", "b"]), ..of(&settings) };
             let why = |change: fn(&mut Properties)| {
                 let mut now = up.clone();
                 change(&mut now);
@@ -514,7 +525,7 @@ mod tests {
             assert_eq!(why(|_| ()), None);
             assert_eq!(why(|now| now.link.carrier = false), None, "the netdev may reappear at any time");
             assert_eq!(why(|now| now.link.mac = mac(9)), None);
-            assert_eq!(why(|now| now.queues = None), None, "not known");
+            assert_eq!(why(|now| (now.queues, now.features) = (None, None)), None, "not known");
             let said = |change: fn(&mut Properties), piece: &str| {
                 let why = why(change).unwrap();
                 assert!(why.text.contains(piece), "{why:?}");
@@ -525,14 +536,24 @@ mod tests {
             said(|now| now.link.mtu = 9000, "was 1500 and is 9000");
             said(|now| now.queues = Some(4), "had 1 receive queues and has 4");
             let is_packet = matches!(settings, Settings::Packet(_));
-            assert_eq!(why(|now| now.features.push("c".into())).is_none(), is_packet, "xdp would lose tags then");
-            assert_eq!(why(|now| drop(now.features.pop())), None);
+            assert_eq!(
+                why(|now| now.features = features(&["a", "b", "c"])).is_none(),
+                is_packet,
+                "xdp would lose tags then"
+            );
+            assert_eq!(why(|now| now.features = features(&["a"])), None);
             assert_eq!(why(|now| now.link.gso_max_size = 9000), None, "such changes are followed");
-            let mut now = Properties { features: vec!["b".into(), "c".into()], ..up.clone() };
+            let mut now = Properties { features: features(&["b", "c"]), ..up.clone() };
             now.link.gso_max_size = 9000;
             let said = changes(&settings, &up, &now).concat();
             let iovecs = ["a off, c on", "gso_max_size was 0 and is 9000"];
             assert!(iovecs.iter().all(|piece| said.contains(piece) == is_packet), "{said}");
+            // What cannot be read has not changed, and what it was stays known.
+            let unread = Properties { queues: None, features: None, ..up.clone() };
+            assert_eq!(changes(&settings, &up, &unread), [""; 0]);
+            assert_eq!(unread.clone().or_known(&up), up);
+            assert_eq!(now.clone().or_known(&up), now);
+            assert_eq!(when_opened(&settings, Some(up.clone()), Some(unread)).unwrap().or_known(&up), up);
             assert_eq!(outdated(&settings, Some(&up), None).unwrap().kind, OutdatedKind::Gone);
             assert_eq!(outdated(&settings, None, Some(&up)), None, "no earlier value is known");
         }

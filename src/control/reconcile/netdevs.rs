@@ -36,7 +36,10 @@ impl Controller {
         }
         let changes = port.netdev.as_ref().map(|was| properties::changes(device, was, &now)).unwrap_or_default();
         let before = port.dead_link();
-        port.netdev = Some(now);
+        port.netdev = Some(match &port.netdev {
+            Some(was) => now.or_known(was),
+            None => now,
+        });
         let warnings = port.netdev_warnings().unwrap_or_default();
         port.drift.update(warnings, changes);
         // A difference restored at once was never reported as down.
