@@ -133,9 +133,13 @@ cat >"$run/twice.json" <<'JSON'
 JSON
 requests POST /v1/vms/guest/ports "$run/twice.json"
 holds "the same port twice in one request: 400, duplicate_port" answered 400 'it["error"]["kind"] == "duplicate_port"'
-requests POST /v1/vms/guest/ports "$run/guest.json"
+sed 's/01:21/01:22/' "$run/guest.json" >"$run/other.json"
+requests POST /v1/vms/guest/ports "$run/other.json"
 holds "an existing port: 409, port_in_use" answered 409 'it["error"]["kind"] == "port_in_use"'
-holds "the same by the command line: exit code 1, with the reason" refuses 1 'port "fw-d" is in use' attach "$run/fw-d.toml"
+sed 's/01:0d/01:0e/' "$run/fw-d.toml" >"$run/other.toml"
+holds "the same by the command line: exit code 1, with the reason" refuses 1 'port "fw-d" is in use' attach "$run/other.toml"
+requests POST /v1/vms/guest/ports "$run/guest.json"
+holds "one that is exactly so, as after a lost answer: 200, no changes" answered 200 'it["changes"] == []'
 sed 's/"fw-d"/"fw-e"/; s/net1/net9/' "$run/fw-d.toml" >"$run/fw-e.toml"
 holds "an unknown network: exit code 1, and its name" refuses 1 net9 attach "$run/fw-e.toml"
 holds "the configuration is unchanged" in_force "$run/before.json"

@@ -77,6 +77,15 @@ fn a_configuration_is_applied() {
     assert_eq!(config.switch.cores, [2]);
 }
 
+/// The answer to a repeated request, which changes nothing.
+#[test]
+fn ports_that_are_attached_already_are_no_conflict() {
+    let unchanging = FakeBehaviour { answer: Ok(ChangeResult::default()), ..FakeBehaviour::willing().0 };
+    let fake = Fake::with_behaviour(Views::made_up(), unchanging);
+    let answer = ask_with(&fake, "POST", "/v1/vms/fw-3/ports", &port("p1").to_string());
+    assert_eq!((answer.0, &answer.json()["changes"]), (200, &json!([])), "{answer:?}");
+}
+
 #[test]
 fn ports_are_attached() {
     let (fake, mut requests) = willing();

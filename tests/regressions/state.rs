@@ -845,10 +845,6 @@ impl RestartScenario {
                         self.netdevs.remove(&vif.port);
                     }
                 }
-                // The change was made before.
-                Err(Error::Refused { kind, .. }) if *known == Known::Either && kind == "port_in_use" => {
-                    *known = Known::Attached;
-                }
                 Err(Error::Refused { kind, .. }) if kind != "shutting_down" => panic!("{attach} {vif:?}: {kind}"),
                 // Unknown: either state is allowed.
                 Err(_) => {

@@ -131,10 +131,12 @@ pub enum PortOrPorts {
 
 /// Attaches ports to a VM, after its existing ones; an unknown VM is created
 ///
-/// All or none. A port may name its VM with `device_id`, which must be the one in the path.
+/// All or none: a port that exists is a conflict, unless the VM has all of them exactly so, as after a request whose answer was
+/// lost. A port may name its VM with `device_id`, which must be the one in the path.
 #[utoipa::path(post, path = "/v1/vms/{id}/ports", tag = "ports", request_body = PortOrPorts,
     params(("id" = String, Path, description = "the VM: Neutron's device_id")),
-    responses((status = 201, body = Attached), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
+    responses((status = 200, body = Attached), (status = 201, body = Attached),
+        (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub async fn attach(
     State(state): State<AppState>,
     vm: Name,
@@ -164,7 +166,8 @@ pub async fn attach(
     let ChangeResult { changes, warnings, generation, .. } = changed.into_result();
     // The change is done, even if the switch is stopping by now.
     let ports = state.handle.ports_of(ids).await.unwrap_or_default();
-    Ok((StatusCode::CREATED, etag(generation), Json(Attached { changes, warnings, ports })).into_response())
+    let status = if changes.is_empty() { StatusCode::OK } else { StatusCode::CREATED };
+    Ok((status, etag(generation), Json(Attached { changes, warnings, ports })).into_response())
 }
 
 /// Changes the given keys of a port; others stay

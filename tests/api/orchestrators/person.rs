@@ -169,7 +169,7 @@ impl<'w> Person<'w> {
             Edit::PutPorts(vm.into(), vec![port.clone()]).apply(&mut attached);
             let mut file = port;
             file["device_id"] = vm.into();
-            self.type_until_done(&["attach", "-"], &file.to_string(), Some(true), Some("is in use by VM"));
+            self.type_until_done(&["attach", "-"], &file.to_string(), Some(true), None);
             self.attached = attached;
             return;
         };

@@ -40,7 +40,8 @@ pub enum Change {
         /// The configuration.
         config: Config,
     },
-    /// Appends these ports to those of the VM, in this order. Creates an unknown VM.
+    /// Appends these ports to those of the VM, in this order. Creates an unknown VM. Changes nothing if it has all of them
+    /// exactly so and in this order: the answer to the first request was lost.
     Attach {
         /// The VM.
         vm: String,
@@ -222,6 +223,11 @@ fn attach(now: &Config, vm: &str, ports: &[Port]) -> Result<Config, ChangeError>
         return Err(ChangeError::request(kind::DUPLICATE_PORT, message).of(Subject::port(twice)));
     }
     let ports = check_ports(now, vm, ports.iter().map(Port::to_raw).collect(), "vms[0].")?;
+    let ids: HashSet<&str> = ports.iter().map(Port::id).collect();
+    let known = now.vms.iter().filter(|known| known.id == vm).flat_map(|known| &known.ports);
+    if known.filter(|port| ids.contains(port.id())).eq(&ports) {
+        return Ok(now.clone());
+    }
     conflicts::check(now, &ports, None)?;
     let mut wanted = now.clone();
     entities::add_ports(&mut wanted, vm, ports);

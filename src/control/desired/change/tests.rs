@@ -53,6 +53,29 @@ pub(super) fn refused(change: &Change) -> (ErrorKind, &'static str, String) {
     (category, kind, message)
 }
 
+/// A client whose answer was lost repeats the request.
+#[test]
+fn a_repeated_attach_changes_nothing() {
+    let both = [port("p5", "net1", 5, "t5"), port("p4", "net1", 4, "t4")];
+    let now = attach("a", ports(&both)).to(&there()).unwrap();
+    for repeated in [&both[..], &both[..1], &both[1..]] {
+        assert_eq!(attach("a", ports(repeated)).to(&now).unwrap(), now);
+    }
+    let [five, four] = both;
+    for (vm, others) in [
+        ("b", vec![five.clone()]),
+        ("a", vec![four.clone(), five.clone()]),
+        ("a", vec![port("p5", "net1", 6, "t5")]),
+        ("a", vec![port("p5", "net1", 5, "t6")]),
+        ("a", vec![five.clone(), port("p6", "net1", 6, "t6")]),
+    ] {
+        assert_eq!(attach(vm, ports(&others)).to(&now).unwrap_err().kind, "port_in_use", "{others:?}");
+    }
+    // Changed since.
+    let changed = set("p5", parse_port_keys_json(r#"{"admin_state_up": false}"#, "x").unwrap()).to(&now).unwrap();
+    assert_eq!(attach("a", ports(&[five])).to(&changed).unwrap_err().kind, "port_in_use");
+}
+
 #[test]
 fn the_requested_order_is_kept() {
     let now = there();
