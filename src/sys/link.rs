@@ -13,7 +13,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
-use rtnetlink::packet_core::DefaultNla;
+use rtnetlink::packet_core::{DefaultNla, ErrorMessage};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage, LinkXdp};
 use rtnetlink::{Handle, LinkGetRequest, LinkHandle, LinkUnspec};
@@ -398,9 +398,15 @@ fn run<T>(is_strict: bool, work: impl AsyncFnOnce(Handle) -> io::Result<T>) -> i
     })
 }
 
+/// The error of a refusal, whose code is a negated errno.
+pub(super) fn refusal(message: &ErrorMessage) -> io::Error {
+    // `ErrorMessage::to_io` overflows with the least number.
+    io::Error::from_raw_os_error(message.raw_code().saturating_abs())
+}
+
 pub(super) fn to_io_error(e: rtnetlink::Error) -> io::Error {
     match e {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        rtnetlink::Error::NetlinkError(message) => refusal(&message),
         e => io::Error::other(e),
     }
 }
@@ -408,6 +414,15 @@ pub(super) fn to_io_error(e: rtnetlink::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_has_the_errno_whatever_it_is() {
+        for (code, errno) in [(-libc::EPERM, libc::EPERM), (i32::MIN, i32::MAX)] {
+            let mut message = ErrorMessage::default();
+            message.code = std::num::NonZeroI32::new(code);
+            assert_eq!(refusal(&message).raw_os_error(), Some(errno));
+        }
+    }
     use crate::sys::netns::{Netns, within};
 
     #[test]
