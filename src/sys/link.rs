@@ -398,15 +398,15 @@ fn run<T>(is_strict: bool, work: impl AsyncFnOnce(Handle) -> io::Result<T>) -> i
     })
 }
 
-/// The error of a refusal, whose code is a negated errno.
-pub(super) fn refusal(message: &ErrorMessage) -> io::Error {
+/// The error of a message that refuses a request, whose code is a negated errno.
+pub(super) fn error_of(message: &ErrorMessage) -> io::Error {
     // `ErrorMessage::to_io` overflows with the least number.
     io::Error::from_raw_os_error(message.raw_code().saturating_abs())
 }
 
 pub(super) fn to_io_error(e: rtnetlink::Error) -> io::Error {
     match e {
-        rtnetlink::Error::NetlinkError(message) => refusal(&message),
+        rtnetlink::Error::NetlinkError(message) => error_of(&message),
         e => io::Error::other(e),
     }
 }
@@ -416,11 +416,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_has_the_errno_whatever_it_is() {
+    fn an_error_has_the_errno_whatever_it_is() {
         for (code, errno) in [(-libc::EPERM, libc::EPERM), (i32::MIN, i32::MAX)] {
             let mut message = ErrorMessage::default();
             message.code = std::num::NonZeroI32::new(code);
-            assert_eq!(refusal(&message).raw_os_error(), Some(errno));
+            assert_eq!(error_of(&message).raw_os_error(), Some(errno));
         }
     }
     use crate::sys::netns::{Netns, within};

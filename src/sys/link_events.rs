@@ -20,7 +20,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use tokio::io::unix::AsyncFd;
 use tokio::task::yield_now;
 
-use super::link::{self, Link, refusal};
+use super::link::{self, Link, error_of};
 use crate::wire::Mac;
 
 /// Multicast group RTNLGRP_LINK as a bit.
@@ -174,7 +174,7 @@ impl LinkTable {
                     self.forget(link.header.index, names);
                 }
                 NetlinkPayload::Done(_) => self.finish(names),
-                NetlinkPayload::Error(refused) => return Err(refusal(&refused)),
+                NetlinkPayload::Error(refused) => return Err(error_of(&refused)),
                 _ => {}
             }
             let Some(rest) = bytes.get(len.max(16)..).filter(|rest| !rest.is_empty()) else { return Ok(()) };

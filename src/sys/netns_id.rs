@@ -20,7 +20,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::nsid::{NsidAttribute, NsidMessage};
 use serde::{Deserialize, Serialize};
 
-use super::link::{connected, refusal, to_io_error};
+use super::link::{connected, error_of, to_io_error};
 use super::netns::{Netns, within_file};
 
 /// Attempts at giving a namespace an id, which others may do at the same time.
@@ -150,7 +150,7 @@ async fn get(handle: &mut Handle, which: Vec<NsidAttribute>) -> io::Result<Optio
     let mut answers = handle.request(request).map_err(to_io_error)?;
     while let Some(answer) = answers.next().await {
         match answer.payload {
-            NetlinkPayload::Error(why) => return Err(refusal(&why)),
+            NetlinkPayload::Error(why) => return Err(error_of(&why)),
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(answer)) => {
                 let id = answer.attributes.iter().find_map(|attribute| match attribute {
                     NsidAttribute::Id(id) => Some(*id),
@@ -174,7 +174,7 @@ async fn give(handle: &mut Handle, what: Vec<NsidAttribute>) -> io::Result<()> {
         if let NetlinkPayload::Error(answer) = answer.payload
             && answer.code.is_some()
         {
-            return Err(refusal(&answer));
+            return Err(error_of(&answer));
         }
     }
     // The acknowledgement only ends the answers. Whether the namespace has the id is asked next.

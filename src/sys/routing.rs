@@ -14,7 +14,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::link::{connected, refusal, to_io_error};
+use super::link::{connected, error_of, to_io_error};
 use crate::wire::Prefix;
 
 /// EEXIST
@@ -100,7 +100,7 @@ async fn add_route(handle: &mut Handle, message: RouteMessage) -> io::Result<()>
         if let NetlinkPayload::Error(e) = answer.payload
             && e.code.is_some()
         {
-            return Err(refusal(&e));
+            return Err(error_of(&e));
         }
     }
     Ok(())
