@@ -300,7 +300,10 @@ class Soak:
             }
             for number, name in enumerate(names)
         ]
-        self.api("POST", "/v1/vms/churned/ports", ports)
+        attached = self.api("POST", "/v1/vms/churned/ports", ports)["ports"]
+        # On a busy machine an opening may take longer than the answer waits.
+        if any(port["status"] != "ACTIVE" and port["status_code"] != "open_overdue" for port in attached):
+            raise RuntimeError(f"attached, but not ACTIVE: {attached}")
         wait_for("attached ports", lambda: self.active(*names))
         port = open_port("soak-c", "c0", 0)
         for _ in range(8):
